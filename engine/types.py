@@ -1,0 +1,127 @@
+"""The objects that cross a stage of the pipeline. Knows nothing of models, devices or files.
+
+Legend of shape suffixes used across the engine: T packed tokens, N query heads, K kv heads, H head dim,
+D model dim, F feed-forward dim, V vocabulary, Q questions, O options, S scored positions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one line naming the culprit and what was expected.
+
+    The command line prints the message and exits with status 2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One multiple-choice question.
+
+    `id` is kept as text, exactly as in the file. `answer` is an index into `options`, or None when unknown.
+    `row` is the one-based data row (header not counted; a line number for JSONL), for messages.
+    """
+
+    id: str
+    prompt: str
+    options: tuple[str, ...]
+    answer: int | None = None
+    context: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One thing read off a branch.
+
+    With a `token_id`, the log-probability of that token given `token_ids[:position]` enters the score, so the
+    readout used is the one of token `position - 1`. Without one, the readout of token `position` itself goes to a
+    classifier head.
+    """
+
+    position: int
+    token_id: int | None
+
+    @property
+    def readout_position(self) -> int:
+        """Index, in the branch's token ids, of the token whose readout is needed."""
+        return self.position if self.token_id is None else self.position - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """One scored root-to-leaf path of a question's prefix tree.
+
+    `token_ids` [L] int32 holds every token that has to be computed, from the root; a last target token is
+    predicted, never computed, so its position may equal L. `option` indexes the question's own options. `order`
+    lists the option indexes in the order the prompt shows them (empty when it shows this option only). `label` is
+    the text whose tokens are the targets, None for a classifier head or when the option itself is scored.
+    """
+
+    option: int
+    order: tuple[int, ...]
+    label: str | None
+    token_ids: np.ndarray
+    text: str
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prompt:
+    """A question rendered and tokenized: its scored branches, and how many context tokens were cut off."""
+
+    question: Question
+    branches: tuple[Branch, ...]
+    num_truncated_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuestionScores:
+    """What a run says of one question: scores, probabilities [O] float, and option indexes, best first."""
+
+    question: Question
+    scores: np.ndarray
+    probabilities: np.ndarray
+    member_scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Option indexes, best first; ties keep the question's own order."""
+        return tuple(int(index) for index in np.argsort(-self.scores, kind="stable"))
+
+    @property
+    def margin(self) -> float:
+        """Probability of the best option minus that of the second."""
+        ranked = np.sort(self.probabilities)[::-1]
+        return float(ranked[0] - ranked[1])
+
+
+@dataclass(kw_only=True)
+class RunWarnings:
+    """Odd rows and settings that were not honoured: collected during a run, printed once a kind, kept in run.json."""
+
+    strict: bool = False
+    rows: dict[str, list[str]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+
+    def odd_row(self, kind: str, question_id: str, where: str) -> None:
+        """Record that a question is odd in the way `kind` tells, or raise InputError when the run is strict."""
+        if self.strict:
+            raise InputError(f"{where}: {kind} (question id {question_id!r}); --strict refuses it")
+        self.rows.setdefault(kind, []).append(question_id)
+
+    def say(self, message: str) -> None:
+        """Record a message once."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def lines(self) -> list[str]:
+        """One line a kind, with a count and the first ids."""
+        counts = Counter({kind: len(ids) for kind, ids in self.rows.items()})
+        rows = [f"{kind}: {count} question(s), first {', '.join(self.rows[kind][:3])}" for kind, count in counts.items()]
+        return rows + self.messages
