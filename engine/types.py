@@ -123,5 +123,8 @@ class RunWarnings:
     def lines(self) -> list[str]:
         """One line a kind, with a count and the first ids."""
         counts = Counter({kind: len(ids) for kind, ids in self.rows.items()})
-        rows = [f"{kind}: {count} question(s), first {', '.join(self.rows[kind][:3])}" for kind, count in counts.items()]
+        rows = [
+            f"{kind}: {count} question(s), first {', '.join(self.rows[kind][:3])}"
+            for kind, count in counts.items()
+        ]
         return rows + self.messages

@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all the set-up; README.md shows the same as plain commands.
+# Needs python3 (3.10 to 3.13) and make, nothing else.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# mypy knows no import hooks, so it cannot follow an editable install: it reads the package through one link.
+TYPED := $(VENV)/typed
+FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
+SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint clean
+
+help:
+	@echo "make demo    score the bundled questions with a small untrained model (no download of weights)"
+	@echo "make test    run the tests"
+	@echo "make lint    check formatting, style, types and spelling"
+	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
+	@echo "make clean   remove $(VENV), caches and build folders; runs/ stays"
+	@echo
+	@echo "make PYTHON=python3.12 demo   makes $(VENV) with that Python (make clean first when there is one)"
+	@echo "make PIP_FLAGS=... demo       passes flags to pip install"
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+		"$(PYTHON) is Python %d.%d; strata needs 3.10 to 3.13: make PYTHON=python3.12" % v)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/strata demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@mkdir -p $(TYPED) && ln -sfn ../.. $(TYPED)/strata
+	MYPYPATH=$(TYPED) $(BIN)/mypy -p strata.engine -p strata.kernels
+	$(BIN)/codespell $(SPELLED)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +

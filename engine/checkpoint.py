@@ -1,0 +1,203 @@
+"""A Hugging Face checkpoint directory as it was downloaded: its config, and which stored tensors make which weight.
+
+Nothing is read but headers. Names inside are those of transformers' base model ("layers.3.mlp.up_proj.weight",
+"embed_tokens.weight", "norm.weight") and of the heads ("lm_head.weight", "score.weight"), whatever prefix the
+file uses; transformers' own conversion tables merge the experts of older mixture-of-experts checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from strata.engine.safetensors_file import StoredTensor, read_header
+from strata.engine.types import InputError
+
+LAYER_NAME = re.compile(r"^layers\.(\d+)\.(.+)$")
+HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WeightSource:
+    """The stored tensors that make one weight: a single one as it is, or several through a transformers converter."""
+
+    name: str
+    parts: tuple[tuple[StoredTensor, str], ...]
+    converter: WeightConverter | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(stored.num_bytes for stored, _ in self.parts)
+
+    def combine(self, tensors: list[torch.Tensor], config: PreTrainedConfig) -> torch.Tensor:
+        """The weight, from the parts' tensors in order; a view when there is one part and no converter."""
+        if self.converter is None:
+            return tensors[0]
+        converter = copy.deepcopy(self.converter)
+        for (stored, pattern), tensor in zip(self.parts, tensors, strict=True):
+            converter.add_tensor(self.name, stored.name, pattern, tensor)  # type: ignore[arg-type]
+        return next(iter(converter.convert(self.name, config=config).values()))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """Config and weight sources of one directory."""
+
+    path: Path
+    config: PreTrainedConfig
+    weights: dict[str, WeightSource]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return self.config.num_hidden_layers
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Dtype of the first decoder layer's largest tensor."""
+        parts = [stored for source in self.layer_sources(0).values() for stored, _ in source.parts]
+        return max(parts, key=lambda stored: stored.num_bytes).torch_dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights on disk."""
+        return sum(source.num_bytes for source in self.weights.values())
+
+    @property
+    def output_embedding(self) -> WeightSource | None:
+        """Sources of the vocabulary projection [V, D]; the input embedding when tied; None if there is none."""
+        if "lm_head.weight" in self.weights:
+            return self.weights["lm_head.weight"]
+        return self.weights["embed_tokens.weight"] if self.config.tie_word_embeddings else None
+
+    def layer_sources(self, layer: int) -> dict[str, WeightSource]:
+        """Weights of a decoder layer by their name inside the layer."""
+        prefix = f"layers.{layer}."
+        return {
+            name.removeprefix(prefix): source
+            for name, source in self.weights.items()
+            if name.startswith(prefix)
+        }
+
+    def require(self, name: str) -> WeightSource:
+        """The sources of a weight.
+
+        Raises:
+            InputError: the checkpoint lacks it.
+        """
+        if name not in self.weights:
+            raise InputError(f"{self.path}: the checkpoint holds no tensor for {name}")
+        return self.weights[name]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Reads config and headers of a checkpoint directory.
+
+    Raises:
+        InputError: no such directory, no config, a format that is not plain safetensors, a missing or truncated
+            shard, or an index that names tensors no shard holds.
+    """
+    config = _read_config(path)
+    stored = _stored_tensors(path)
+    weights = _name_weights(stored.values(), config.model_type)
+    if "embed_tokens.weight" not in weights:
+        raise InputError(
+            f"{path}: no tensor embed_tokens.weight; expected a decoder with layers, embed_tokens, norm"
+        )
+    return Checkpoint(path=path, config=config, weights=weights)
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    if not path.is_dir():
+        raise InputError(f"{path}: not a directory; --model expects a Hugging Face checkpoint directory")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no config.json; --model expects a Hugging Face checkpoint directory")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    except (ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path / 'config.json'}: transformers cannot read it: {reason}") from None
+    if getattr(config, "quantization_config", None):
+        raise InputError(
+            f"{path / 'config.json'}: quantized checkpoints are not supported yet; expected plain weights"
+        )
+    if not all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
+        raise InputError(
+            f"{path / 'config.json'}: no num_hidden_layers and hidden_size; expected a decoder's config"
+        )
+    return config
+
+
+def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    index = path / "model.safetensors.index.json"
+    single = path / "model.safetensors"
+    if index.is_file():
+        try:
+            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{index}: not a safetensors index ({error})") from None
+        stored: dict[str, StoredTensor] = {}
+        for file in sorted(set(weight_map.values())):
+            stored |= read_header(path / file)
+        absent = sorted(set(weight_map) - set(stored))
+        if absent:
+            raise InputError(
+                f"{index}: names tensor {absent[0]}, which {weight_map[absent[0]]} does not hold"
+            )
+        return stored
+    if single.is_file():
+        return read_header(single)
+    pickled = sorted(file.name for file in path.glob("*.bin"))
+    found = f"only {pickled[0]}, a pickle, which is never loaded" if pickled else "no weights"
+    raise InputError(f"{path}: expected model.safetensors or model.safetensors.index.json, found {found}")
+
+
+def _name_weights(stored: Iterable[StoredTensor], model_type: str) -> dict[str, WeightSource]:
+    mapping: list[Any] = get_checkpoint_conversion_mapping(model_type) or []
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    renamed = [
+        (tensor, *rename_source_key(tensor.name, renamings, converters))
+        for tensor in sorted(stored, key=lambda tensor: dot_natural_key(tensor.name))
+    ]
+    prefix = _base_prefix(name for _, name, _ in renamed)
+    parts: dict[str, list[tuple[StoredTensor, str]]] = defaultdict(list)
+    for tensor, name, pattern in renamed:
+        if name.startswith(prefix) or name in HEAD_WEIGHTS:
+            parts[name.removeprefix(prefix) if name not in HEAD_WEIGHTS else name].append(
+                (tensor, pattern or "")
+            )
+    return {
+        name: WeightSource(name=name, parts=tuple(found), converter=_converter_of(found[0][1], converters))
+        for name, found in parts.items()
+    }
+
+
+def _base_prefix(names: Iterable[str]) -> str:
+    for name in names:
+        if name.endswith("embed_tokens.weight"):
+            return name.removesuffix("embed_tokens.weight")
+    return ""
+
+
+def _converter_of(pattern: str, converters: list[WeightConverter]) -> WeightConverter | None:
+    return next(
+        (converter for converter in converters if pattern and pattern in converter.source_patterns), None
+    )

@@ -1,0 +1,50 @@
+"""The rows of the input embedding that a group of lanes uses: read once a group, no others. Knows no devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from strata.engine.checkpoint import Checkpoint
+from strata.engine.packing import Lane
+from strata.engine.prefix_tree import PrefixTree, indexes
+from strata.engine.safetensors_file import TensorReader
+
+
+def tokens_in_use(tree: PrefixTree, lanes: Iterable[Lane]) -> np.ndarray:
+    """Ascending distinct token ids that the lanes compute."""
+    used = [tree.token_ids[indexes(batch.rows)] for lane in lanes for batch in lane.micro_batches]
+    return np.unique(np.concatenate(used)) if used else np.empty(0, np.int32)
+
+
+def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:
+    """Bytes read for that many rows."""
+    stored = checkpoint.require("embed_tokens.weight").parts[0][0]
+    return num_rows * (stored.num_bytes // stored.shape[0])
+
+
+def read_embedding(
+    checkpoint: Checkpoint, token_ids: np.ndarray, reader: TensorReader
+) -> tuple[torch.Tensor, np.ndarray]:
+    """A table [U, D] of the given token ids' rows in the stored dtype, and the table row of every token id [V]."""
+    stored = checkpoint.require("embed_tokens.weight").parts[0][0]
+    row_of_token = np.zeros(stored.shape[0], np.int64)
+    row_of_token[token_ids] = np.arange(len(token_ids))
+    table = torch.empty(len(token_ids), *stored.shape[1:], dtype=stored.torch_dtype)
+    row_bytes = stored.num_bytes // stored.shape[0]
+    raw, filled = table.view(torch.uint8).view(-1), 0
+    for first, last in _consecutive(token_ids):
+        size = (last - first) * row_bytes
+        reader.read_into(stored, raw[filled : filled + size], first * row_bytes)
+        filled += size
+    return table, row_of_token
+
+
+def _consecutive(ids: np.ndarray) -> list[tuple[int, int]]:
+    """Ascending ids as half-open ranges."""
+    if not len(ids):
+        return []
+    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(ids, breaks)]

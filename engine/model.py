@@ -1,0 +1,285 @@
+"""transformers' own decoder layers, run one at a time on packed tokens with prefix attention.
+
+Data flow of a layer: hidden_states [T, D] -> the family's DecoderLayer (norms, projections, rotary embedding, MLP or
+experts) whose attention is ours: keys and values of the T rows are appended to the carried ones, the key space
+[K, C, H], and each tile of rows attends to its part of it. The module is built on the meta device; a layer's weights
+are assigned before it runs. Knows nothing of files, questions or threads.
+Independent check: transformers' own forward on every root-to-leaf path alone (tests/engine/test_parity.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AttentionInterface, AutoModel, PreTrainedConfig
+
+from strata.engine.types import InputError
+from strata.kernels.prefix_attention.attend import attend
+from strata.kernels.prefix_attention.tile import Tile
+
+ATTENTION_NAME = "strata_prefix"
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+UNSUPPORTED_SETTINGS = {
+    "use_bidirectional_attention": (None, False),
+    "logit_scale": (None, 1.0),
+    "logits_scaling": (None, 1.0),
+    "attention_chunk_size": (None,),
+    "alibi": (None, False),
+}
+
+TilesOf = Callable[[int | None], Sequence[Tile]]
+"""Tiles of a micro-batch for a sliding window (None: full attention)."""
+
+
+@dataclass(kw_only=True, eq=False)
+class AttentionCall:
+    """What one call of one layer's attention needs and leaves behind.
+
+    Attributes:
+        tiles_of: tiles of the query rows.
+        carried: keys and values [2, K, C, H] of the carried tokens, None when there are none.
+        window: the sliding window of this layer where transformers does not pass it, else None.
+        mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given over
+            `key_values` left by a "keys" call before.
+        key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
+    """
+
+    tiles_of: TilesOf
+    carried: torch.Tensor | None
+    window: int | None = None
+    mode: str = "all"
+    key_values: torch.Tensor | None = None
+
+
+def attend_prefix_tree(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    attention_call: AttentionCall | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers' layers call: query [1, N, T, H] -> output [1, T, N, H].
+
+    Raises:
+        NotImplementedError: the family asks for something that prefix attention does not know.
+    """
+    unknown = [
+        name for name, setting in settings.items() if setting is not None and name not in IGNORED_SETTINGS
+    ]
+    if unknown:
+        raise NotImplementedError(
+            f"attention setting {unknown[0]} of {type(module).__name__} is not supported"
+        )
+    assert attention_call is not None, "strata's attention runs inside strata's sweep only"
+    call = attention_call
+    if call.mode != "scored":
+        call.key_values = _append_keys(call.carried, key[0], value[0])
+    if call.mode == "keys":
+        return query.new_zeros(()).expand(1, query.shape[2], query.shape[1], query.shape[3]), None
+    assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
+    key_space, value_space = call.key_values
+    tiles = call.tiles_of(sliding_window if sliding_window is not None else call.window)
+    attended = attend(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
+    return attended.to(query.dtype)[None], None
+
+
+IGNORED_SETTINGS = {
+    "position_ids",
+    "use_cache",
+    "is_causal",
+    "output_attentions",
+    "cache_position",
+    "position_bias",
+}
+
+AttentionInterface.register(ATTENTION_NAME, attend_prefix_tree)
+
+
+def _append_keys(carried: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    own = torch.stack((key, value))
+    if carried is None:
+        return own
+    dtype = torch.promote_types(carried.dtype, own.dtype)
+    return torch.cat((carried.to(dtype), own.to(dtype)), dim=2)
+
+
+class _Zero(nn.Module):
+    """Stands for a module whose result is not needed: zeros of the right width, which cost nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.new_zeros(()).expand(*hidden_states.shape[:-1], self.width)
+
+
+@dataclass(kw_only=True, eq=False)
+class Decoder:
+    """A model without weights: one layer module a layer, embedding, final norm and rotary tables.
+
+    Every worker owns one, since assigning weights changes the modules.
+    """
+
+    config: PreTrainedConfig
+    base: nn.Module
+    layers: Sequence[nn.Module]
+    rope_tables: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a layer's weights."""
+        return {name: tuple(weight.shape) for name, weight in self.layers[layer].named_parameters()}
+
+    def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Tables of cos and sin [max_position + 1, H] for every kind of layer, on a device."""
+        rotary = self.base.rotary_emb.to(device)
+        reference = torch.empty(1, dtype=dtype, device=device)
+        position_ids = torch.arange(max_position + 1, device=device)[None]
+        by_type = "layer_type" in inspect.signature(rotary.forward).parameters
+        kinds: set[str | None] = set(self.config.layer_types) if by_type else {None}
+        for kind in kinds:
+            cos, sin = rotary(reference, position_ids, kind) if by_type else rotary(reference, position_ids)
+            self.rope_tables[kind] = (cos[0], sin[0])
+
+    def embed(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Embeddings [T, D] from a table [U, D] of the rows in use and row numbers [T] into it."""
+        assign_weights(self.base.embed_tokens, {"weight": table})
+        return self.base.embed_tokens(rows)
+
+    def normalize(self, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
+        """The final norm of hidden_states [S, D]."""
+        assign_weights(self.base.norm, weights)
+        return self.base.norm(hidden_states)
+
+    def assign_layer(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts a layer's weights into its module; they stay the caller's memory."""
+        assign_weights(self.layers[layer], weights)
+
+    def drop_layer(self, layer: int) -> None:
+        """Lets go of a layer's weights."""
+        for module in self.layers[layer].modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = nn.Parameter(weight.to("meta"), requires_grad=False)
+
+    def run_layer(
+        self, layer: int, hidden_states: torch.Tensor, position_ids: torch.Tensor, call: AttentionCall
+    ) -> torch.Tensor:
+        """hidden_states [T, D] through a layer whose weights are assigned; leaves `call.key_values`."""
+        kind = self._layer_type(layer)
+        call.window = self.config.sliding_window if kind == "sliding_attention" else None
+        cos, sin = self.rope_tables[kind if kind in self.rope_tables else None]
+        output = self.layers[layer](
+            hidden_states[None],
+            attention_mask=None,
+            position_ids=position_ids[None],
+            position_embeddings=(
+                cos[position_ids][None].to(hidden_states),
+                sin[position_ids][None].to(hidden_states),
+            ),
+            attention_call=call,
+        )
+        return (output[0] if isinstance(output, tuple) else output)[0]
+
+    def run_layer_keys(
+        self, layer: int, hidden_states: torch.Tensor, position_ids: torch.Tensor, call: AttentionCall
+    ) -> torch.Tensor:
+        """The key space [2, K, C, H] alone, of a call in mode "keys"; queries and MLP cost nothing."""
+        stubs = _stub_out(self.layers[layer], hidden_states.shape[1], self.config)
+        try:
+            self.run_layer(layer, hidden_states, position_ids, call)
+        finally:
+            for owner, name, original in stubs:
+                setattr(owner, name, original)
+        assert call.key_values is not None
+        return call.key_values
+
+    def _layer_type(self, layer: int) -> str | None:
+        layer_types = getattr(self.config, "layer_types", None)
+        return layer_types[layer] if layer_types else None
+
+
+def build_decoder(config: PreTrainedConfig) -> Decoder:
+    """The modules of a checkpoint's base model, with weights on the meta device and buffers computed.
+
+    Raises:
+        InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or that
+            asks for an attention strata does not have.
+    """
+    refuse_unsupported(config)
+    config._attn_implementation = ATTENTION_NAME
+    try:
+        with init_empty_weights(include_buffers=False):
+            base = AutoModel.from_config(config)
+    except ValueError as error:
+        raise InputError(f"model type {config.model_type!r}: {str(error).splitlines()[0]}") from None
+    missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
+    if missing:
+        raise InputError(
+            f"model type {config.model_type!r} has no {missing[0]}; expected a decoder like Llama's"
+        )
+    base.requires_grad_(False)
+    return Decoder(config=config, base=base.eval(), layers=base.layers)
+
+
+def refuse_unsupported(config: PreTrainedConfig) -> None:
+    """Raises InputError when the config asks for something that would be silently wrong."""
+    for name, allowed in UNSUPPORTED_SETTINGS.items():
+        setting = getattr(config, name, None)
+        if setting not in allowed:
+            raise InputError(f"model type {config.model_type!r}: {name}={setting} is not supported")
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise InputError(f"model type {config.model_type!r}: layers of type {min(kinds)} are not supported")
+
+
+def rope_type(config: PreTrainedConfig) -> str:
+    """The config's kind of rotary scaling, "default" when it has none."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return parameters.get("rope_type", "default")
+
+
+def assign_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Makes tensors the parameters of a module, without copying.
+
+    Raises:
+        KeyError: a name the module does not have.
+    """
+    for name, tensor in weights.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if leaf not in owner._parameters:
+            raise KeyError(f"{type(module).__name__} has no parameter {name}")
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _stub_out(
+    layer: nn.Module, width: int, config: PreTrainedConfig
+) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replaces what a keys-only pass does not need by zeros; returns what to put back."""
+    attention = layer.self_attn
+    stubs: list[tuple[nn.Module, str, nn.Module]] = []
+    if isinstance(getattr(attention, "q_proj", None), nn.Module):
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        stubs.append((attention, "q_proj", _Zero(config.num_attention_heads * head_dim)))
+    stubs.append((attention, "o_proj", _Zero(width)))
+    stubs.extend((layer, name, _Zero(width)) for name, _ in layer.named_children() if name in MLP_NAMES)
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in stubs]
+    for owner, name, stub in stubs:
+        setattr(owner, name, stub)
+    return originals
+
+
+MLP_NAMES = ("mlp", "block_sparse_moe", "feed_forward")

@@ -1,0 +1,45 @@
+"""How much memory a run takes: resident set of the process beyond where it began, and CUDA's own peak."""
+
+from __future__ import annotations
+
+import threading
+
+import psutil
+import torch
+
+
+class PeakMemory:
+    """Context manager that samples the process's resident set every few milliseconds.
+
+    Attributes:
+        baseline_bytes: resident set when the block began: interpreter and libraries.
+        peak_bytes: the largest resident set seen in the block.
+    """
+
+    def __init__(self, interval_s: float = 0.01) -> None:
+        self.baseline_bytes = 0
+        self.peak_bytes = 0
+        self._interval_s = interval_s
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self.baseline_bytes = self.peak_bytes = psutil.Process().memory_info().rss
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.peak_bytes = max(self.peak_bytes, psutil.Process().memory_info().rss)
+
+    def devices(self, names: tuple[str, ...]) -> dict[str, int]:
+        """Peak bytes allocated on each CUDA device."""
+        return {name: torch.cuda.max_memory_allocated(name) for name in names if name != "cpu"}
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while not self._done.wait(self._interval_s):
+            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)

@@ -1,0 +1,70 @@
+"""What a scoring job can be told: the flags of `strata score`. Imports nothing heavy, so that --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from strata.engine.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Settings of one run; every field is a flag of the same name."""
+
+    model: Path
+    """Hugging Face checkpoint directory, as downloaded (safetensors)."""
+    questions: Path
+    """CSV, Parquet or JSONL: id,prompt,A..E[,answer][,context], or id, question, options[], [answer], [context]."""
+    out: Path
+    """Folder for what the run leaves."""
+    adapter: tuple[Path, ...] = ()
+    """PEFT LoRA adapter folder; repeat for several, which then share one sweep of the base weights."""
+    head: Literal["auto", "binary", "contrast", "yes-no", "letters", "loglik"] = "auto"
+    """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
+    debias: Literal["none", "rotate"] = "none"
+    """rotate shows the options in every cyclic order and averages (head letters)."""
+    context_column: str = "context"
+    """Column that holds the retrieved context."""
+    max_tokens: int | None = None
+    """Longest prompt in tokens; only contexts are ever shortened."""
+    template: str | None = None
+    """Built-in template (statement, yes-no, letters) or a file; the head's own by default."""
+    devices: str = "auto"
+    """auto, cpu, or a list such as cuda:0,cuda:1; all share one read of each layer."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute dtype; auto is the checkpoint's own where the device is fast in it."""
+    memory_gib: float | None = None
+    """Budget for weights and activations on a device (on CPU: beyond what the libraries take)."""
+    host_memory_gib: float | None = None
+    """Budget in host RAM."""
+    strict: bool = False
+    """Refuse odd rows instead of warning."""
+    save_prompts: bool = False
+    """Leave prompts.jsonl: tokens, text and scored positions of every branch."""
+    limit: int | None = None
+    """Only the first N questions."""
+    micro_batch_tokens: int | None = None
+    """Fix the planner's choice: tokens a micro-batch."""
+    num_groups: int | None = None
+    """Fix the planner's choice: groups, each a sweep over the weights."""
+    resident_layers: int | None = None
+    """Fix the planner's choice: layers that stay in memory."""
+    hidden_store: Literal["device", "ram", "disk"] | None = None
+    """Fix the planner's choice: where hidden states wait between layers."""
+    progress: bool = False
+    """Show a progress bar (the command line does so on a terminal)."""
+
+    def __post_init__(self) -> None:
+        for flag, budget in (("--memory-gib", self.memory_gib), ("--host-memory-gib", self.host_memory_gib)):
+            if budget is not None and not budget > 0:
+                raise InputError(f"{flag}: {budget} is no amount of memory; expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(ScoreConfig):
+    """Settings of `strata plan`: those of a run, and nothing is left in `out`."""
+
+    out: Path = Path("runs/plan")
+    """Not used: a plan leaves nothing."""

@@ -1,0 +1,241 @@
+"""The sweep: every micro-batch through layer 1, then layer 2, and so on, while the next layer's weights are read.
+
+Data flow: SweepJob (tree, scored stream indexes, plan) -> lanes, a group of them at a time, a worker thread a lane ->
+readouts [S, D] a member, one row for each scored stream index in ascending order. Members (adapters) have hidden
+states of their own and share each layer's base weights.
+Knows nothing of questions, prompts or heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from strata.engine.adapters import Adapter, merge, set_active, wrap_linears
+from strata.engine.checkpoint import Checkpoint
+from strata.engine.coordinator import Coordinator
+from strata.engine.embedding import read_embedding, tokens_in_use
+from strata.engine.hidden_store import HiddenStore, make_store
+from strata.engine.lane_worker import LaneWorker
+from strata.engine.layer_loader import LayerLoader
+from strata.engine.model import Decoder, build_decoder
+from strata.engine.packing import EMPTY_LANE, Lane, split_lanes
+from strata.engine.plan import SweepPlan
+from strata.engine.prefetch import LayerStream, Weights
+from strata.engine.prefix_tree import PrefixTree, indexes
+from strata.engine.public_keys import PublicKeys
+from strata.engine.safetensors_file import TensorReader
+
+BASE_MEMBER = "base"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepJob:
+    """What a sweep computes: the readouts at `scored` (ascending stream indexes) of a tree, for every member."""
+
+    checkpoint: Checkpoint
+    tree: PrefixTree
+    scored: np.ndarray
+    plan: SweepPlan
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of what is scored side by side: the adapters, or the base model alone."""
+        return tuple(adapter.name for adapter in self.adapters) or (BASE_MEMBER,)
+
+
+@dataclass(kw_only=True, eq=False)
+class SweepResult:
+    """Readouts [S, D] float32 a member on the host, and what was measured."""
+
+    readouts: dict[str, torch.Tensor]
+    tokens_computed: int = 0
+    weights_wait_s: float = 0.0
+    weights_read_s: float = 0.0
+    overflows: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Shared:
+    """What the workers of a run have in common."""
+
+    job: SweepJob
+    stream: LayerStream
+    public: PublicKeys
+    coordinator: Coordinator
+    norm: Mapping[str, torch.Tensor]
+    readouts: dict[str, torch.Tensor]
+    advance: Callable[[int], None]
+
+
+def run_sweep(
+    job: SweepJob, reader: TensorReader, folder: Path, advance: Callable[[int], None] = lambda tokens: None
+) -> SweepResult:
+    """Computes the readouts of a job.
+
+    Args:
+        job: what to compute, and the plan of how.
+        reader: counts the bytes read.
+        folder: where a hidden store on disk keeps its temporary files.
+        advance: called with the number of tokens after each micro-batch of each layer, for a progress bar.
+
+    Raises:
+        InputError: the checkpoint lacks a weight.
+        FloatingPointError: hidden states that are not finite even in float32.
+    """
+    devices = [torch.device(name) for name in job.plan.devices]
+    decoders = [_build_worker_decoder(job, device) for device in devices]
+    groups = plan_lanes(job.tree, job.scored, job.plan)
+    shared = _share(job, reader, decoders[0], devices, num_sweeps=len(groups), advance=advance)
+    result = SweepResult(readouts=shared.readouts)
+    shared.coordinator.start(shared.stream.read_all, "layer-reader")
+    for sweep, lanes in enumerate(groups):
+        workers = [
+            LaneWorker(decoder=decoder, device=device, dtype=job.plan.torch_dtype, tree=job.tree, lane=lane)
+            for decoder, device, lane in zip(decoders, devices, lanes, strict=True)
+        ]
+        stores = _embed_group(job, workers, reader, folder)
+        shared.coordinator.run(
+            [partial(sweep_lane, shared, sweep, *pair) for pair in zip(workers, stores, strict=True)],
+            f"sweep-{sweep}",
+        )
+        result.overflows += [overflow for worker in workers for overflow in worker.overflows]
+        result.tokens_computed += sum(lane.num_tokens for lane in lanes) * len(job.members)
+        for store in (store for own in stores for store in own.values()):
+            store.close()
+    result.weights_wait_s, result.weights_read_s = shared.stream.wait_s, shared.stream.read_s
+    return result
+
+
+def sweep_lane(shared: _Shared, sweep: int, worker: LaneWorker, stores: dict[str, HiddenStore]) -> None:
+    """One worker's sweep: all layers over all micro-batches of its lane, for every member."""
+    job, lane = shared.job, worker.lane
+    with torch.inference_mode():
+        for layer in range(job.checkpoint.num_layers):
+            worker.assign(layer, shared.stream.take(sweep, layer, worker.device))
+            for number, member in enumerate(job.members):
+                _activate_adapter(worker, job.adapters, number, layer)
+                carried = shared.public.take(member, layer, lane, worker.device)
+                for index, batch in enumerate(lane.micro_batches):
+                    shared.coordinator.check()
+                    key_values = _run_micro_batch(
+                        shared, worker, layer, index, member, stores[member], carried
+                    )
+                    shared.public.publish(member, layer, lane, batch, key_values)
+                    carried = worker.keep_carried(index, key_values)
+                    shared.advance(batch.num_rows)
+            worker.release(layer)
+            shared.stream.give_back(sweep, layer, worker.device)
+
+
+def plan_lanes(tree: PrefixTree, scored: np.ndarray, plan: SweepPlan) -> list[tuple[Lane, ...]]:
+    """The lanes of every group, one a device; a small job's last lanes may be empty."""
+    num_devices = len(plan.devices)
+    lanes = split_lanes(tree, scored, plan.num_groups * num_devices, plan.micro_batch_tokens)
+    missing = -len(lanes) % num_devices
+    lanes += (EMPTY_LANE,) * missing
+    return [lanes[first : first + num_devices] for first in range(0, len(lanes), num_devices)]
+
+
+def _share(
+    job: SweepJob,
+    reader: TensorReader,
+    decoder: Decoder,
+    devices: list[torch.device],
+    *,
+    num_sweeps: int,
+    advance: Callable[[int], None],
+) -> _Shared:
+    coordinator = Coordinator()
+    shapes = [decoder.layer_shapes(layer) for layer in range(job.checkpoint.num_layers)]
+    stream = LayerStream(
+        loader=LayerLoader(job.checkpoint, shapes, job.plan.torch_dtype, reader),
+        num_layers=job.checkpoint.num_layers,
+        num_sweeps=num_sweeps,
+        resident=frozenset(job.plan.resident_layers),
+        devices=devices,
+        num_slots=job.plan.num_slots,
+        coordinator=coordinator,
+        prepare=partial(_merge_adapter, job.adapters[0]) if len(job.adapters) == 1 else None,
+    )
+    width = job.checkpoint.config.hidden_size
+    return _Shared(
+        job=job,
+        stream=stream,
+        public=PublicKeys(coordinator),
+        coordinator=coordinator,
+        norm=_read_norm(job.checkpoint, reader),
+        readouts={name: torch.empty(len(job.scored), width, dtype=torch.float32) for name in job.members},
+        advance=advance,
+    )
+
+
+def _build_worker_decoder(job: SweepJob, device: torch.device) -> Decoder:
+    decoder = build_decoder(job.checkpoint.config)
+    decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.plan.torch_dtype)
+    if len(job.adapters) > 1:
+        for layer in decoder.layers:
+            wrap_linears(layer, {path for adapter in job.adapters for path in adapter.module_paths})
+    return decoder
+
+
+def _read_norm(checkpoint: Checkpoint, reader: TensorReader) -> dict[str, torch.Tensor]:
+    names = [name for name in checkpoint.weights if name.startswith("norm.")]
+    return {name.removeprefix("norm."): reader.read(checkpoint.weights[name].parts[0][0]) for name in names}
+
+
+def _embed_group(
+    job: SweepJob, workers: list[LaneWorker], reader: TensorReader, folder: Path
+) -> list[dict[str, HiddenStore]]:
+    """A filled hidden store a member for every worker."""
+    plan, width = job.plan, job.checkpoint.config.hidden_size
+    token_ids = tokens_in_use(job.tree, [worker.lane for worker in workers])
+    table, row_of_token = read_embedding(job.checkpoint, token_ids, reader)
+    stores = []
+    for worker in workers:
+        size = (worker.lane.num_tokens, width, plan.torch_dtype, worker.device)
+        own = {member: make_store(plan.hidden_store, *size, folder) for member in job.members}
+        with torch.inference_mode():
+            for store in own.values():
+                worker.embed(table, row_of_token, store)
+        stores.append(own)
+    return stores
+
+
+def _merge_adapter(adapter: Adapter, layer: int, weights: Weights) -> Weights:
+    for path, lora in adapter.layers[layer].items():
+        weight = weights[f"{path}.weight"]
+        merge(weight, lora, out=weight)
+    return weights
+
+
+def _activate_adapter(worker: LaneWorker, adapters: tuple[Adapter, ...], number: int, layer: int) -> None:
+    if len(adapters) > 1:
+        loras = adapters[number].layers[layer]
+        module = worker.decoder.layers[layer]
+        set_active(module, {path: lora.to(worker.device, worker.dtype) for path, lora in loras.items()})
+
+
+def _run_micro_batch(
+    shared: _Shared,
+    worker: LaneWorker,
+    layer: int,
+    index: int,
+    member: str,
+    store: HiddenStore,
+    carried: torch.Tensor | None,
+) -> torch.Tensor:
+    """Runs a micro-batch through a layer; the last one leaves readouts. Returns the key space."""
+    if layer < shared.job.checkpoint.num_layers - 1:
+        return worker.run_layer(layer, index, member, store, carried)
+    readouts, key_values = worker.run_last_layer(layer, index, member, store, carried, shared.norm)
+    streams = indexes(worker.lane.micro_batches[index].rows)[worker.lane.micro_batches[index].scored_rows]
+    rows = torch.from_numpy(np.searchsorted(shared.job.scored, streams))
+    shared.readouts[member][rows] = readouts.float().cpu()
+    return key_values

@@ -1,0 +1,228 @@
+"""How a bench measures time and memory, and what it leaves: environment line, table, JSON. Knows no bench."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("strata-score", "torch", "transformers", "safetensors", "numpy")
+GIB = 2**30
+
+
+class Stopwatch:
+    """Context manager: `seconds` from entry to exit, waiting for the device's queued work at both ends."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.seconds = 0.0
+        self._device = str(device)
+
+    def __enter__(self) -> Stopwatch:
+        self._wait()
+        self._start = perf_counter()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._wait()
+        self.seconds = perf_counter() - self._start
+
+    def _wait(self) -> None:
+        if self._device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize(self._device)
+
+
+class PeakMemory:
+    """Context manager that samples this process's resident memory in a thread.
+
+    Resident memory includes pages of mapped files (weights read through mmap), not the page cache of plain
+    reads.
+    A peak shorter than the interval can be missed; `peak_rss_gib` misses none, but cannot start anew.
+    """
+
+    def __init__(self, interval_s: float = 0.005) -> None:
+        self.baseline_gib = 0.0
+        self.peak_gib = 0.0
+        self._interval_s = interval_s
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self.baseline_gib = self.peak_gib = self._rss_gib()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.peak_gib = max(self.peak_gib, self._rss_gib())
+
+    def _sample(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self.peak_gib = max(self.peak_gib, self._rss_gib())
+
+    def _rss_gib(self) -> float:
+        return self._process.memory_info().rss / GIB
+
+
+def peak_rss_gib() -> float:
+    """The most resident memory this process has had since it started, as the kernel keeps it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / GIB
+    import resource
+
+    unit_bytes = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / GIB
+
+
+def environment_line() -> str:
+    """Where a figure comes from, in one line: CPU, cores, RAM, GPUs, torch, transformers, commit, date."""
+    machine, versions = _machine(), _versions()
+    parts = [
+        machine["cpu"],
+        f"{machine['num_cores']} cores",
+        f"{machine['ram_gib']} GiB RAM",
+        *machine["gpus"],
+        f"torch {versions['torch']}",
+        f"transformers {versions['transformers']}",
+        f"commit {_commit()}",
+        _now()[:10],
+    ]
+    return ", ".join(parts)
+
+
+def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> None:
+    """Append one JSON object to `<results_dir>/<bench>.jsonl` and print it as one line, the last of a bench.
+
+    Args:
+        bench: The bench's name.
+        result: Its figures, and what it was asked to do under `config`. Numbers must be finite; NumPy scalars
+            are fine. Nothing that names this machine's folders: the file is committed.
+        results_dir: Made when missing.
+
+    Raises:
+        ValueError: `config` is missing, a key is one that is added here, or a number is not finite.
+    """
+    added = {
+        "bench": bench,
+        "date": _now(),
+        "commit": _commit(),
+        "machine": _machine(),
+        "versions": _versions(),
+    }
+    if "config" not in result:
+        raise ValueError(
+            f"result of bench {bench!r} has no 'config': expected what the bench was asked to do"
+        )
+    taken = sorted(set(added) & set(result))
+    if taken:
+        raise ValueError(
+            f"result of bench {bench!r} holds {taken}: these keys are filled in by append_result"
+        )
+    line = json.dumps({**added, **result}, allow_nan=False, default=_plain_number)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    with (results_dir / f"{bench}.jsonl").open("a", encoding="ascii") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
+    """Print rows that share their keys as a table on stdout; the keys are its header."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, box=box.ASCII)
+    for key, value in rows[0].items():
+        table.add_column(Text(key), justify="right" if isinstance(value, int | float) else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _plain_number(value: Any) -> int | float | bool:
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written as JSON")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _machine() -> dict[str, Any]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": _cpu_name(),
+        "num_cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "ram_gib": round(psutil.virtual_memory().total / GIB, 1),
+        "gpus": _gpu_names(),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_names() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _commit() -> str:
+    """The checkout's short commit, with `+changes` when files other than results differ, or `unknown`."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
+        return "unknown"
+    changed = _git("status", "--porcelain", "--", ":/", ":(top,exclude)scripts/bench/results")
+    return head + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

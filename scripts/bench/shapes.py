@@ -1,0 +1,216 @@
+"""Sizes of Llama-shaped models and the FLOPs they need. Pure arithmetic: knows no weights and no machines.
+
+Legend: T tokens, N query heads, K kv heads, H head dim, D model dim, F feed-forward dim, V vocabulary.
+A multiply and an add count as two FLOPs. Norms, rotary embedding, softmax, embedding lookup and the few
+vocabulary rows a score needs are left out: together they are below one percent of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+LayerPart = Literal["full", "keys_values", "rest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The sizes that decide what a Llama-style decoder costs; embedding and vocabulary head are not tied."""
+
+    name: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.name}: num_heads {self.num_heads} must be a multiple of "
+                f"num_kv_heads {self.num_kv_heads}"
+            )
+
+
+TINY = ModelShape(
+    name="tiny",
+    hidden_size=64,
+    intermediate_size=176,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=256,
+    max_position=512,
+)
+TINYLLAMA_1B = ModelShape(
+    name="tinyllama-1.1b",
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=22,
+    num_heads=32,
+    num_kv_heads=4,
+    head_dim=64,
+    vocab_size=32000,
+    max_position=2048,
+)
+LLAMA2_7B = ModelShape(
+    name="llama2-7b",
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    vocab_size=32000,
+    max_position=4096,
+)
+LLAMA2_13B = ModelShape(
+    name="llama2-13b",
+    hidden_size=5120,
+    intermediate_size=13824,
+    num_layers=40,
+    num_heads=40,
+    num_kv_heads=40,
+    head_dim=128,
+    vocab_size=32000,
+    max_position=4096,
+)
+LLAMA2_70B = ModelShape(
+    name="llama2-70b",
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_layers=80,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=32000,
+    max_position=4096,
+)
+SHAPES = {shape.name: shape for shape in (TINY, TINYLLAMA_1B, LLAMA2_7B, LLAMA2_13B, LLAMA2_70B)}
+
+
+def to_llama_config(shape: ModelShape) -> LlamaConfig:
+    """The transformers configuration of a Llama model of this shape, with Llama 2's other settings."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_position,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
+def num_parameters(shape: ModelShape) -> int:
+    """All parameters: L * (linear layers + 2 D) + final norm D + embedding V D + vocabulary head V D."""
+    layer = _num_linear_parameters(shape, "full") + 2 * shape.hidden_size
+    return shape.num_layers * layer + shape.hidden_size + 2 * shape.vocab_size * shape.hidden_size
+
+
+def gemm_flops_per_token(shape: ModelShape, layer: LayerPart = "full") -> int:
+    """FLOPs of one decoder layer's linear layers for one token: two a parameter.
+
+    Args:
+        shape: The model.
+        layer: `full` is D*N*H (queries) + 2*D*K*H (keys, values) + N*H*D (output) + 3*D*F (MLP) parameters;
+            `keys_values` the second term alone, which is all that the last layer owes a token that is not
+            scored; `rest` all others.
+    """
+    return 2 * _num_linear_parameters(shape, layer)
+
+
+def layer_gemm_shapes(shape: ModelShape, num_tokens: int) -> list[tuple[int, int, int]]:
+    """The distinct (M, K, N) of one layer's GEMMs over M = num_tokens rows; weights are [K, N]."""
+    query_dim, kv_dim = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    widths = [
+        (shape.hidden_size, query_dim),
+        (shape.hidden_size, kv_dim),
+        (query_dim, shape.hidden_size),
+        (shape.hidden_size, shape.intermediate_size),
+        (shape.intermediate_size, shape.hidden_size),
+    ]
+    return [(num_tokens, k, n) for k, n in dict.fromkeys(widths)]
+
+
+def useful_flops(
+    shape: ModelShape, *, prefix_tokens: int, option_tokens: int, num_options: int, scored_tokens: int
+) -> int:
+    """FLOPs that one question's prefix tree needs when nothing is computed twice or for nothing.
+
+    With P prefix tokens, O options of L tokens, S scored tokens (the last S / O of each option), T = P + O*L:
+
+        attention(keys) = 4 * N * H * keys         a query meets a key in 2*N*H FLOPs, its value in as many
+        causal(start, n) = sum over i < n of (start + i + 1)       keys seen by n tokens after `start` others
+        layers before the last:  T * gemm(full) + attention(causal(0, P) + O * causal(P, L))
+        last layer:  T * gemm(keys_values) + S * gemm(rest) + attention(O * causal(P + L - S/O, S/O))
+
+    Args:
+        shape: The model.
+        prefix_tokens: P, tokens that all options share.
+        option_tokens: L, tokens of each option.
+        num_options: O.
+        scored_tokens: S, tokens a question whose readout is wanted; a multiple of O.
+
+    Raises:
+        ValueError: S is no multiple of O, or more than the O * L option tokens.
+    """
+    if scored_tokens % num_options or not 0 < scored_tokens <= num_options * option_tokens:
+        raise ValueError(
+            f"scored_tokens {scored_tokens}: expected a multiple of num_options {num_options}, "
+            f"from {num_options} to {num_options * option_tokens}"
+        )
+    num_tokens = prefix_tokens + num_options * option_tokens
+    scored_each = scored_tokens // num_options
+    tree_keys = _causal_keys(0, prefix_tokens) + num_options * _causal_keys(prefix_tokens, option_tokens)
+    scored_keys = num_options * _causal_keys(prefix_tokens + option_tokens - scored_each, scored_each)
+
+    full_layer = num_tokens * gemm_flops_per_token(shape) + _attention_flops(shape, tree_keys)
+    last_layer = (
+        num_tokens * gemm_flops_per_token(shape, "keys_values")
+        + scored_tokens * gemm_flops_per_token(shape, "rest")
+        + _attention_flops(shape, scored_keys)
+    )
+    return (shape.num_layers - 1) * full_layer + last_layer
+
+
+def naive_flops(shape: ModelShape, *, prefix_tokens: int, option_tokens: int, num_options: int) -> int:
+    """FLOPs of one question when every option is run alone behind its own copy of the prefix, in every layer.
+
+    num_layers * O * ((P + L) * gemm(full) + attention(causal(0, P + L))), in the terms of `useful_flops`.
+    """
+    num_tokens = prefix_tokens + option_tokens
+    attention = _attention_flops(shape, _causal_keys(0, num_tokens))
+    return shape.num_layers * num_options * (num_tokens * gemm_flops_per_token(shape) + attention)
+
+
+def _num_linear_parameters(shape: ModelShape, layer: LayerPart) -> int:
+    keys_values = 2 * shape.hidden_size * shape.num_kv_heads * shape.head_dim
+    queries_output = 2 * shape.hidden_size * shape.num_heads * shape.head_dim
+    mlp = 3 * shape.hidden_size * shape.intermediate_size
+    return {
+        "full": keys_values + queries_output + mlp,
+        "keys_values": keys_values,
+        "rest": queries_output + mlp,
+    }[layer]
+
+
+def _attention_flops(shape: ModelShape, num_visible_keys: int) -> int:
+    return 4 * shape.num_heads * shape.head_dim * num_visible_keys
+
+
+def _causal_keys(start: int, num_tokens: int) -> int:
+    return num_tokens * start + num_tokens * (num_tokens + 1) // 2

@@ -1,0 +1,56 @@
+"""`strata score`: runs the job and prints what came out."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from strata.engine.results import best_letters
+from strata.engine.score import ScoreRun, score_questions
+from strata.engine.score_config import ScoreConfig
+
+NUM_SHOWN = 5
+
+
+def run_score(config: ScoreConfig) -> int:
+    """Scores the questions and prints a summary; warnings go to stderr. Returns the exit status."""
+    run = score_questions(config)
+    print_warnings(run.record["warnings"])
+    print_summary(run)
+    return 0
+
+
+def print_warnings(warnings: dict) -> None:
+    """One line a kind of odd row, with its count, and one a message."""
+    console = Console(stderr=True, highlight=False)
+    for kind, rows in warnings["rows"].items():
+        first = ", ".join(rows["ids"][:3])
+        console.print(
+            f"warning: {kind}: {rows['count']} question(s), id {first}", markup=False, soft_wrap=True
+        )
+    for message in warnings["messages"]:
+        console.print(f"warning: {message}", markup=False, soft_wrap=True)
+
+
+def print_summary(run: ScoreRun) -> None:
+    """The first answers, accuracy where known, speed, and where the files are."""
+    console = Console(highlight=False)
+    measured, plan = run.record["measured"], run.record["plan"]
+    for row in run.scores[:NUM_SHOWN]:
+        console.print(f"{row.question.id}: {best_letters(row.order)}  margin {row.margin:.3f}", markup=False)
+    if len(run.scores) > NUM_SHOWN:
+        console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
+    if metrics := run.record["metrics"]:
+        heuristics = metrics["heuristics"]
+        console.print(
+            f"MAP@3 {metrics['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}, "
+            f"longest option {heuristics['longest_option_map_at_3']:.3f}), accuracy {metrics['accuracy']:.3f}"
+        )
+    saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
+    console.print(
+        f"{measured['tokens_computed']:,} tokens in {measured['seconds_by_phase']['sweep']:.1f} s "
+        f"({measured['tok_per_s']:,.0f} tok/s, {measured['roofline_fraction']:.0%} of the GEMM roofline); "
+        f"one path at a time would compute {saved:.1f}x as many"
+    )
+    console.print(
+        f"submission.csv, scores.parquet, run.json, report.html in {run.out}", markup=False, soft_wrap=True
+    )

@@ -1,0 +1,72 @@
+"""Fixtures the whole suite shares: tiny checkpoints made once a session, a question file, and a scorer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from . import families
+from .reference import Reference
+from .sample_questions import QUESTIONS, write_jsonl
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four questions of two to five options, one of them without a context, one in French."""
+    return write_jsonl(tmp_path_factory.mktemp("questions") / "questions.jsonl", QUESTIONS)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(family, kind="causal_lm")` -> the folder of a tiny random model, made on first use.
+
+    Kinds: causal_lm, classifier, contrast_classifier, sharded (one tensor or two a shard).
+    """
+    root = tmp_path_factory.mktemp("checkpoints")
+    builders = {
+        "causal_lm": families.build_causal_lm,
+        "classifier": families.build_classifier,
+        "contrast_classifier": families.build_contrast_classifier,
+        "sharded": functools.partial(families.build_causal_lm, max_shard_size="16KB"),
+    }
+
+    @functools.cache
+    def build(family: str, kind: str = "causal_lm") -> Path:
+        return builders[kind](family, root / f"{family}-{kind}")
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., Reference]:
+    """`reference(model folder, adapter folder=None, dtype="float32")`, loaded once a session."""
+    return functools.cache(Reference)
+
+
+@pytest.fixture
+def score(tmp_path: Path, questions: Path) -> Callable[..., object]:
+    """`score(model=..., **settings)` -> ScoreRun; float32 and one CPU device unless told otherwise."""
+    from strata.engine.score import ScoreConfig, score_questions
+
+    numbers = iter(range(1000))
+
+    def run(**settings: object) -> object:
+        defaults = {"questions": questions, "out": tmp_path / f"run{next(numbers)}"}
+        defaults |= {"devices": "cpu", "dtype": "float32", "save_prompts": True}
+        return score_questions(ScoreConfig(**(defaults | settings)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """A real trained Llama next to the repository; tests that need it skip where it is absent."""
+    folder = SHARED / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
