@@ -119,7 +119,7 @@ def prepare_job(config: ScoreConfig, warnings: RunWarnings, timer: PhaseTimer) -
     with timer.phase("plan"):
         tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
         targets = build_target_table(prompts, tree)
-        sweep, rates, budgets = _plan(config, head, checkpoint, adapters, tree, targets)
+        sweep, rates, budgets = plan_job(config, head, checkpoint, adapters, tree, targets)
     _warn_of_rope(checkpoint, tree, warnings)
     return ScoringJob(
         config=config,
@@ -216,7 +216,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def _plan(
+def plan_job(
     config: ScoreConfig,
     head: str,
     checkpoint: Checkpoint,
@@ -224,6 +224,7 @@ def _plan(
     tree: PrefixTree,
     targets: TargetTable,
 ) -> tuple[SweepJob, MachineRates, Budgets]:
+    """Plans the sweep of a tree: the job, and the rates and budgets it was planned with."""
     devices = resolve_devices(config.devices)
     dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
     decoder = build_decoder(checkpoint.config)

@@ -3,8 +3,8 @@
 Of a lane and a layer: hidden states [T, D] of each micro-batch come from the hidden store, go through the layer with
 the carried keys and values [2, K, C, H], and go back. In the last layer only the scored rows are computed beyond
 their keys and values, and their final-norm hidden states are the readouts.
-A micro-batch whose result is not finite in the compute dtype is computed again in float32, and stays in float32 for
-the rest of the sweep.
+A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest of the
+sweep. Readouts that are not finite end the run, whatever the dtype.
 """
 
 from __future__ import annotations
@@ -108,7 +108,12 @@ class LaneWorker:
             output = self.decoder.run_layer(layer, states, position_ids[scored], call)
             return self.decoder.normalize({name: weight.to(output) for name, weight in norm.items()}, output)
 
-        return self._compute(layer, index, hidden[scored], read_out), key_values
+        readouts = self._compute(layer, index, hidden[scored], read_out)
+        if not is_finite(readouts):
+            raise FloatingPointError(
+                "the last layer's readouts are not finite: weights or activations hold NaN or inf"
+            )
+        return readouts, key_values
 
     def keep_carried(self, index: int, key_values: torch.Tensor) -> torch.Tensor | None:
         """What the next micro-batch carries of a key space."""
@@ -127,14 +132,16 @@ class LaneWorker:
     def _compute(
         self, layer: int, index: int, hidden: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """`attempt(hidden)`, in float32 when the hidden states are, or when the result is not finite otherwise.
+        """`attempt(hidden)`; in float32 when the hidden states are, or when the result overflows float16.
+
+        The other dtypes have float32's range: there a result that is not finite shows in the readouts.
 
         Raises:
             FloatingPointError: not finite even in float32.
         """
         if hidden.dtype == self.dtype:
             result = attempt(hidden)
-            if is_finite(result):
+            if self.dtype != torch.float16 or is_finite(result):
                 return result
             self.overflows.append((layer, index))
         self.decoder.assign_layer(layer, {name: weight.float() for name, weight in self._weights.items()})

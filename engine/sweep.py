@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -52,9 +53,10 @@ class SweepJob:
 
 @dataclass(kw_only=True, eq=False)
 class SweepResult:
-    """Readouts [S, D] float32 a member on the host, and what was measured."""
+    """Readouts [S, D] float32 a member on the host, and what was measured; `group_s` are seconds of each group."""
 
     readouts: dict[str, torch.Tensor]
+    group_s: list[float] = field(default_factory=list)
     tokens_computed: int = 0
     weights_wait_s: float = 0.0
     weights_read_s: float = 0.0
@@ -96,6 +98,7 @@ def run_sweep(
     result = SweepResult(readouts=shared.readouts)
     shared.coordinator.start(shared.stream.read_all, "layer-reader")
     for sweep, lanes in enumerate(groups):
+        started = perf_counter()
         workers = [
             LaneWorker(decoder=decoder, device=device, dtype=job.plan.torch_dtype, tree=job.tree, lane=lane)
             for decoder, device, lane in zip(decoders, devices, lanes, strict=True)
@@ -109,6 +112,7 @@ def run_sweep(
         result.tokens_computed += sum(lane.num_tokens for lane in lanes) * len(job.members)
         for store in (store for own in stores for store in own.values()):
             store.close()
+        result.group_s.append(perf_counter() - started)
     result.weights_wait_s, result.weights_read_s = shared.stream.wait_s, shared.stream.read_s
     return result
 

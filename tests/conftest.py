@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from . import families
 from .reference import Reference
 from .sample_questions import QUESTIONS, write_jsonl
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -48,8 +55,20 @@ def reference() -> Callable[..., Reference]:
     return functools.cache(Reference)
 
 
+@pytest.fixture(scope="session")
+def fixed_rates() -> Iterator[None]:
+    """Gives the planner a made-up machine: plans repeat, and no run spends 0.2 s on measuring this one."""
+    from strata.engine import job
+    from strata.engine.machine import MachineRates
+
+    rates = MachineRates(gemm_flop_per_s=1e11, disk_bytes_per_s=1e9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "measure_rates", lambda *arguments: rates)
+        yield
+
+
 @pytest.fixture
-def score(tmp_path: Path, questions: Path) -> Callable[..., object]:
+def score(tmp_path: Path, questions: Path, fixed_rates: None) -> Callable[..., object]:
     """`score(model=..., **settings)` -> ScoreRun; float32 and one CPU device unless told otherwise."""
     from strata.engine.score import ScoreConfig, score_questions
 

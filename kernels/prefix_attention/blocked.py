@@ -8,6 +8,7 @@ Zen 4 cores, causal, 1,200 keys). Scores are computed in the compute dtype, soft
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -36,32 +37,46 @@ def attend_blocked(
         [T, N, H] in the query's dtype. Peak extra memory: one tile's scores, N * rows * keys elements.
     """
     num_heads, num_rows, head_dim = query.shape
+    num_kv_heads = key.shape[0]
+    folded_shape = (num_kv_heads, num_heads // num_kv_heads)
+    scaled_KGTH = (query * scaling).unflatten(0, folded_shape)
     output = query.new_empty(num_rows, num_heads, head_dim)
+    output_KGTH = output.unflatten(1, folded_shape).permute(1, 2, 0, 3)
+    scratch = query.new_empty(num_heads * max((tile.num_rows * tile.num_keys for tile in tiles), default=0))
     for tile in tiles:
-        start, end = tile.rows
-        output[start:end] = _attend_tile(query[:, start:end], key, value, tile, scaling, softcap)
+        rows = slice(*tile.rows)
+        scores = scratch[: num_heads * tile.num_rows * tile.num_keys].view(num_kv_heads, -1, tile.num_keys)
+        attended = _attend_tile(scaled_KGTH[:, :, rows], key, value, tile, scores, softcap)
+        output_KGTH[:, :, rows] = attended.unflatten(1, (folded_shape[1], tile.num_rows))
     return output
 
 
 def _attend_tile(
-    query: torch.Tensor,
+    query_KGTH: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     tile: Tile,
-    scaling: float,
+    scores: torch.Tensor,
     softcap: float | None,
 ) -> torch.Tensor:
-    num_heads, rows, head_dim = query.shape
-    num_kv_heads = key.shape[0]
-    groups = num_heads // num_kv_heads
-    folded = (query * scaling).reshape(num_kv_heads, groups * rows, head_dim)
-    scores = torch.bmm(folded, gather_keys(key, tile).transpose(1, 2))
+    """Attention [K, G * rows, H] of one tile; `scores` [K, G * rows, keys] is scratch memory."""
+    torch.bmm(query_KGTH.flatten(1, 2), gather_keys(key, tile).transpose(1, 2), out=scores)
     if softcap is not None:
-        scores = (scores.float() / softcap).tanh_().mul_(softcap)
+        scores.copy_((scores.float() / softcap).tanh_().mul_(softcap))
     if tile.num_masked:
-        hidden = ~tile.visible_mask(query.device)
-        masked = scores.view(num_kv_heads, groups, rows, tile.num_keys)[..., tile.num_unmasked :]
-        masked.masked_fill_(hidden, float("-inf"))
-    weights = torch.softmax(scores, dim=-1).to(value.dtype)
-    attended = torch.bmm(weights, gather_keys(value, tile))
-    return attended.view(num_heads, rows, head_dim).transpose(0, 1)
+        masked = scores.unflatten(1, query_KGTH.shape[1:3])[..., tile.num_unmasked :]
+        masked += _additive_mask(tile, scores.dtype, scores.device)
+    torch.softmax(scores, dim=-1, out=scores)
+    return torch.bmm(scores.to(value.dtype), gather_keys(value, tile))
+
+
+def _additive_mask(tile: Tile, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """[rows, masked keys], 0 where the row sees the key and minus infinity elsewhere."""
+    if tile.causal:
+        return _causal_mask(tile.num_rows, dtype, device)
+    return torch.zeros(1, dtype=dtype, device=device).where(tile.visible_mask(device), float("-inf"))
+
+
+@lru_cache(maxsize=64)
+def _causal_mask(num_rows: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.full((num_rows, num_rows), float("-inf"), dtype=dtype, device=device).triu_(1)

@@ -17,8 +17,10 @@ class SweepBenchConfig:
     """Where the checkpoint is made and kept (delete it when done)."""
     num_questions: int = 8
     """Questions of the strata runs."""
-    num_baseline_questions: int = 2
-    """Questions of the Hugging Face runs, which are slow; 0 leaves them out."""
+    num_dynamic_questions: int = 2
+    """Questions of the DynamicCache loop in each round."""
+    num_naive_questions: int = 2
+    """Questions of the loop over single options, which is slow."""
     prefix_tokens: int = 1200
     """Tokens that the options of a question share."""
     option_tokens: int = 45

@@ -14,6 +14,8 @@ import transformers as hf
 
 from ..families import CONFIGS, build_letterless_tokenizer
 
+pytestmark = pytest.mark.usefixtures("fixed_rates")
+
 GOOD_ROWS = b"id,prompt,context,A,B,answer\n1,Is it?,So it is.,yes,no,A\n2,Was it?,It was.,no,yes,B\n"
 
 
