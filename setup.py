@@ -1,4 +1,4 @@
-"""Maps the five top-level folders into the namespace package `strata`; everything else is in pyproject.toml."""
+"""Maps the five top-level folders into the namespace package `strata`; all else is in pyproject.toml."""
 
 from pathlib import Path
 

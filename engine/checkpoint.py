@@ -1,8 +1,9 @@
-"""A Hugging Face checkpoint directory as it was downloaded: its config, and which stored tensors make which weight.
+"""A Hugging Face checkpoint directory as downloaded: its config, and which stored tensors make which weight.
 
-Nothing is read but headers. Names inside are those of transformers' base model ("layers.3.mlp.up_proj.weight",
-"embed_tokens.weight", "norm.weight") and of the heads ("lm_head.weight", "score.weight"), whatever prefix the
-file uses; transformers' own conversion tables merge the experts of older mixture-of-experts checkpoints.
+Nothing is read but headers. Names inside are those of transformers' base model
+("layers.3.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight") and of the heads ("lm_head.weight",
+"score.weight"), whatever prefix the file uses; transformers' own conversion tables merge the experts of older
+mixture-of-experts checkpoints.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightSource:
-    """The stored tensors that make one weight: a single one as it is, or several through a transformers converter."""
+    """The stored tensors that make one weight: one as it is, or several through a transformers converter."""
 
     name: str
     parts: tuple[tuple[StoredTensor, str], ...]
@@ -82,7 +83,7 @@ class Checkpoint:
 
     @property
     def output_embedding(self) -> WeightSource | None:
-        """Sources of the vocabulary projection [V, D]; the input embedding when tied; None if there is none."""
+        """Sources of the vocabulary projection [V, D]; the input embedding when tied; None without one."""
         if "lm_head.weight" in self.weights:
             return self.weights["lm_head.weight"]
         return self.weights["embed_tokens.weight"] if self.config.tie_word_embeddings else None
@@ -111,8 +112,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Reads config and headers of a checkpoint directory.
 
     Raises:
-        InputError: no such directory, no config, a format that is not plain safetensors, a missing or truncated
-            shard, or an index that names tensors no shard holds.
+        InputError: no such directory, no config, a format that is not plain safetensors, a missing or
+            truncated shard, or an index that names tensors no shard holds.
     """
     config = _read_config(path)
     stored = _stored_tensors(path)

@@ -1,4 +1,4 @@
-"""Lets the threads of a run wait for each other, and stops them all when one fails. Knows nothing of their work."""
+"""Lets the threads of a run wait for each other, stops all when one fails. Knows nothing of their work."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """Raised in a thread that waits, because another one failed."""
 
 
 class Coordinator:
-    """One condition that every wait of a run goes through, so that nothing ever waits for a thread that failed."""
+    """One condition that every wait of a run goes through, so that nothing waits for a thread that failed."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -27,14 +27,14 @@ class Coordinator:
         """Waits until `ready()`.
 
         Raises:
-            Aborted: a thread of the run failed.
+            AbortedError: a thread of the run failed.
         """
         with self._condition:
             self._condition.wait_for(lambda: self._error is not None or ready())
             self._check()
 
     def check(self) -> None:
-        """Raises Aborted when a thread of the run failed."""
+        """Raises AbortedError when a thread of the run failed."""
         with self._condition:
             self._check()
 
@@ -50,7 +50,7 @@ class Coordinator:
         def guarded() -> None:
             try:
                 work()
-            except Aborted:
+            except AbortedError:
                 pass
             except BaseException as error:  # every failure of a thread must reach the run
                 self.fail(error)
@@ -67,7 +67,8 @@ class Coordinator:
         """Runs the tasks, a thread each, and waits for all.
 
         Raises:
-            BaseException: the first error of any thread of the run, or KeyboardInterrupt, after all have stopped.
+            BaseException: the first error of any thread of the run, or KeyboardInterrupt, after all have
+                stopped.
         """
         threads = [self.start(task, f"{name}-{index}") for index, task in enumerate(tasks)]
         try:
@@ -87,4 +88,4 @@ class Coordinator:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise Aborted
+            raise AbortedError

@@ -1,7 +1,8 @@
 """What a layer, a token and a job cost in FLOPs and bytes. Pure arithmetic on shapes; reads no weights.
 
-Source of the FLOP counts: a multiply-add is 2 FLOPs; a linear layer costs 2 x its weights a token; attention costs
-4 x N x H a (token, visible key) pair. A trie token at position p sees p + 1 keys, or W under a sliding window.
+Source of the FLOP counts: a multiply-add is 2 FLOPs; a linear layer costs 2 x its weights a token; attention
+costs 4 x N x H a (token, visible key) pair. A trie token at position p sees p + 1 keys, or W under a sliding
+window.
 """
 
 from __future__ import annotations

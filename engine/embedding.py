@@ -1,4 +1,4 @@
-"""The rows of the input embedding that a group of lanes uses: read once a group, no others. Knows no devices."""
+"""The rows of the input embedding that a group of lanes uses: read once a group. Knows no devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:
 def read_embedding(
     checkpoint: Checkpoint, token_ids: np.ndarray, reader: TensorReader
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """A table [U, D] of the given token ids' rows in the stored dtype, and the table row of every token id [V]."""
+    """A table [U, D] of the token ids' rows in the stored dtype, and the table row of every token id [V]."""
     stored = checkpoint.require("embed_tokens.weight").parts[0][0]
     row_of_token = np.zeros(stored.shape[0], np.int64)
     row_of_token[token_ids] = np.arange(len(token_ids))

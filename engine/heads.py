@@ -162,7 +162,7 @@ def contrast_scores(r_OD: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionScores]:
-    """One result a question from several members: the mean of their probabilities; each member's scores are kept."""
+    """One result a question from several members: their mean probabilities; each member's scores are kept."""
     if len(members) == 1:
         return next(iter(members.values()))
     averaged = []

@@ -1,7 +1,8 @@
 """Where hidden states wait between layers: on the device, in RAM, or in a file. Knows nothing of layers.
 
-Rows are numbered as the lane computes them. A store is [num_rows, D] in the compute dtype. On CUDA the RAM store is
-pinned and its copies are queued on the current stream, which orders a write before the next read of the same rows.
+Rows are numbered as the lane computes them. A store is [num_rows, D] in the compute dtype. On CUDA the RAM
+store is pinned and its copies are queued on the current stream, which orders a write before the next read of
+the same rows.
 """
 
 from __future__ import annotations
@@ -71,14 +72,14 @@ class DiskStore:
     def read(self, first: int, count: int) -> torch.Tensor:
         """Reads rows into fresh memory on the device."""
         rows = torch.empty(count, self._width, dtype=self._dtype)
-        view, done = memoryview(rows.view(torch.uint8).numpy()).cast("B"), 0
+        view, done = rows.view(torch.uint8).numpy().data.cast("B"), 0
         while done < len(view):
             done += os.preadv(self._file.fileno(), [view[done:]], first * self._row_bytes + done)
         return rows.to(self._device)
 
     def write(self, first: int, rows: torch.Tensor) -> None:
         """Writes rows through the page cache."""
-        view, done = memoryview(rows.contiguous().cpu().view(torch.uint8).numpy()).cast("B"), 0
+        view, done = rows.contiguous().cpu().view(torch.uint8).numpy().data.cast("B"), 0
         while done < len(view):
             done += os.pwrite(self._file.fileno(), view[done:], first * self._row_bytes + done)
 

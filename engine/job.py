@@ -1,7 +1,7 @@
 """Prepares a scoring job: reads and checks all input, renders prompts, builds the tree, plans the sweep.
 
-Flow: ScoreConfig -> questions, checkpoint headers, adapters -> head and template -> prompts -> prefix tree and
-targets -> plan. Reads no weights; whatever is wrong with the input is found here.
+Flow: ScoreConfig -> questions, checkpoint headers, adapters -> head and template -> prompts -> prefix tree
+and targets -> plan. Reads no weights; whatever is wrong with the input is found here.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def _render(
     vocabulary = checkpoint.require("embed_tokens.weight").parts[0][0].shape[0]
     if largest >= vocabulary:
         raise InputError(
-            f"{config.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, the model's "
-            "vocabulary"
+            f"{config.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
+            "the model's vocabulary"
         )
     return prompts, template.name
 
@@ -292,11 +292,11 @@ def _output_bytes(
 
 def _warn_of_rope(checkpoint: Checkpoint, tree: PrefixTree, warnings: RunWarnings) -> None:
     longest = int(tree.position_ids.max()) + 1
-    original = getattr(checkpoint.config, "original_max_position_embeddings", None) or getattr(
-        checkpoint.config, "max_position_embeddings", longest
-    )
+    supported = getattr(checkpoint.config, "max_position_embeddings", longest)
+    original = getattr(checkpoint.config, "original_max_position_embeddings", None) or supported
     if rope_type(checkpoint.config) in LENGTH_DEPENDENT_ROPE and longest > original:
         warnings.say(
-            f"rotary scaling {rope_type(checkpoint.config)!r} depends on length: the whole job uses the setting of its "
-            f"longest prompt, {longest} tokens (a run of each prompt alone would switch at {original})"
+            f"rotary scaling {rope_type(checkpoint.config)!r} depends on length: the whole job uses the "
+            f"setting of its longest prompt, {longest} tokens "
+            f"(a run of each prompt alone would switch at {original})"
         )

@@ -1,10 +1,10 @@
 """Computes one lane, one layer at a time, on one device. Knows nothing of files or of other lanes.
 
-Of a lane and a layer: hidden states [T, D] of each micro-batch come from the hidden store, go through the layer with
-the carried keys and values [2, K, C, H], and go back. In the last layer only the scored rows are computed beyond
-their keys and values, and their final-norm hidden states are the readouts.
-A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest of the
-sweep. Readouts that are not finite end the run, whatever the dtype.
+Of a lane and a layer: hidden states [T, D] of each micro-batch come from the hidden store, go through the
+layer with the carried keys and values [2, K, C, H], and go back. In the last layer only the scored rows are
+computed beyond their keys and values, and their final-norm hidden states are the readouts.
+A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest
+of the sweep. Readouts that are not finite end the run, whatever the dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ TILE_CACHE_ENTRIES = 1 << 16
 class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
-    `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer, micro-batch).
+    `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer,
+    micro-batch).
     """
 
     decoder: Decoder
@@ -47,7 +48,7 @@ class LaneWorker:
         self._tiles = lru_cache(TILE_CACHE_ENTRIES)(self._build_tiles)
 
     def embed(self, table: torch.Tensor, row_of_token: np.ndarray, store: HiddenStore) -> None:
-        """Fills the hidden store with embeddings, from a table [U, D] and the table row of every token id [V]."""
+        """Fills the hidden store with embeddings, from a table [U, D] and each token id's row in it [V]."""
         on_device = table.to(self.device, self.dtype)
         for batch in self.lane.micro_batches:
             token_ids = self.tree.token_ids[indexes(batch.rows)]
@@ -89,7 +90,7 @@ class LaneWorker:
         carried: torch.Tensor | None,
         norm: Mapping[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all rows, the rest for the scored ones. Returns readouts [S, D] and the key space."""
+        """Keys and values of all rows, the rest for scored ones. Returns readouts [S, D] and key space."""
         hidden, position_ids = self._load(index, member, store)
         keys = AttentionCall(tiles_of=self._tiles_of(index, scored=False), carried=carried, mode="keys")
         key_values = self._compute(

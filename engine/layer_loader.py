@@ -1,7 +1,7 @@
 """Reads one decoder layer from a checkpoint into host memory, in the compute dtype. Knows nothing of threads.
 
-A layer's stored bytes go, tensor after tensor, into one buffer; a weight that is stored as it is computed is a view
-of that buffer, any other (another dtype, merged experts) gets memory of its own.
+A layer's stored bytes go, tensor after tensor, into one buffer; a weight that is stored as it is computed is
+a view of that buffer, any other (another dtype, merged experts) gets memory of its own.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def _wrong_shape(
     checkpoint: Checkpoint, layer: int, name: str, found: tuple[int, ...], expected: tuple[int, ...]
 ) -> InputError:
     return InputError(
-        f"{checkpoint.path}: layers.{layer}.{name} has shape {list(found)}; the config expects {list(expected)}"
+        f"{checkpoint.path}: layers.{layer}.{name} has shape {list(found)}; "
+        f"the config expects {list(expected)}"
     )
 
 

@@ -95,7 +95,7 @@ def host_budget_bytes(host_memory_gib: float | None) -> int:
 
 
 def measure_rates(devices: tuple[str, ...], dtype: torch.dtype, width: int, file: Path) -> MachineRates:
-    """Measures the GEMM rate (a fifth of a second) and the disk rate (up to 64 MiB of a file, cache dropped)."""
+    """Measures the GEMM rate (a fifth of a second) and the disk rate (up to 64 MiB, cache dropped)."""
     rate = _gemm_rate(torch.device(devices[0]), dtype, width)
     workers_share = devices.count("cpu") or 1
     return MachineRates(

@@ -1,9 +1,9 @@
 """transformers' own decoder layers, run one at a time on packed tokens with prefix attention.
 
-Data flow of a layer: hidden_states [T, D] -> the family's DecoderLayer (norms, projections, rotary embedding, MLP or
-experts) whose attention is ours: keys and values of the T rows are appended to the carried ones, the key space
-[K, C, H], and each tile of rows attends to its part of it. The module is built on the meta device; a layer's weights
-are assigned before it runs. Knows nothing of files, questions or threads.
+Data flow of a layer: hidden_states [T, D] -> the family's DecoderLayer (norms, projections, rotary embedding,
+MLP or experts) whose attention is ours: keys and values of the T rows are appended to the carried ones, the
+key space [K, C, H], and each tile of rows attends to its part of it. The module is built on the meta device;
+a layer's weights are assigned before it runs. Knows nothing of files, questions or threads.
 Independent check: transformers' own forward on every root-to-leaf path alone (tests/engine/test_parity.py).
 """
 
@@ -45,8 +45,8 @@ class AttentionCall:
         tiles_of: tiles of the query rows.
         carried: keys and values [2, K, C, H] of the carried tokens, None when there are none.
         window: the sliding window of this layer where transformers does not pass it, else None.
-        mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given over
-            `key_values` left by a "keys" call before.
+        mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
+            over `key_values` left by a "keys" call before.
         key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
     """
 
@@ -144,7 +144,7 @@ class Decoder:
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
         """Tables of cos and sin [max_position + 1, H] for every kind of layer, on a device."""
-        rotary = self.base.rotary_emb.to(device)
+        rotary = self.base.get_submodule("rotary_emb").to(device)
         reference = torch.empty(1, dtype=dtype, device=device)
         position_ids = torch.arange(max_position + 1, device=device)[None]
         by_type = "layer_type" in inspect.signature(rotary.forward).parameters
@@ -155,13 +155,15 @@ class Decoder:
 
     def embed(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, D] from a table [U, D] of the rows in use and row numbers [T] into it."""
-        assign_weights(self.base.embed_tokens, {"weight": table})
-        return self.base.embed_tokens(rows)
+        embed_tokens = self.base.get_submodule("embed_tokens")
+        assign_weights(embed_tokens, {"weight": table})
+        return embed_tokens(rows)
 
     def normalize(self, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
         """The final norm of hidden_states [S, D]."""
-        assign_weights(self.base.norm, weights)
-        return self.base.norm(hidden_states)
+        norm = self.base.get_submodule("norm")
+        assign_weights(norm, weights)
+        return norm(hidden_states)
 
     def assign_layer(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Puts a layer's weights into its module; they stay the caller's memory."""
@@ -215,8 +217,8 @@ def build_decoder(config: PreTrainedConfig) -> Decoder:
     """The modules of a checkpoint's base model, with weights on the meta device and buffers computed.
 
     Raises:
-        InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or that
-            asks for an attention strata does not have.
+        InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or
+            that asks for an attention strata does not have.
     """
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
@@ -269,7 +271,7 @@ def _stub_out(
     layer: nn.Module, width: int, config: PreTrainedConfig
 ) -> list[tuple[nn.Module, str, nn.Module]]:
     """Replaces what a keys-only pass does not need by zeros; returns what to put back."""
-    attention = layer.self_attn
+    attention = layer.get_submodule("self_attn")
     stubs: list[tuple[nn.Module, str, nn.Module]] = []
     if isinstance(getattr(attention, "q_proj", None), nn.Module):
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,17 +1,18 @@
 """Cuts the stream of a prefix tree into groups, lanes and micro-batches, without padding.
 
-Data flow: PrefixTree -> `split_lanes` -> Lane (what one device computes in one group) -> MicroBatch (a slice of B
-tokens of the lane). Keys of a micro-batch are its *key space*: first the `carried` tokens, whose keys and values
-were computed before and are still attended to, then its own `rows`. Tokens that more than one lane needs are
-*public*: the first lane computes them before all else and publishes their keys and values.
-Independent check (tests): every stream token is computed by exactly one lane, and every key a row needs is in the
-key space of its micro-batch. Knows nothing of layers or weights.
+Data flow: PrefixTree -> `split_lanes` -> Lane (what one device computes in one group) -> MicroBatch (a slice
+of B tokens of the lane). Keys of a micro-batch are its *key space*: first the `carried` tokens, whose keys
+and values were computed before and are still attended to, then its own `rows`. Tokens that more than one lane
+needs are *public*: the first lane computes them before all else and publishes their keys and values.
+Independent check (tests): every stream token is computed by exactly one lane, and every key a row needs is in
+the key space of its micro-batch. Knows nothing of layers or weights.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,7 +44,8 @@ class MicroBatch:
 
     Attributes:
         rows: stream intervals computed, in order.
-        carried: stream intervals that come first in the key space, taken from the key space before (or published).
+        carried: stream intervals that come first in the key space, taken from the key space before (or
+            published).
         first_row: where the slice begins in the lane.
         num_rows: tokens computed.
         scored_rows: [S] int64 local rows whose readout is needed, ascending.
@@ -72,8 +74,9 @@ class MicroBatch:
 class Lane:
     """What one device computes in one group.
 
-    `public` are the stream intervals whose keys and values the lane takes from, or (when `publishes`) gives to, the
-    others. `scored` [S] int64 are the stream indexes whose readouts it leaves, in the order of its rows.
+    `public` are the stream intervals whose keys and values the lane takes from, or (when `publishes`) gives
+    to, the others. `scored` [S] int64 are the stream indexes whose readouts it leaves, in the order of its
+    rows.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -100,7 +103,7 @@ def split_lanes(
     bounds = _run_bounds(tree, num_lanes)
     public = _public_tokens(tree, bounds)
     lanes = []
-    for index, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (first, last) in enumerate(pairwise(bounds)):
         own = ((int(tree.run_starts[first]), int(tree.run_starts[last])),)
         imported: Intervals = ()
         order = join_intervals(public + subtract(own, public)) if index == 0 else subtract(own, public)
@@ -156,7 +159,7 @@ def ranges_in_order(wanted: Intervals, key_space: Intervals) -> Intervals:
 def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
     ideal = np.linspace(0, tree.num_tokens, num_lanes + 1)[1:-1]
     middle = (tree.run_starts[:-1] + tree.run_starts[1:]) / 2
-    cuts = np.searchsorted(middle, ideal) if len(ideal) else []
+    cuts = np.searchsorted(middle, ideal)
     return sorted({0, tree.num_runs, *(min(max(int(cut), 1), tree.num_runs) for cut in cuts)})
 
 

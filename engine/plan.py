@@ -1,8 +1,8 @@
 """Decides, before any weight is read, how a job is swept: groups, micro-batch, residency, hidden store.
 
-Every candidate (groups x hidden store) that fits the memory budgets gets as many resident layers as still fit; the
-one with the least predicted time wins, then the one with fewer groups, then RAM before disk. Time of a sweep =
-max(compute, reading of streamed weights) + the first layer's read + a hidden store's traffic.
+Every candidate (groups x hidden store) that fits the memory budgets gets as many resident layers as still
+fit; the one with the least predicted time wins, then the one with fewer groups, then RAM before disk. Time of
+a sweep = max(compute, reading of streamed weights) + the first layer's read + a hidden store's traffic.
 Independent check: bytes and tokens of a run equal the plan's exactly (tests); time is a prediction.
 """
 
@@ -54,7 +54,8 @@ class PlanOverrides:
 class Workload:
     """The size of a job: what the planner knows of a tree.
 
-    `distinct_tokens` are distinct token ids of the job; `output_bytes` is what the heads read of the checkpoint.
+    `distinct_tokens` are distinct token ids of the job; `output_bytes` is what the heads read of the
+    checkpoint.
     """
 
     num_tokens: int
@@ -72,8 +73,9 @@ class Workload:
 class SweepPlan:
     """The decision, and what it is expected to cost.
 
-    `bytes_read` is exact once `settle_bytes` has seen the lanes; `memory_bytes` is what each device is expected to
-    hold at its peak (weights, activations, hidden states that wait on it), `host_bytes` the same of host RAM.
+    `bytes_read` is exact once `settle_bytes` has seen the lanes; `memory_bytes` is what each device is
+    expected to hold at its peak (weights, activations, hidden states that wait on it), `host_bytes` the same
+    of host RAM.
     """
 
     devices: tuple[str, ...]
@@ -161,8 +163,9 @@ def plan_sweep(
     limit = "--memory-gib" if least.memory_bytes > budgets.device_bytes else "--host-memory-gib"
     needed = max(least.memory_bytes, least.host_bytes if limit != "--memory-gib" else 0) / GIB
     raise InputError(
-        f"{limit}: two layers of this model and a micro-batch do not fit {budgets.device_bytes / GIB:.2f} GiB on a "
-        f"device and {budgets.host_bytes / GIB:.2f} GiB in RAM; expected at least {needed:.2f} GiB"
+        f"{limit}: two layers of this model and a micro-batch do not fit "
+        f"{budgets.device_bytes / GIB:.2f} GiB on a device and "
+        f"{budgets.host_bytes / GIB:.2f} GiB in RAM; expected at least {needed:.2f} GiB"
     )
 
 

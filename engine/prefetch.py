@@ -1,9 +1,10 @@
-"""Reads the layers of a run ahead of the workers: a background thread, reusable buffers, a copy stream on CUDA.
+"""Reads the layers of a run ahead of the workers: a thread, reusable buffers, a copy stream on CUDA.
 
-Flow of one streamed layer: a free slot -> its host buffer is filled from disk -> (CUDA: copied to every device on a
-copy stream) -> every worker takes it, computes, gives it back -> the slot is free. There are `num_slots` slots, so at
-most that many streamed layers are in memory, the one being computed included. Resident layers are read in the first
-sweep and stay. All devices share one read. Knows nothing of what a layer is used for.
+Flow of one streamed layer: a free slot -> its host buffer is filled from disk -> (CUDA: copied to every
+device on a copy stream) -> every worker takes it, computes, gives it back -> the slot is free. There are
+`num_slots` slots, so at most that many streamed layers are in memory, the one being computed included.
+Resident layers are read in the first sweep and stay. All devices share one read. Knows nothing of what a
+layer is used for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -100,7 +102,7 @@ class LayerStream:
             weights = self._loader.load(layer, None if slot is None else slot.buffer)
             placed = self._place(layer, weights, slot)
             self.read_s += time.perf_counter() - started
-            self._coordinator.update(lambda key=(sweep, layer), made=placed: self._placed.update({key: made}))
+            self._coordinator.update(partial(self._placed.__setitem__, (sweep, layer), placed))
 
     def take(self, sweep: int, layer: int, device: torch.device) -> Weights:
         """Weights of a layer on a device, once they are there. Every worker must `give_back` what it took."""

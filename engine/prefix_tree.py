@@ -1,9 +1,10 @@
-"""Prefix trees: token sequences merged into one trie, its tokens laid out in depth-first order (the *stream*).
+"""Prefix trees: token sequences merged into one trie, its tokens in depth-first order (the *stream*).
 
-Shapes and data flow: sequences (token ids [L_i] int32, any number, any order) are sorted; each one then adds to the
-stream only the tokens after its longest common prefix with the sequence before it, as one *run*. What a token sees
-is a *path*: stream intervals from the root to itself. Token t of run r sees `paths[r]` clipped at t. There are as
-many stream tokens as trie nodes (a node here is one token), which is what a sweep computes.
+Shapes and data flow: sequences (token ids [L_i] int32, any number, any order) are sorted; each one then adds
+to the stream only the tokens after its longest common prefix with the sequence before it, as one *run*. What
+a token sees is a *path*: stream intervals from the root to itself. Token t of run r sees `paths[r]` clipped
+at t. There are as many stream tokens as trie nodes (a node here is one token), which is what a sweep
+computes.
 Independent check: a dictionary-of-dictionaries trie, and every path spelled out equals its sequence (tests).
 Knows nothing of questions, models or devices.
 """
@@ -28,7 +29,8 @@ class PrefixTree:
         position_ids: [T] int32, the depth of each token (0 for a root token).
         run_starts: [R + 1] int64, stream index at which each run begins; the last entry is T.
         paths: for each run the stream intervals from the root to the run's end, in order of depth.
-        sequence_paths: for each of the sequences given, its intervals; their lengths add up to the sequence's.
+        sequence_paths: for each of the sequences given, its intervals; their lengths add up to the
+            sequence's.
     """
 
     token_ids: np.ndarray
@@ -77,7 +79,8 @@ def build_prefix_tree(sequences: Sequence[np.ndarray]) -> PrefixTree:
     depths: list[np.ndarray] = []
     starts, paths = [0], []
     sequence_paths: list[Intervals] = [()] * len(sequences)
-    previous, path = np.empty(0, np.int32), ()
+    previous = np.empty(0, np.int32)
+    path: Intervals = ()
     for index in order:
         sequence = np.asarray(sequences[index], np.int32)
         shared = common_prefix_length(previous, sequence)

@@ -1,7 +1,8 @@
-"""Keys and values of public tokens: computed by the first lane, a layer at a time, for every other lane and group.
+"""Keys and values of public tokens: computed by the first lane, layer by layer, for all other lanes.
 
-A member's entry for a layer is [2, K, P, H], in the order of the public stream intervals. Entries live for the whole
-run, since later groups need them; public tokens are few (the opening words of a template, or few-shot examples).
+A member's entry for a layer is [2, K, P, H], in the order of the public stream intervals. Entries live for
+the whole run, since later groups need them; public tokens are few (the opening words of a template, or
+few-shot examples).
 Knows nothing of how keys are computed.
 """
 
@@ -26,7 +27,7 @@ class PublicKeys:
     def publish(
         self, member: str, layer: int, lane: Lane, batch: MicroBatch, key_values: torch.Tensor
     ) -> None:
-        """Leaves the public part of a micro-batch's key space [2, K, C, H], if the lane publishes and there is one.
+        """Leaves the public part of a micro-batch's key space [2, K, C, H], if the lane publishes any.
 
         The public tokens are the publishing lane's first rows.
         """
@@ -46,7 +47,7 @@ class PublicKeys:
             del self._pieces[member, layer]
 
     def take(self, member: str, layer: int, lane: Lane, device: torch.device) -> torch.Tensor | None:
-        """Keys and values [2, K, C, H] that the lane's first micro-batch carries; waits for them to be published."""
+        """Keys and values [2, K, C, H] that the lane's first micro-batch carries, once they are there."""
         if lane.publishes or not lane.public:
             return None
         self._coordinator.wait_for(lambda: (member, layer) in self._whole)

@@ -1,8 +1,8 @@
 """Where each tensor lies in safetensors files, and how its bytes are read. Knows nothing of models.
 
-Format (source: the safetensors README): 8 bytes little-endian header length, a JSON header giving for each tensor
-dtype, shape and byte range, then the bytes. Reading goes through `os.preadv` into buffers the caller owns, so
-that a layer costs no allocation and no memory map.
+Format (source: the safetensors README): 8 bytes little-endian header length, a JSON header giving for each
+tensor dtype, shape and byte range, then the bytes. Reading goes through `os.preadv` into buffers the caller
+owns, so that a layer costs no allocation and no memory map.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class TensorReader:
         Raises:
             InputError: the file ends early.
         """
-        view = memoryview(buffer.numpy())
+        view = buffer.numpy().data
         offset, done = tensor.offset + first_byte, 0
         while done < len(view):
             count = os.preadv(self._descriptor(tensor.file), [view[done:]], offset + done)

@@ -1,7 +1,7 @@
 """The main job: from a question file to the artefacts of a run. Composes the stages; each is elsewhere.
 
-prepare (read, render, plan) -> sweep (readouts) -> head (scores) -> artefacts (submission.csv, scores.parquet,
-run.json, report.html, prompts.jsonl on request).
+prepare (read, render, plan) -> sweep (readouts) -> head (scores) -> artefacts (submission.csv,
+scores.parquet, run.json, report.html, prompts.jsonl on request).
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def _report_overflows(swept: SweepResult, warnings: RunWarnings) -> None:
     if swept.overflows:
         layers = sorted({layer for layer, _ in swept.overflows})
         warnings.say(
-            f"{len(swept.overflows)} micro-batch(es) were not finite in the compute dtype, first in layer {layers[0]}; "
-            "they were computed in float32 from there on"
+            f"{len(swept.overflows)} micro-batch(es) were not finite in the compute dtype, "
+            f"first in layer {layers[0]}; they were computed in float32 from there on"
         )
 
 

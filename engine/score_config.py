@@ -1,4 +1,4 @@
-"""What a scoring job can be told: the flags of `strata score`. Imports nothing heavy, so that --help is quick."""
+"""What a scoring job can be told: the flags of `strata score`. Imports nothing heavy: --help is quick."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ScoreConfig:
     model: Path
     """Hugging Face checkpoint directory, as downloaded (safetensors)."""
     questions: Path
-    """CSV, Parquet or JSONL: id,prompt,A..E[,answer][,context], or id, question, options[], [answer], [context]."""
+    """CSV, Parquet, JSONL: id,prompt,A..E[,answer][,context] or id,question,options[][,answer][,context]."""
     out: Path
     """Folder for what the run leaves."""
     adapter: tuple[Path, ...] = ()

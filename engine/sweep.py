@@ -1,8 +1,8 @@
-"""The sweep: every micro-batch through layer 1, then layer 2, and so on, while the next layer's weights are read.
+"""The sweep: every micro-batch through layer 1, then layer 2, and so on, while the next layer is read.
 
-Data flow: SweepJob (tree, scored stream indexes, plan) -> lanes, a group of them at a time, a worker thread a lane ->
-readouts [S, D] a member, one row for each scored stream index in ascending order. Members (adapters) have hidden
-states of their own and share each layer's base weights.
+Data flow: SweepJob (tree, scored stream indexes, plan) -> lanes, a group of them at a time, a worker thread a
+lane -> readouts [S, D] a member, one row for each scored stream index in ascending order. Members (adapters)
+have hidden states of their own and share each layer's base weights.
 Knows nothing of questions, prompts or heads.
 """
 
@@ -37,7 +37,7 @@ BASE_MEMBER = "base"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SweepJob:
-    """What a sweep computes: the readouts at `scored` (ascending stream indexes) of a tree, for every member."""
+    """What a sweep computes: readouts at `scored` (ascending stream indexes) of a tree, for every member."""
 
     checkpoint: Checkpoint
     tree: PrefixTree
@@ -53,7 +53,7 @@ class SweepJob:
 
 @dataclass(kw_only=True, eq=False)
 class SweepResult:
-    """Readouts [S, D] float32 a member on the host, and what was measured; `group_s` are seconds of each group."""
+    """Readouts [S, D] float32 a member on the host, and what was measured; `group_s`: seconds a group."""
 
     readouts: dict[str, torch.Tensor]
     group_s: list[float] = field(default_factory=list)

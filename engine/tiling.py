@@ -1,7 +1,8 @@
 """Cuts a micro-batch's query rows into attention tiles. Knows the tree and the kernels' Tile, nothing else.
 
-For rows in one tile the keys are the union of what they see, in stream order: intervals seen by every row first,
-then those that need a mask. A sliding window of W positions removes keys at positions <= row position - W.
+For rows in one tile the keys are the union of what they see, in stream order: intervals seen by every row
+first, then those that need a mask. A sliding window of W positions removes keys at
+positions <= row position - W.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ WASTE_LIMIT = 1.25
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowSegment:
-    """Query rows [row, row + len) at stream [start, end) of one run, with the stream intervals the last one sees."""
+    """Query rows [row, row + len) at stream [start, end) of one run, and the intervals the last one sees."""
 
     start: int
     end: int

@@ -40,8 +40,8 @@ class Target:
     """One thing read off a branch.
 
     With a `token_id`, the log-probability of that token given `token_ids[:position]` enters the score, so the
-    readout used is the one of token `position - 1`. Without one, the readout of token `position` itself goes to a
-    classifier head.
+    readout used is the one of token `position - 1`. Without one, the readout of token `position` itself goes
+    to a classifier head.
     """
 
     position: int
@@ -58,9 +58,10 @@ class Branch:
     """One scored root-to-leaf path of a question's prefix tree.
 
     `token_ids` [L] int32 holds every token that has to be computed, from the root; a last target token is
-    predicted, never computed, so its position may equal L. `option` indexes the question's own options. `order`
-    lists the option indexes in the order the prompt shows them (empty when it shows this option only). `label` is
-    the text whose tokens are the targets, None for a classifier head or when the option itself is scored.
+    predicted, never computed, so its position may equal L. `option` indexes the question's own options.
+    `order` lists the option indexes in the order the prompt shows them (empty when it shows this option
+    only). `label` is the text whose tokens are the targets, None for a classifier head or when the option
+    itself is scored.
     """
 
     option: int
@@ -103,14 +104,14 @@ class QuestionScores:
 
 @dataclass(kw_only=True)
 class RunWarnings:
-    """Odd rows and settings that were not honoured: collected during a run, printed once a kind, kept in run.json."""
+    """Odd rows and settings that were not honoured: collected, printed once a kind, kept in run.json."""
 
     strict: bool = False
     rows: dict[str, list[str]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
 
     def odd_row(self, kind: str, question_id: str, where: str) -> None:
-        """Record that a question is odd in the way `kind` tells, or raise InputError when the run is strict."""
+        """Record that a question is odd in the way `kind` tells, or raise InputError if the run is strict."""
         if self.strict:
             raise InputError(f"{where}: {kind} (question id {question_id!r}); --strict refuses it")
         self.rows.setdefault(kind, []).append(question_id)

@@ -1,9 +1,10 @@
 """Log-probabilities of target tokens from readouts, the vocabulary projection streamed in blocks of rows.
 
-Data flow: readouts [S, D] and targets (readout row, token id) [n] -> for each block of the projection [B, D], read
-from disk: logits [S, B] in float32 -> running log-sum-exp [S] and the targets' logits [n] -> log-probabilities [n].
-Peak memory: one block of rows and its logits, whatever V and S are. Without normalization only the target tokens'
-rows are read, and the result is logits.
+Data flow: readouts [S, D] and targets (readout row, token id) [n] -> for each block of the projection [B, D],
+read from disk: logits [S, B] in float32 -> running log-sum-exp [S] and the targets' logits [n] ->
+log-probabilities [n].
+Peak memory: one block of rows and its logits, whatever V and S are. Without normalization only the target
+tokens' rows are read, and the result is logits.
 """
 
 from __future__ import annotations

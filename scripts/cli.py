@@ -1,4 +1,4 @@
-"""The command line: `strata COMMAND ...`. Knows flags and exit statuses; heavy modules load with their command."""
+"""The command line: `strata COMMAND ...`. Knows flags and exit codes; a command loads its heavy modules."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def score(config: ScoreConfig) -> int:
 
 @app.command(name="plan")
 def plan(config: PlanConfig) -> int:
-    """Print what `strata score` with the same flags would do: time, memory, bytes, bottleneck. Reads no weights.
+    """Print what `strata score` with these flags would do: time, memory, bytes, bottleneck. Reads no weights.
 
     Example: strata plan --model DIR --questions test.csv --memory-gib 14
     """
@@ -74,7 +74,7 @@ def bench() -> int:
 
 @bench_app.command(name="sweep")
 def bench_sweep(config: SweepBenchConfig) -> int:
-    """Compare the sweep with the GEMM roofline and with Hugging Face loops, on random weights of a real shape.
+    """Compare the sweep with the GEMM roofline and Hugging Face loops, on random weights of a real shape.
 
     Example: strata bench sweep --shape tinyllama-1.1b
     """

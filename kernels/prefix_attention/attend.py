@@ -11,7 +11,7 @@ from strata.kernels.prefix_attention.sdpa import attend_sdpa
 from strata.kernels.prefix_attention.tile import Tile
 
 TILE_ROWS = {"cpu": 128, "cuda": 2048}
-"""Query rows a tile: on CPU the scores of a tile should stay in cache; on CUDA the kernel blocks by itself."""
+"""Query rows a tile: on CPU a tile's scores should stay in cache; on CUDA the kernel blocks by itself."""
 
 
 def attend(
@@ -22,7 +22,7 @@ def attend(
     scaling: float,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Prefix attention of query [N, T, H] over key and value [K, C, H]; see `attend_blocked`. Returns [T, N, H]."""
+    """Prefix attention [T, N, H] of query [N, T, H] over key and value [K, C, H]; see `attend_blocked`."""
     if query.device.type == "cpu" or softcap is not None:
         return attend_blocked(query, key, value, tiles, scaling, softcap)
     return attend_sdpa(query, key, value, tiles, scaling)

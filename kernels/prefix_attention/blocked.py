@@ -1,8 +1,9 @@
 """Prefix attention as two batched GEMMs and a softmax a tile: the fast way on CPUs.
 
-The query heads that share a kv head are folded into the rows, so that a tile of b rows is a [K, G*b, C] GEMM, which
-reaches the machine's GEMM rate (stock CPU SDPA does not: about 100 against 180-220 useful GFLOP/s in bfloat16 on two
-Zen 4 cores, causal, 1,200 keys). Scores are computed in the compute dtype, softmax accumulates in float32.
+The query heads that share a kv head are folded into the rows, so that a tile of b rows is a [K, G*b, C] GEMM,
+which reaches the machine's GEMM rate (stock CPU SDPA does not: about 100 against 180-220 useful GFLOP/s in
+bfloat16 on two Zen 4 cores, causal, 1,200 keys). Scores are computed in the compute dtype, softmax
+accumulates in float32.
 """
 
 from __future__ import annotations

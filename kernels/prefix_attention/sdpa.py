@@ -1,8 +1,8 @@
 """Prefix attention through torch's scaled_dot_product_attention: the way on CUDA, T4 included.
 
-K and V are expanded to the query heads, because `enable_gqa=True` forces the slow MATH backend on sm75. A dense
-mask is passed only where a tile has masked keys and is not plainly causal; its last dimension is padded to a
-multiple of 8, which the memory-efficient backend needs.
+K and V are expanded to the query heads, because `enable_gqa=True` forces the slow MATH backend on sm75. A
+dense mask is passed only where a tile has masked keys and is not plainly causal; its last dimension is padded
+to a multiple of 8, which the memory-efficient backend needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The unit of work of prefix attention: some query rows and everything they may see.
 
-A tile's keys are gathered from ranges of the micro-batch's key space. The first `num_unmasked` of them are seen by
-every row; for the rest `visible` says which row sees which key. Knows nothing of trees.
+A tile's keys are gathered from ranges of the micro-batch's key space. The first `num_unmasked` of them are
+seen by every row; for the rest `visible` says which row sees which key. Knows nothing of trees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a bench measures time and memory, and what it leaves: environment line, table, JSON. Knows no bench."""
+"""How a bench measures time, and what it leaves: environment line, table, JSON. Knows no bench."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,53 +44,6 @@ class Stopwatch:
             import torch
 
             torch.cuda.synchronize(self._device)
-
-
-class PeakMemory:
-    """Context manager that samples this process's resident memory in a thread.
-
-    Resident memory includes pages of mapped files (weights read through mmap), not the page cache of plain
-    reads.
-    A peak shorter than the interval can be missed; `peak_rss_gib` misses none, but cannot start anew.
-    """
-
-    def __init__(self, interval_s: float = 0.005) -> None:
-        self.baseline_gib = 0.0
-        self.peak_gib = 0.0
-        self._interval_s = interval_s
-        self._process = psutil.Process()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="peak-memory", daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self.baseline_gib = self.peak_gib = self._rss_gib()
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak_gib = max(self.peak_gib, self._rss_gib())
-
-    def _sample(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self.peak_gib = max(self.peak_gib, self._rss_gib())
-
-    def _rss_gib(self) -> float:
-        return self._process.memory_info().rss / GIB
-
-
-def peak_rss_gib() -> float:
-    """The most resident memory this process has had since it started, as the kernel keeps it."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / GIB
-    import resource
-
-    unit_bytes = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / GIB
 
 
 def environment_line() -> str:
@@ -145,14 +97,14 @@ def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> N
     print(line, flush=True)
 
 
-def print_table(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows that share their keys as a table on stdout; the keys are its header."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, box=box.ASCII)
+    table = Table(box=box.ASCII)
     for key, value in rows[0].items():
         table.add_column(Text(key), justify="right" if isinstance(value, int | float) else "left")
     for row in rows:

@@ -25,19 +25,13 @@ READ_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class GemmShapeRate:
-    """What one (M, K, N) reached: median and best of its repeats, in FLOP/s."""
+    """What one (M, K, N) reached: the median of its repeats, in FLOP/s."""
 
     m: int
     k: int
     n: int
     num_repeats: int
     median_flop_per_s: float
-    max_flop_per_s: float
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of one call."""
-        return 2 * self.m * self.k * self.n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +46,6 @@ class GemmRate:
     def best_flop_per_s(self) -> float:
         """The roofline: the highest rate that any shape sustains (the largest of the medians)."""
         return max(rate.median_flop_per_s for rate in self.per_shape)
-
-    @property
-    def mixed_flop_per_s(self) -> float:
-        """The rate of running each shape once after another, at their medians; never above the best."""
-        seconds = sum(rate.flops / rate.median_flop_per_s for rate in self.per_shape)
-        return sum(rate.flops for rate in self.per_shape) / seconds
 
 
 def measure_gemm_rate(
@@ -145,15 +133,8 @@ def _measure_shape(
             with Stopwatch(device) as watch:
                 linear(x_MK, weight_NK)
             times.append(watch.seconds)
-    flops = 2 * m * k * n
-    return GemmShapeRate(
-        m=m,
-        k=k,
-        n=n,
-        num_repeats=len(times),
-        median_flop_per_s=flops / median(times),
-        max_flop_per_s=flops / min(times),
-    )
+    rate = 2 * m * k * n / median(times)
+    return GemmShapeRate(m=m, k=k, n=n, num_repeats=len(times), median_flop_per_s=rate)
 
 
 def _list_files(paths: Iterable[Path]) -> list[Path]:

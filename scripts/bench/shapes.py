@@ -187,16 +187,6 @@ def useful_flops(
     return (shape.num_layers - 1) * full_layer + last_layer
 
 
-def naive_flops(shape: ModelShape, *, prefix_tokens: int, option_tokens: int, num_options: int) -> int:
-    """FLOPs of one question when every option is run alone behind its own copy of the prefix, in every layer.
-
-    num_layers * O * ((P + L) * gemm(full) + attention(causal(0, P + L))), in the terms of `useful_flops`.
-    """
-    num_tokens = prefix_tokens + option_tokens
-    attention = _attention_flops(shape, _causal_keys(0, num_tokens))
-    return shape.num_layers * num_options * (num_tokens * gemm_flops_per_token(shape) + attention)
-
-
 def _num_linear_parameters(shape: ModelShape, layer: LayerPart) -> int:
     keys_values = 2 * shape.hidden_size * shape.num_kv_heads * shape.head_dim
     queries_output = 2 * shape.hidden_size * shape.num_heads * shape.head_dim

@@ -1,11 +1,12 @@
-"""The sweep bench: strata resident and streamed against the GEMM roofline and two Hugging Face loops, in one run.
+"""The sweep bench: strata resident and streamed against the GEMM roofline and two Hugging Face loops.
 
-Every round runs strata resident, strata streamed and the DynamicCache loop, in turn. A machine that is shared changes
-its speed, so each run stands between two GEMM probes: it counts as the share of the roofline it reaches (useful
-FLOPs / seconds / mean of the two probes), and is repeated when the probes differ by more than a tenth. Ratios between
-runs are ratios of these shares; medians over the rounds are reported, and all rounds are kept. A resident run is two groups of questions, of which
-the second counts, since its weights are in memory by then, as they are for the loops. A streamed run starts with the
-page cache of the checkpoint dropped and counts whole, its first layer's read included.
+Every round runs strata resident, strata streamed and the DynamicCache loop, in turn. A machine that is shared
+changes its speed, so each run stands between two GEMM probes: it counts as the share of the roofline it
+reaches (useful FLOPs / seconds / mean of the two probes), and is repeated when the probes differ by more than
+a tenth. Ratios between runs are ratios of these shares; medians over the rounds are reported, and all rounds
+are kept. A resident run is two groups of questions, of which the second counts, since its weights are in
+memory by then, as they are for the loops. A streamed run starts with the page cache of the checkpoint dropped
+and counts whole, its first layer's read included.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ MAX_TRIES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedRun:
-    """Seconds a question of one run, the mean of the GEMM probes before and after it, and how far they differ."""
+    """Seconds a question of one run, the mean of the GEMM probes around it, and how far they differ."""
 
     seconds: float
     gemm_flop_per_s: float

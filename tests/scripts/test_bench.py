@@ -40,7 +40,6 @@ from strata.scripts.bench.shapes import (
     ModelShape,
     gemm_flops_per_token,
     layer_gemm_shapes,
-    naive_flops,
     num_parameters,
     to_llama_config,
     useful_flops,
@@ -117,13 +116,6 @@ def test_useful_flops_count_what_a_dense_mask_shows(prefix, option, num_options,
     assert (TINY.num_layers - 1) * every_layer + last_layer == useful_flops(
         TINY, prefix_tokens=prefix, option_tokens=option, num_options=num_options, scored_tokens=len(scored)
     )
-
-
-def test_naive_flops_count_every_option_alone_in_full():
-    mask = tree_mask(17, 4, 1)
-    one = len(mask) * linear_flops(TINY, ("_proj",)) + 4 * TINY.num_heads * TINY.head_dim * mask.sum()
-    expected = TINY.num_layers * 5 * one
-    assert naive_flops(TINY, prefix_tokens=17, option_tokens=4, num_options=5) == expected
 
 
 @pytest.mark.parametrize("scored", [0, 4, 25])
@@ -263,17 +255,16 @@ def test_gemm_rate_of_each_shape():
         (8, 16, 4, 3),
         (2, 4, 8, 3),
     ]
-    assert all(0 < shape.median_flop_per_s <= shape.max_flop_per_s for shape in rate.per_shape)
+    assert all(shape.median_flop_per_s > 0 for shape in rate.per_shape)
     with pytest.raises(ValueError, match="shapes is empty"):
         measure_gemm_rate(torch.float32, "cpu", [])
 
 
-def test_gemm_rate_of_a_mix_weighs_by_time():
-    slow = GemmShapeRate(m=1, k=5, n=10, num_repeats=3, median_flop_per_s=100.0, max_flop_per_s=150.0)
-    fast = replace(slow, median_flop_per_s=400.0, max_flop_per_s=400.0)
+def test_best_gemm_rate_is_the_largest_median():
+    slow = GemmShapeRate(m=1, k=5, n=10, num_repeats=3, median_flop_per_s=100.0)
+    fast = replace(slow, median_flop_per_s=400.0)
     rate = GemmRate(dtype="float32", device="cpu", per_shape=(slow, fast))
     assert rate.best_flop_per_s == 400.0
-    assert rate.mixed_flop_per_s == pytest.approx(200 / (1.0 + 0.25))
 
 
 def test_disk_rate_reads_files_and_folders_and_leaves_them_whole(tmp_path):
@@ -328,18 +319,8 @@ def test_commit_is_unknown_without_git(monkeypatch):
     assert record._commit() == "unknown"
 
 
-def test_peak_memory_sees_what_was_held_and_freed():
-    with record.PeakMemory(interval_s=0.001) as memory:
-        block = np.ones(16 << 20)
-        while memory.peak_gib - memory.baseline_gib < 0.1:
-            block[:: 1 << 16] += 1
-        del block
-    assert memory.peak_gib - memory.baseline_gib >= 0.1
-    assert record.peak_rss_gib() >= memory.peak_gib - 0.01
-
-
 def test_table_aligns_and_takes_text_literally(capsys):
-    record.print_table([{"way": "[naive]", "tok/s": 1234.56, "ratio": 4.0, "n": 12000}], title="sweep")
+    record.print_table([{"way": "[naive]", "tok/s": 1234.56, "ratio": 4.0, "n": 12000}])
     out = capsys.readouterr().out
     assert "| [naive] | 1,234.6 | 4.000 | 12,000 |" in out
     assert out.isascii()
