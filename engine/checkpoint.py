@@ -122,7 +122,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"{path}: no tensor embed_tokens.weight; expected a decoder with layers, embed_tokens, norm"
         )
+    _check_beside_layers(path, config, weights)
     return Checkpoint(path=path, config=config, weights=weights)
+
+
+def _check_beside_layers(path: Path, config: PreTrainedConfig, weights: dict[str, WeightSource]) -> None:
+    """Refuses embedding, final norm and projection of another shape than the config's, or not of floats."""
+    matrix, vector = (config.vocab_size, config.hidden_size), (config.hidden_size,)
+    expected = {"embed_tokens.weight": matrix, "lm_head.weight": matrix, "norm.weight": vector}
+    for name in (*expected, *HEAD_WEIGHTS):
+        if name not in weights:
+            continue
+        stored = weights[name].parts[0][0]
+        stored.torch_dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
+        if name in expected and stored.shape != expected[name]:
+            raise InputError(
+                f"{path}: {name} has shape {list(stored.shape)}; the config expects {list(expected[name])}"
+            )
 
 
 def _read_config(path: Path) -> PreTrainedConfig:

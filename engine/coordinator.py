@@ -16,6 +16,7 @@ class Coordinator:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
 
     def update(self, change: Callable[[], None]) -> None:
         """Makes a change of shared state visible and wakes those who wait for it."""
@@ -44,6 +45,12 @@ class Coordinator:
             self._error = self._error or error
             self._condition.notify_all()
 
+    def stop(self) -> None:
+        """Ends every wait and every thread of the run; returns when they are gone."""
+        self.fail(AbortedError())
+        for thread in self._threads:
+            thread.join()
+
     def guard(self, work: Callable[[], None]) -> Callable[[], None]:
         """The same work, whose exception stops the run."""
 
@@ -61,6 +68,7 @@ class Coordinator:
         """Runs a task in the background; its exception stops the run."""
         thread = threading.Thread(target=self.guard(task), name=name, daemon=True)
         thread.start()
+        self._threads.append(thread)
         return thread
 
     def run(self, tasks: Sequence[Callable[[], None]], name: str) -> None:

@@ -45,6 +45,7 @@ class ModelCosts:
     num_kv_heads: int
     head_dim: int
     itemsize: int
+    has_softcap: bool
 
     @property
     def num_layers(self) -> int:
@@ -66,9 +67,12 @@ class ModelCosts:
         return max(attention, mlp) * self.itemsize
 
     def attention_scratch_bytes(self, rows: int, keys: int, *, on_cpu: bool) -> int:
-        """Peak memory of one attention tile: scores and weights on CPU, expanded keys and a mask on CUDA."""
-        if on_cpu:
-            return 2 * self.num_heads * rows * keys * self.itemsize
+        """Peak memory of one attention tile: scores on CPU, expanded keys and a mask on CUDA.
+
+        Soft-capped scores, which SDPA does not know, are computed blockwise anywhere, with a float32 copy.
+        """
+        if on_cpu or self.has_softcap:
+            return self.num_heads * rows * keys * (self.itemsize + (8 if self.has_softcap else self.itemsize))
         return 2 * self.num_heads * keys * self.head_dim * self.itemsize + 2 * rows * keys
 
 
@@ -96,6 +100,7 @@ def model_costs(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         itemsize=dtype.itemsize,
+        has_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
     )
 
 

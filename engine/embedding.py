@@ -1,22 +1,12 @@
-"""The rows of the input embedding that a group of lanes uses: read once a group. Knows no devices."""
+"""The rows of the input embedding that a job uses: read once a group, no others. Knows no devices."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from strata.engine.checkpoint import Checkpoint
-from strata.engine.packing import Lane
-from strata.engine.prefix_tree import PrefixTree, indexes
 from strata.engine.safetensors_file import TensorReader
-
-
-def tokens_in_use(tree: PrefixTree, lanes: Iterable[Lane]) -> np.ndarray:
-    """Ascending distinct token ids that the lanes compute."""
-    used = [tree.token_ids[indexes(batch.rows)] for lane in lanes for batch in lane.micro_batches]
-    return np.unique(np.concatenate(used)) if used else np.empty(0, np.int32)
 
 
 def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:

@@ -25,6 +25,8 @@ from strata.engine.types import InputError, Prompt, QuestionScores
 
 TOKEN_HEADS = ("yes-no", "letters", "loglik")
 CLASSIFIER_HEADS = ("binary", "contrast")
+EMPTY_OPTION_PENALTY = 100.0
+"""Nats by which an empty option's log-likelihood lies below the least likely other option's."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +46,17 @@ class TargetTable:
     token_ids: np.ndarray
     num_branches: int
     scored: np.ndarray
+
+    def select(self, branches: np.ndarray) -> TargetTable:
+        """The targets of some branches, given in ascending order and renumbered from 0; readout rows stay."""
+        wanted = np.isin(self.branches, branches)
+        return replace(
+            self,
+            branches=np.searchsorted(branches, self.branches[wanted]),
+            rows=self.rows[wanted],
+            token_ids=self.token_ids[wanted],
+            num_branches=len(branches),
+        )
 
     def needs_normalization(self, head: str) -> bool:
         """False for yes-no when yes and no are one token each at one readout: their normalizers cancel."""
@@ -86,7 +99,7 @@ def choose_head(setting: str, checkpoint: Checkpoint, adapter_score: torch.Tenso
     if setting == "auto":
         if shape is None:
             return "yes-no"
-        return "contrast" if shape[1] == 2 * width else "binary"
+        setting = "contrast" if shape[1] == 2 * width else "binary"
     if setting in CLASSIFIER_HEADS:
         expected = width if setting == "binary" else 2 * width
         if shape is None:
@@ -130,7 +143,18 @@ def _score_question(head: str, prompt: Prompt, branch_scores: np.ndarray) -> Que
         return _plain(prompt, branch_scores[0::2] - branch_scores[1::2])
     assert head == "loglik"
     lengths = np.array([max(1, len(option)) for option in prompt.question.options])
-    return replace(_plain(prompt, branch_scores), member_scores={"loglik_per_char": branch_scores / lengths})
+    has_targets = np.array([bool(branch.targets) for branch in prompt.branches])
+    per_char = _rank_last(branch_scores / lengths, has_targets)
+    return replace(
+        _plain(prompt, _rank_last(branch_scores, has_targets)), member_scores={"loglik_per_char": per_char}
+    )
+
+
+def _rank_last(scores: np.ndarray, has_targets: np.ndarray) -> np.ndarray:
+    """The scores, with options of no tokens (their sum, 0, would win) below all others."""
+    if has_targets.all() or not has_targets.any():
+        return scores
+    return np.where(has_targets, scores, scores[has_targets].min() - EMPTY_OPTION_PENALTY)
 
 
 def score_classifier(
@@ -167,7 +191,7 @@ def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionSc
         return next(iter(members.values()))
     averaged = []
     for rows in zip(*members.values(), strict=True):
-        log_probabilities = np.stack([log_softmax(np.log(row.probabilities)) for row in rows])
+        log_probabilities = np.stack([log_softmax(row.scores) for row in rows])
         scores = np.logaddexp.reduce(log_probabilities, axis=0) - np.log(len(rows))
         by_member = {name: row.scores for name, row in zip(members, rows, strict=True)}
         averaged.append(
@@ -182,4 +206,6 @@ def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionSc
 
 
 def _plain(prompt: Prompt, scores: np.ndarray) -> QuestionScores:
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("scores are not finite: the head's weights hold NaN or inf")
     return QuestionScores(question=prompt.question, scores=scores, probabilities=option_probabilities(scores))

@@ -67,7 +67,13 @@ class DiskStore:
         self._width, self._dtype, self._device = width, dtype, device
         self._row_bytes = width * dtype.itemsize
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (closed by close())
-        os.posix_fallocate(self._file.fileno(), 0, max(1, num_rows * self._row_bytes))
+        size = max(1, num_rows * self._row_bytes)
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            self._file.close()
+            reason = f"{error.strerror}: no room for {size:,} bytes of hidden states (--hidden-store disk)"
+            raise OSError(error.errno, reason, str(folder)) from None
 
     def read(self, first: int, count: int) -> torch.Tensor:
         """Reads rows into fresh memory on the device."""

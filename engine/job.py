@@ -9,38 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from strata.engine.adapters import Adapter, check_shapes, read_adapter
+from strata.engine.adapters import Adapter, read_adapter
 from strata.engine.checkpoint import Checkpoint, open_checkpoint
-from strata.engine.costs import model_costs
-from strata.engine.embedding import embedding_bytes, tokens_in_use
-from strata.engine.heads import CLASSIFIER_HEADS, TargetTable, build_target_table, choose_head
-from strata.engine.layer_loader import LayerLoader
-from strata.engine.machine import (
-    DTYPES,
-    MachineRates,
-    device_budget_bytes,
-    host_budget_bytes,
-    measure_rates,
-    resolve_devices,
-    resolve_dtype,
-)
-from strata.engine.model import LENGTH_DEPENDENT_ROPE, build_decoder, rope_type
-from strata.engine.plan import Budgets, PlanOverrides, SweepPlan, measure_workload, plan_sweep
+from strata.engine.heads import TargetTable, build_target_table, choose_head
+from strata.engine.job_plan import plan_job
+from strata.engine.machine import MachineRates
+from strata.engine.model import LENGTH_DEPENDENT_ROPE, rope_type
+from strata.engine.partial_scores import PartialScores, fingerprint_job
+from strata.engine.plan import Budgets, SweepPlan
 from strata.engine.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.prompts import render_prompts
 from strata.engine.questions import read_questions
-from strata.engine.safetensors_file import TensorReader
 from strata.engine.score_config import ScoreConfig
-from strata.engine.sweep import SweepJob, plan_lanes
+from strata.engine.sweep import SweepJob
 from strata.engine.templates import load_template
-from strata.engine.types import InputError, Prompt, Question, RunWarnings
-from strata.engine.vocabulary import vocabulary_projection
+from strata.engine.types import InputError, Prompt, Question, QuestionScores, RunWarnings
 
 
 class PhaseTimer:
@@ -61,16 +50,25 @@ class PhaseTimer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringJob:
-    """A checked and planned job."""
+    """A checked and planned job.
+
+    `prompts` are those still to score, `all_prompts` with those that an interrupted run has `done`;
+    `completed` lists for each group the indexes of the prompts whose last readout it holds.
+    """
 
     config: ScoreConfig
     head: str
     template_name: str
+    questions: list[Question]
     prompts: list[Prompt]
+    all_prompts: list[Prompt]
     targets: TargetTable
     sweep: SweepJob
+    completed: tuple[tuple[int, ...], ...]
     rates: MachineRates
     budgets: Budgets
+    fingerprint: str
+    done: dict[str, QuestionScores]
 
     @property
     def tree(self) -> PrefixTree:
@@ -106,6 +104,7 @@ def prepare_job(config: ScoreConfig, warnings: RunWarnings, timer: PhaseTimer) -
     Raises:
         InputError: whatever makes the job meaningless, in one line.
     """
+    config.check()
     with timer.phase("read input"):
         _check_out(config.out)
         questions = read_questions(
@@ -116,20 +115,34 @@ def prepare_job(config: ScoreConfig, warnings: RunWarnings, timer: PhaseTimer) -
         head = choose_head(config.head, checkpoint, adapters[0].score if adapters else None)
     with timer.phase("tokenize"):
         prompts, template_name = _render(config, head, questions, checkpoint, warnings)
+    fingerprint = fingerprint_job(
+        prompts, (config.model.resolve(), head, template_name, config.dtype, *config.adapter)
+    )
+    done: dict[str, QuestionScores] = {}
+    if config.resume:
+        done = PartialScores(config.out, fingerprint).read(questions)
     with timer.phase("plan"):
-        tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
-        targets = build_target_table(prompts, tree)
-        sweep, rates, budgets = plan_job(config, head, checkpoint, adapters, tree, targets)
+        # Were all done, the last one is scored again: a run without a sweep would have nothing to measure.
+        left = [prompt for prompt in prompts if prompt.question.id not in done] or prompts[-1:]
+        tree = build_prefix_tree([branch.token_ids for prompt in left for branch in prompt.branches])
+        targets = build_target_table(left, tree)
+        planned = plan_job(config, head, checkpoint, adapters, left, tree, targets)
     _warn_of_rope(checkpoint, tree, warnings)
+    _warn_of_overrides(config, planned.sweep.plan, checkpoint.num_layers, warnings)
     return ScoringJob(
         config=config,
         head=head,
         template_name=template_name,
-        prompts=prompts,
+        questions=questions,
+        prompts=left,
+        all_prompts=prompts,
         targets=targets,
-        sweep=sweep,
-        rates=rates,
-        budgets=budgets,
+        sweep=planned.sweep,
+        completed=planned.completed,
+        rates=planned.rates,
+        budgets=planned.budgets,
+        fingerprint=fingerprint,
+        done=done,
     )
 
 
@@ -216,78 +229,11 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def plan_job(
-    config: ScoreConfig,
-    head: str,
-    checkpoint: Checkpoint,
-    adapters: tuple[Adapter, ...],
-    tree: PrefixTree,
-    targets: TargetTable,
-) -> tuple[SweepJob, MachineRates, Budgets]:
-    """Plans the sweep of a tree: the job, and the rates and budgets it was planned with."""
-    devices = resolve_devices(config.devices)
-    dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
-    decoder = build_decoder(checkpoint.config)
-    shapes = [decoder.layer_shapes(layer) for layer in range(checkpoint.num_layers)]
-    loader = LayerLoader(checkpoint, shapes, dtype, TensorReader())
-    for adapter in adapters:
-        for layer, layer_shapes in enumerate(shapes):
-            check_shapes(adapter, layer_shapes, layer_index=layer)
-    costs = model_costs(checkpoint, decoder, loader, dtype)
-    work = measure_workload(
-        costs,
-        token_ids=tree.token_ids,
-        position_ids=tree.position_ids,
-        scored=targets.scored,
-        num_members=max(1, len(adapters)),
-        output_bytes=_output_bytes(head, checkpoint, adapters, targets),
-        embedding_row_bytes=embedding_bytes(checkpoint, 1),
-    )
-    budgets = Budgets(
-        device_bytes=device_budget_bytes(devices, config.memory_gib),
-        host_bytes=host_budget_bytes(config.host_memory_gib),
-    )
-    first_file = checkpoint.require("norm.weight").parts[0][0].file
-    rates = measure_rates(devices, dtype, checkpoint.config.hidden_size, first_file)
-    name = next(name for name, known in DTYPES.items() if known is dtype)
-    overrides = PlanOverrides(
-        micro_batch_tokens=config.micro_batch_tokens,
-        num_groups=config.num_groups,
-        resident_layers=config.resident_layers,
-        hidden_store=config.hidden_store,
-    )
-    plan = plan_sweep(
-        costs, work, devices=devices, dtype=name, budgets=budgets, rates=rates, overrides=overrides
-    )
-    job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
-    return settle_bytes(job, sum(costs.stored_bytes), costs.stored_bytes, work.output_bytes), rates, budgets
-
-
-def settle_bytes(
-    job: SweepJob, layers_bytes: int, layer_bytes: tuple[int, ...], output_bytes: int
-) -> SweepJob:
-    """The job with the exact number of groups and of bytes that its lanes will read."""
-    groups = plan_lanes(job.tree, job.scored, job.plan)
-    embedding = sum(embedding_bytes(job.checkpoint, len(tokens_in_use(job.tree, lanes))) for lanes in groups)
-    resident = set(job.plan.resident_layers)
-    again = sum(size for layer, size in enumerate(layer_bytes) if layer not in resident)
-    total = layers_bytes + (len(groups) - 1) * again + embedding + output_bytes
-    return replace(job, plan=replace(job.plan, num_groups=len(groups), bytes_read=total))
-
-
-def _output_bytes(
-    head: str, checkpoint: Checkpoint, adapters: tuple[Adapter, ...], targets: TargetTable
-) -> int:
-    """Bytes of the final norm and of what the head reads."""
-    norm = sum(source.num_bytes for name, source in checkpoint.weights.items() if name.startswith("norm."))
-    if head in CLASSIFIER_HEADS:
-        uses_own = not adapters or adapters[0].score is None
-        return norm + (checkpoint.require("score.weight").num_bytes if uses_own else 0)
-    projection = vocabulary_projection(checkpoint)
-    members = max(1, len(adapters))
-    return norm + members * projection.bytes_needed(
-        targets.token_ids, normalized=targets.needs_normalization(head)
-    )
+def _warn_of_overrides(config: ScoreConfig, plan: SweepPlan, num_layers: int, warnings: RunWarnings) -> None:
+    if config.num_groups is not None and config.num_groups != plan.num_groups:
+        warnings.say(f"--num-groups {config.num_groups}: the job has prompts for {plan.num_groups} only")
+    if config.resident_layers is not None and config.resident_layers > num_layers:
+        warnings.say(f"--resident-layers {config.resident_layers}: the model has {num_layers} layers")
 
 
 def _warn_of_rope(checkpoint: Checkpoint, tree: PrefixTree, warnings: RunWarnings) -> None:

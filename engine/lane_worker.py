@@ -144,7 +144,8 @@ class LaneWorker:
             result = attempt(hidden)
             if self.dtype != torch.float16 or is_finite(result):
                 return result
-            self.overflows.append((layer, index))
+            if (layer, index) not in self.overflows:
+                self.overflows.append((layer, index))
         self.decoder.assign_layer(layer, {name: weight.float() for name, weight in self._weights.items()})
         result = attempt(hidden.float())
         self.decoder.assign_layer(layer, self._weights)

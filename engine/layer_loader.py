@@ -24,6 +24,8 @@ class LayerLoader:
         checkpoint: where from.
         shapes: for every layer the names and shapes its module expects.
         dtype: compute dtype of the weights returned.
+        reader: counts the bytes.
+        convert: False leaves weights in their stored dtype, for a device to convert after the copy.
 
     Raises:
         InputError: the checkpoint lacks a weight of a layer, or holds it in another shape.
@@ -35,9 +37,12 @@ class LayerLoader:
         shapes: list[dict[str, tuple[int, ...]]],
         dtype: torch.dtype,
         reader: TensorReader,
+        *,
+        convert: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
+        self._convert = convert
         self._reader = reader
         self._sources = [_match_sources(checkpoint, layer, expected) for layer, expected in enumerate(shapes)]
         self._shapes = shapes
@@ -76,13 +81,14 @@ class LayerLoader:
                 self._reader.read_into(stored, region)
                 tensors.append(region.view(stored.torch_dtype).view(stored.shape))
                 offset += -(-stored.num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-            combined = source.combine(tensors, self._checkpoint.config).to(self._dtype)
-            weights[name] = combined
+            combined = source.combine(tensors, self._checkpoint.config)
+            weights[name] = combined.to(self._dtype) if self._convert else combined
         self._check_shapes(layer, weights)
         return weights
 
     def _is_view(self, source: WeightSource) -> bool:
-        return source.converter is None and source.parts[0][0].torch_dtype == self._dtype
+        stays = not self._convert or source.parts[0][0].torch_dtype == self._dtype
+        return source.converter is None and stays
 
     def _check_shapes(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
         for name, weight in weights.items():

@@ -15,6 +15,8 @@ from strata.engine.types import InputError
 GIB = 1 << 30
 SHARE_OF_FREE_MEMORY = 0.8
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALLEST_GEMM_WIDTH = 1024
+"""Narrower GEMMs would measure the cost of a call, not the machine."""
 NOMINAL_HOST_TO_DEVICE = 12e9
 """Bytes a second over PCIe 3.0 x16 as usually reached with pinned memory; used in predictions only."""
 
@@ -96,7 +98,7 @@ def host_budget_bytes(host_memory_gib: float | None) -> int:
 
 def measure_rates(devices: tuple[str, ...], dtype: torch.dtype, width: int, file: Path) -> MachineRates:
     """Measures the GEMM rate (a fifth of a second) and the disk rate (up to 64 MiB, cache dropped)."""
-    rate = _gemm_rate(torch.device(devices[0]), dtype, width)
+    rate = _gemm_rate(torch.device(devices[0]), dtype, max(width, SMALLEST_GEMM_WIDTH))
     workers_share = devices.count("cpu") or 1
     return MachineRates(
         gemm_flop_per_s=rate / workers_share,

@@ -31,6 +31,7 @@ UNSUPPORTED_SETTINGS = {
     "logits_scaling": (None, 1.0),
     "attention_chunk_size": (None,),
     "alibi": (None, False),
+    "embedding_multiplier": (None, 1, 1.0),
 }
 
 TilesOf = Callable[[int | None], Sequence[Tile]]
@@ -213,8 +214,8 @@ class Decoder:
         return layer_types[layer] if layer_types else None
 
 
-def build_decoder(config: PreTrainedConfig) -> Decoder:
-    """The modules of a checkpoint's base model, with weights on the meta device and buffers computed.
+def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The modules of a checkpoint's base model, weights on the meta device, buffers computed in a dtype.
 
     Raises:
         InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or
@@ -224,8 +225,8 @@ def build_decoder(config: PreTrainedConfig) -> Decoder:
     config._attn_implementation = ATTENTION_NAME
     try:
         with init_empty_weights(include_buffers=False):
-            base = AutoModel.from_config(config)
-    except ValueError as error:
+            base = AutoModel.from_config(config, dtype=dtype)
+    except (ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(f"model type {config.model_type!r}: {str(error).splitlines()[0]}") from None
     missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
     if missing:
@@ -233,7 +234,39 @@ def build_decoder(config: PreTrainedConfig) -> Decoder:
             f"model type {config.model_type!r} has no {missing[0]}; expected a decoder like Llama's"
         )
     base.requires_grad_(False)
-    return Decoder(config=config, base=base.eval(), layers=base.layers)
+    # The padding row is a row like any other here, and a table of the rows in use may be shorter than its id.
+    base.embed_tokens.padding_idx = None
+    decoder = Decoder(config=config, base=base.eval(), layers=base.layers)
+    _rehearse(decoder, dtype)
+    return decoder
+
+
+def _rehearse(decoder: Decoder, dtype: torch.dtype) -> None:
+    """Runs the first layer's attention on the meta device: a family strata cannot run shows before any work.
+
+    Raises:
+        InputError: it cannot run.
+    """
+    config, meta = decoder.config, torch.device("meta")
+    tile = Tile(rows=(0, 2), key_ranges=((0, 2),), num_keys=2, num_unmasked=0, causal=True, visible=None)
+    call = AttentionCall(tiles_of=lambda window: (tile,), carried=None)
+    layer = decoder.layers[0]
+    stubs = [(name, module) for name, module in layer.named_children() if name in MLP_NAMES]
+    try:
+        decoder.prepare_rope(1, torch.device("cpu"), dtype)
+        for name, _ in stubs:
+            setattr(layer, name, _Zero(config.hidden_size))
+        hidden = torch.empty(2, config.hidden_size, dtype=dtype, device=meta)
+        tables = decoder.rope_tables
+        decoder.rope_tables = {kind: (cos.to(meta), sin.to(meta)) for kind, (cos, sin) in tables.items()}
+        decoder.run_layer(0, hidden, torch.zeros(2, dtype=torch.int64, device=meta), call)
+    except (NotImplementedError, AssertionError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"model type {config.model_type!r} is not supported: {reason}") from None
+    finally:
+        for name, module in stubs:
+            setattr(layer, name, module)
+        decoder.rope_tables = {}
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:
@@ -248,9 +281,11 @@ def refuse_unsupported(config: PreTrainedConfig) -> None:
 
 
 def rope_type(config: PreTrainedConfig) -> str:
-    """The config's kind of rotary scaling, "default" when it has none."""
+    """The config's kind of rotary scaling; where layers differ, one that depends on length if any."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    return parameters.get("rope_type", "default")
+    by_layer_type = [kind for kind in parameters.values() if isinstance(kind, dict)] or [parameters]
+    kinds = [kind.get("rope_type", "default") for kind in by_layer_type]
+    return next((kind for kind in kinds if kind in LENGTH_DEPENDENT_ROPE), kinds[0])
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -86,6 +86,8 @@ class Lane:
     scored: np.ndarray
 
 
+CUT_SLACK = 0.1
+"""How far from an equal share, as a part of it, a lane may begin so as to begin between questions."""
 EMPTY_LANE = Lane(micro_batches=(), public=(), publishes=False, num_tokens=0, scored=np.empty(0, np.int64))
 
 
@@ -157,10 +159,21 @@ def ranges_in_order(wanted: Intervals, key_space: Intervals) -> Intervals:
 
 
 def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
-    ideal = np.linspace(0, tree.num_tokens, num_lanes + 1)[1:-1]
-    middle = (tree.run_starts[:-1] + tree.run_starts[1:]) / 2
-    cuts = np.searchsorted(middle, ideal)
-    return sorted({0, tree.num_runs, *(min(max(int(cut), 1), tree.num_runs) for cut in cuts)})
+    """Runs at which lanes begin: near equal shares of the tokens, at the shallowest run there.
+
+    A run that begins at depth d makes d tokens public, so a cut between questions is better than one inside.
+    """
+    share = tree.num_tokens / num_lanes
+    starts = tree.run_starts[:-1]
+    depths = tree.position_ids[starts]
+    bounds = {0, tree.num_runs}
+    for lane in range(1, num_lanes):
+        low, high = np.searchsorted(starts, ((lane - CUT_SLACK) * share, (lane + CUT_SLACK) * share))
+        low = max(int(low), 1)
+        high = min(max(int(high), low + 1), tree.num_runs)
+        if low < high:
+            bounds.add(low + int(np.argmin(depths[low:high])))
+    return sorted(bounds)
 
 
 def _public_tokens(tree: PrefixTree, bounds: list[int]) -> Intervals:

@@ -1,7 +1,7 @@
 """What an interrupted run has already scored: appended after every group, picked up by `--resume`.
 
-A file of JSON lines: first the fingerprint of everything that decides scores, then a line a question. A line cut off
-by a crash is ignored. Knows nothing of models.
+A file of JSON lines: first the fingerprint of everything that decides scores, then a line a question. A line
+cut off by a crash is ignored. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class PartialScores:
         by_id = {question.id: question for question in questions}
         return {line["id"]: _restore(line, by_id[line["id"]]) for line in lines[1:]}
 
-    def start(self) -> None:
-        """Begins a new file, unless one of this job is there."""
+    def start(self, *, resume: bool) -> None:
+        """Begins a new file, unless the one there is to be gone on with."""
+        if not resume:
+            self.remove()
         if not self._path.is_file():
             self._append([{"fingerprint": self._fingerprint}])
 

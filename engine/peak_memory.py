@@ -25,8 +25,6 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         self.baseline_bytes = self.peak_bytes = psutil.Process().memory_info().rss
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(index)
         self._thread.start()
         return self
 
@@ -35,11 +33,19 @@ class PeakMemory:
         self._thread.join()
         self.peak_bytes = max(self.peak_bytes, psutil.Process().memory_info().rss)
 
-    def devices(self, names: tuple[str, ...]) -> dict[str, int]:
-        """Peak bytes allocated on each CUDA device."""
-        return {name: torch.cuda.max_memory_allocated(name) for name in names if name != "cpu"}
-
     def _sample(self) -> None:
         process = psutil.Process()
         while not self._done.wait(self._interval_s):
             self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+
+
+def reset_device_peaks(names: tuple[str, ...]) -> None:
+    """Begins a new peak on each CUDA device; the planner has initialised CUDA by then."""
+    for name in names:
+        if name != "cpu":
+            torch.cuda.reset_peak_memory_stats(name)
+
+
+def device_peaks(names: tuple[str, ...]) -> dict[str, int]:
+    """Peak bytes allocated on each CUDA device since the reset."""
+    return {name: torch.cuda.max_memory_allocated(name) for name in names if name != "cpu"}

@@ -54,7 +54,7 @@ class PlanOverrides:
 class Workload:
     """The size of a job: what the planner knows of a tree.
 
-    `distinct_tokens` are distinct token ids of the job; `output_bytes` is what the heads read of the
+    `distinct_tokens` are distinct token ids of the job; `head_bytes` is what a group's head reads of the
     checkpoint.
     """
 
@@ -65,7 +65,8 @@ class Workload:
     num_members: int
     gemm_flops: float
     attention_flops: float
-    output_bytes: int
+    norm_bytes: int
+    head_bytes: int
     embedding_row_bytes: int
 
 
@@ -101,6 +102,11 @@ class SweepPlan:
         return DTYPES[self.dtype]
 
 
+def readout_dtype(compute_dtype: torch.dtype) -> torch.dtype:
+    """What readouts are kept in: the compute dtype, but float32 for float16, which they may overflow."""
+    return torch.float32 if compute_dtype is torch.float16 else compute_dtype
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budgets:
     """Bytes allowed on each device and in host RAM; on CPU both limit the same memory."""
@@ -116,7 +122,8 @@ def measure_workload(
     position_ids: np.ndarray,
     scored: np.ndarray,
     num_members: int,
-    output_bytes: int,
+    norm_bytes: int,
+    head_bytes: int,
     embedding_row_bytes: int,
 ) -> Workload:
     """The size of a tree's job."""
@@ -129,7 +136,8 @@ def measure_workload(
         num_members=num_members,
         gemm_flops=gemm * num_members,
         attention_flops=attention * num_members,
-        output_bytes=output_bytes,
+        norm_bytes=norm_bytes,
+        head_bytes=head_bytes,
         embedding_row_bytes=embedding_row_bytes,
     )
 
@@ -272,7 +280,7 @@ def spread_layers(num_layers: int, count: int) -> tuple[int, ...]:
 
 def _price(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
     streamed = [layer for layer in range(costs.num_layers) if layer not in plan.resident_layers]
-    once = sum(costs.stored_bytes) + work.output_bytes
+    once = sum(costs.stored_bytes) + work.norm_bytes + plan.num_groups * work.head_bytes
     again = (plan.num_groups - 1) * sum(costs.stored_bytes[layer] for layer in streamed)
     embedding = plan.num_groups * work.distinct_tokens * work.embedding_row_bytes
     bytes_read = once + again + embedding
@@ -332,7 +340,8 @@ def _memory_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[i
     working = batch * costs.activation_bytes_per_token + 3 * keys * costs.key_value_bytes_per_token
     working += costs.attention_scratch_bytes(tile_rows, work.longest_branch_tokens + tile_rows, on_cpu=on_cpu)
     embedding = work.distinct_tokens * work.embedding_row_bytes
-    readouts = work.num_scored * costs.hidden_size * costs.itemsize * work.num_members
+    itemsize = readout_dtype(plan.torch_dtype).itemsize
+    readouts = work.num_scored * costs.hidden_size * itemsize * work.num_members
     if on_cpu:
         workers = len(plan.devices)
         in_ram = hidden * workers if plan.hidden_store != "disk" else 0

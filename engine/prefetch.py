@@ -53,6 +53,8 @@ class LayerStream:
         devices: the devices of the workers, one entry a worker; entries may repeat.
         num_slots: streamed layers in memory at once, at least 2.
         coordinator: what the waits go through.
+        dtype: what weights become on a CUDA device after the copy; None keeps theirs (on CPU the loader has
+            converted them).
         prepare: applied on each device to freshly placed weights.
     """
 
@@ -66,6 +68,7 @@ class LayerStream:
         devices: Sequence[torch.device],
         num_slots: int,
         coordinator: Coordinator,
+        dtype: torch.dtype | None = None,
         prepare: Prepare | None = None,
     ) -> None:
         self._loader = loader
@@ -79,6 +82,7 @@ class LayerStream:
         self._devices = list(devices)
         self._unique_devices = list(dict.fromkeys(devices))
         self._coordinator = coordinator
+        self._dtype = dtype
         self._prepare = prepare
         self._placed: dict[tuple[int, int], _PlacedLayer] = {}
         self._streams = {
@@ -153,7 +157,8 @@ class LayerStream:
             if device.type == "cuda":
                 with torch.cuda.stream(self._streams[device]):
                     on_device = {
-                        name: weight.to(device, non_blocking=True) for name, weight in weights.items()
+                        name: weight.to(device, non_blocking=True).to(self._dtype or weight.dtype)
+                        for name, weight in weights.items()
                     }
                     placed.weights[device] = self._prepared(layer, on_device)
                     placed.copied[device] = self._streams[device].record_event()

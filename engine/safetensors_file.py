@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,29 +66,39 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length))
         except ValueError as error:
             raise InputError(f"{file}: not a safetensors file (header is not JSON: {error})") from None
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if 8 + length + end > size:
-            raise InputError(f"{file}: truncated: tensor {name} ends at byte {8 + length + end} of {size}")
-        tensors[name] = StoredTensor(
-            name=name,
-            file=file,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            offset=8 + length + begin,
-            num_bytes=end - begin,
-        )
+    try:
+        tensors = {
+            name: _stored_tensor(file, name, entry, 8 + length)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a safetensors file (its header lacks {error})") from None
+    for tensor in tensors.values():
+        end = tensor.offset + tensor.num_bytes
+        if end > size:
+            raise InputError(f"{file}: truncated: tensor {tensor.name} ends at byte {end} of {size}")
     return tensors
 
 
+def _stored_tensor(file: Path, name: str, entry: dict, data_start: int) -> StoredTensor:
+    begin, end = (int(bound) for bound in entry["data_offsets"])
+    return StoredTensor(
+        name=name,
+        file=file,
+        dtype=str(entry["dtype"]),
+        shape=tuple(int(size) for size in entry["shape"]),
+        offset=data_start + begin,
+        num_bytes=end - begin,
+    )
+
+
 class TensorReader:
-    """Reads stored tensors into buffers, keeping files open, and counts the bytes."""
+    """Reads stored tensors into buffers, keeping files open, and counts the bytes; any thread may call it."""
 
     def __init__(self) -> None:
         self.num_bytes_read = 0
+        self._lock = threading.Lock()
         self._descriptors: dict[Path, int] = {}
 
     def read_into(self, tensor: StoredTensor, buffer: torch.Tensor, first_byte: int = 0) -> None:
@@ -103,7 +114,8 @@ class TensorReader:
             if count == 0:
                 raise InputError(f"{tensor.file}: truncated while reading tensor {tensor.name}")
             done += count
-        self.num_bytes_read += done
+        with self._lock:
+            self.num_bytes_read += done
 
     def read(self, tensor: StoredTensor) -> torch.Tensor:
         """The whole tensor in its stored dtype, in memory of its own."""
@@ -125,6 +137,7 @@ class TensorReader:
         self._descriptors.clear()
 
     def _descriptor(self, file: Path) -> int:
-        if file not in self._descriptors:
-            self._descriptors[file] = os.open(file, os.O_RDONLY)
-        return self._descriptors[file]
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+            return self._descriptors[file]

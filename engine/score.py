@@ -6,26 +6,33 @@ scores.parquet, run.json, report.html, prompts.jsonl on request).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 
-import torch
-
-from strata.engine.heads import CLASSIFIER_HEADS, average_members, score_classifier, score_tokens
+from strata.engine.group_scorer import GroupScorer, guess
 from strata.engine.job import PhaseTimer, ScoringJob, describe_plan, prepare_job
+from strata.engine.machine import GIB
 from strata.engine.metrics import evaluate
-from strata.engine.peak_memory import PeakMemory
+from strata.engine.partial_scores import PartialScores
+from strata.engine.peak_memory import PeakMemory, device_peaks, reset_device_peaks
 from strata.engine.progress import progress_bar
 from strata.engine.report import write_report
 from strata.engine.results import write_prompts, write_scores, write_submission
 from strata.engine.run_record import RunRecord
 from strata.engine.safetensors_file import TensorReader
-from strata.engine.score_config import ScoreConfig
+from strata.engine.score_config import ScoreConfig, parse_duration_s
 from strata.engine.sweep import SweepResult, run_sweep
 from strata.engine.types import QuestionScores, RunWarnings
-from strata.engine.vocabulary import target_logits, vocabulary_projection
 
 __all__ = ["ScoreConfig", "ScoreRun", "score_questions"]
+
+
+LIBRARY_BYTES = 128 << 20
+"""What libraries take in a run's first second (thread pools, GEMM kernels), not part of the budget."""
+UNREACHED = "not scored before the deadline"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,70 +52,73 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
         OutputError: an artefact cannot be written; run.json says so where it can.
         FloatingPointError: hidden states that are not finite even in float32.
     """
+    started = perf_counter()
     warnings = RunWarnings(strict=config.strict)
     timer = PhaseTimer()
     with RunRecord(config.out / "run.json", asdict(config), warnings) as record, PeakMemory() as memory:
         job = prepare_job(config, warnings, timer)
         record.plan = describe_plan(job)
         record.begin()
-        reader = TensorReader()
-        try:
-            with timer.phase("sweep"):
-                swept = _sweep(job, reader)
-            with timer.phase("heads"):
-                scores = _score_members(job, swept, reader)
-        finally:
-            reader.close()
+        _remove_artefacts(config.out)
+        reset_device_peaks(job.plan.devices)
+        with closing(TensorReader()) as reader:
+            swept, by_id = _sweep(job, reader, timer, started)
+            num_bytes_read = reader.num_bytes_read
+        scores = _collect(job, by_id, warnings)
         record.metrics = evaluate(scores)
         with timer.phase("write"):
             _write_artefacts(job, scores)
+            if not warnings.rows.get(UNREACHED):
+                PartialScores(config.out, job.fingerprint).remove()
+        record.measured = _measure(job, swept, num_bytes_read, timer, memory)
         _report_overflows(swept, warnings)
-        record.measured = _measure(job, swept, reader, timer, memory)
+        _report_memory(job, record.measured, warnings)
     finished = record.as_dict()
     write_report(config.out / "report.html", finished, scores)
     return ScoreRun(scores=scores, record=finished, out=config.out)
 
 
-def _sweep(job: ScoringJob, reader: TensorReader) -> SweepResult:
+def _sweep(
+    job: ScoringJob, reader: TensorReader, timer: PhaseTimer, started: float
+) -> tuple[SweepResult, dict[str, QuestionScores]]:
+    """Sweeps group after group; each one's questions are scored and saved as it ends."""
+    config = job.config
+    deadline_s = (
+        None if config.deadline is None else started + parse_duration_s("--deadline", config.deadline)
+    )
+    kept = PartialScores(config.out, job.fingerprint)
+    kept.start(resume=config.resume)
+    scorer = GroupScorer(job, reader, kept.add, deadline_s)
     total = job.tree.num_tokens * job.checkpoint.num_layers * len(job.sweep.members)
-    with progress_bar("sweep", total, shown=job.config.progress) as advance:
-        return run_sweep(job.sweep, reader, job.config.out, advance)
+    with timer.phase("sweep"), progress_bar("sweep", total, shown=config.progress) as advance:
+        swept = run_sweep(job.sweep, reader, config.out, advance, scorer.finish_group)
+    timer.seconds["sweep"] -= scorer.heads_s
+    timer.seconds["heads"] = scorer.heads_s
+    return swept, {**job.done, **scorer.scores}
 
 
-def _score_members(job: ScoringJob, swept: SweepResult, reader: TensorReader) -> list[QuestionScores]:
-    members = {}
-    for number, name in enumerate(job.sweep.members):
-        readouts = swept.readouts[name]
-        if job.head in CLASSIFIER_HEADS:
-            weight = _classifier_weight(job, number, reader)
-            members[name] = score_classifier(job.head, job.prompts, job.targets, readouts, weight)
-            continue
-        logits = target_logits(
-            vocabulary_projection(job.checkpoint),
-            readouts,
-            job.targets.rows,
-            job.targets.token_ids,
-            reader,
-            torch.device(job.plan.devices[0]),
-            normalized=job.targets.needs_normalization(job.head),
-        )
-        members[name] = score_tokens(job.head, job.prompts, job.targets, logits)
-    return average_members(members)
+def _collect(
+    job: ScoringJob, by_id: dict[str, QuestionScores], warnings: RunWarnings
+) -> list[QuestionScores]:
+    """Scores in the file's order, guesses for the questions that the deadline left out."""
+    missing = [question.id for question in job.questions if question.id not in by_id]
+    if missing:
+        warnings.rows[UNREACHED] = missing
+    return [by_id[question.id] if question.id in by_id else guess(question) for question in job.questions]
 
 
-def _classifier_weight(job: ScoringJob, number: int, reader: TensorReader) -> torch.Tensor:
-    adapters = job.sweep.adapters
-    if adapters and (own := adapters[number].score) is not None:
-        return own
-    return reader.read(job.checkpoint.require("score.weight").parts[0][0])
+def _remove_artefacts(out: Path) -> None:
+    """Removes what an earlier run left: a folder never holds artefacts of two runs."""
+    for name in ("submission.csv", "scores.parquet", "report.html", "prompts.jsonl"):
+        (out / name).unlink(missing_ok=True)
 
 
 def _write_artefacts(job: ScoringJob, scores: list[QuestionScores]) -> None:
     out = job.config.out
-    if job.config.save_prompts:
-        write_prompts(out / "prompts.jsonl", job.prompts)
-    write_scores(out / "scores.parquet", scores)
     write_submission(out / "submission.csv", scores)
+    write_scores(out / "scores.parquet", scores)
+    if job.config.save_prompts:
+        write_prompts(out / "prompts.jsonl", job.all_prompts)
 
 
 def _report_overflows(swept: SweepResult, warnings: RunWarnings) -> None:
@@ -120,8 +130,17 @@ def _report_overflows(swept: SweepResult, warnings: RunWarnings) -> None:
         )
 
 
+def _report_memory(job: ScoringJob, measured: Mapping[str, object], warnings: RunWarnings) -> None:
+    taken, allowed = measured["memory_bytes"], min(job.budgets.device_bytes, job.budgets.host_bytes)
+    assert isinstance(taken, int)
+    if job.plan.devices[0] == "cpu" and taken > allowed + LIBRARY_BYTES:
+        warnings.say(
+            f"the run took {taken / GIB:.2f} GiB beyond its start; its budget was {allowed / GIB:.2f} GiB"
+        )
+
+
 def _measure(
-    job: ScoringJob, swept: SweepResult, reader: TensorReader, timer: PhaseTimer, memory: PeakMemory
+    job: ScoringJob, swept: SweepResult, num_bytes_read: int, timer: PhaseTimer, memory: PeakMemory
 ) -> dict[str, object]:
     sweep_s = timer.seconds["sweep"]
     peak_flop_per_s = job.rates.gemm_flop_per_s * len(job.plan.devices)
@@ -133,15 +152,19 @@ def _measure(
         "tokens_computed": swept.tokens_computed,
         "trie_nodes": job.tree.num_tokens,
         "tokens_per_option_run": job.tokens_per_option_run,
-        "truncated_questions": sum(prompt.num_truncated_tokens > 0 for prompt in job.prompts),
-        "truncated_context_tokens": sum(prompt.num_truncated_tokens for prompt in job.prompts),
-        "bytes_read": reader.num_bytes_read,
+        "truncated_questions": sum(prompt.num_truncated_tokens > 0 for prompt in job.all_prompts),
+        "truncated_context_tokens": sum(prompt.num_truncated_tokens for prompt in job.all_prompts),
+        "bytes_read": num_bytes_read,
         "peak_host_bytes": memory.peak_bytes,
         "baseline_host_bytes": memory.baseline_bytes,
         "memory_bytes": memory.peak_bytes - memory.baseline_bytes,
-        "peak_device_bytes": memory.devices(job.plan.devices),
+        "peak_device_bytes": device_peaks(job.plan.devices),
         "tok_per_s": swept.tokens_computed / sweep_s,
         "question_per_s": len(job.prompts) / sweep_s,
-        "roofline_fraction": job.plan.flops / (sweep_s * peak_flop_per_s),
+        "resumed_questions": len(job.done),
+        "roofline_fraction": job.plan.flops
+        * swept.tokens_computed
+        / job.plan.tokens
+        / (sweep_s * peak_flop_per_s),
         "float32_micro_batches": len(swept.overflows),
     }

@@ -43,6 +43,10 @@ class ScoreConfig:
     """Refuse odd rows instead of warning."""
     save_prompts: bool = False
     """Leave prompts.jsonl: tokens, text and scored positions of every branch."""
+    deadline: str | None = None
+    """Wall time the run may take, such as 8.5h or 90m; questions not reached get the longest option first."""
+    resume: bool = False
+    """Go on with an interrupted run in the same --out; a long run is cut into groups that are kept."""
     limit: int | None = None
     """Only the first N questions."""
     micro_batch_tokens: int | None = None
@@ -56,10 +60,29 @@ class ScoreConfig:
     progress: bool = False
     """Show a progress bar (the command line does so on a terminal)."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError when a setting means nothing."""
         for flag, budget in (("--memory-gib", self.memory_gib), ("--host-memory-gib", self.host_memory_gib)):
             if budget is not None and not budget > 0:
                 raise InputError(f"{flag}: {budget} is no amount of memory; expected a number above 0")
+        if self.deadline is not None:
+            parse_duration_s("--deadline", self.deadline)
+
+
+def parse_duration_s(flag: str, text: str) -> float:
+    """Seconds of a duration such as 8.5h, 90m or 600s.
+
+    Raises:
+        InputError: not a duration.
+    """
+    unit_s = {"h": 3600.0, "m": 60.0, "s": 1.0}.get(text[-1:], 0.0)
+    try:
+        seconds = float(text[:-1]) * unit_s
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{flag}: {text!r} is no duration; expected one such as 8.5h, 90m or 600s")
+    return seconds
 
 
 @dataclass(frozen=True, kw_only=True)

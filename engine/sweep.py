@@ -20,13 +20,13 @@ import torch
 from strata.engine.adapters import Adapter, merge, set_active, wrap_linears
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.coordinator import Coordinator
-from strata.engine.embedding import read_embedding, tokens_in_use
+from strata.engine.embedding import read_embedding
 from strata.engine.hidden_store import HiddenStore, make_store
 from strata.engine.lane_worker import LaneWorker
 from strata.engine.layer_loader import LayerLoader
 from strata.engine.model import Decoder, build_decoder
 from strata.engine.packing import EMPTY_LANE, Lane, split_lanes
-from strata.engine.plan import SweepPlan
+from strata.engine.plan import SweepPlan, readout_dtype
 from strata.engine.prefetch import LayerStream, Weights
 from strata.engine.prefix_tree import PrefixTree, indexes
 from strata.engine.public_keys import PublicKeys
@@ -53,7 +53,10 @@ class SweepJob:
 
 @dataclass(kw_only=True, eq=False)
 class SweepResult:
-    """Readouts [S, D] float32 a member on the host, and what was measured; `group_s`: seconds a group."""
+    """Readouts [S, D] a member (see `readout_dtype`), on the host, and what was measured.
+
+    `group_s` are the seconds of each group; `overflows` lists (layer, micro-batch) computed in float32.
+    """
 
     readouts: dict[str, torch.Tensor]
     group_s: list[float] = field(default_factory=list)
@@ -61,6 +64,9 @@ class SweepResult:
     weights_wait_s: float = 0.0
     weights_read_s: float = 0.0
     overflows: list[tuple[int, int]] = field(default_factory=list)
+
+
+FinishGroup = Callable[[int, SweepResult], bool]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,15 +83,20 @@ class _Shared:
 
 
 def run_sweep(
-    job: SweepJob, reader: TensorReader, folder: Path, advance: Callable[[int], None] = lambda tokens: None
+    job: SweepJob,
+    reader: TensorReader,
+    folder: Path,
+    advance: Callable[[int], None] = lambda tokens: None,
+    finish_group: FinishGroup = lambda group, result: True,
 ) -> SweepResult:
-    """Computes the readouts of a job.
+    """Computes the readouts of a job, a group of lanes after another.
 
     Args:
         job: what to compute, and the plan of how.
         reader: counts the bytes read.
         folder: where a hidden store on disk keeps its temporary files.
         advance: called with the number of tokens after each micro-batch of each layer, for a progress bar.
+        finish_group: called after each group with its number and the result so far; False ends the sweep.
 
     Raises:
         InputError: the checkpoint lacks a weight.
@@ -97,24 +108,41 @@ def run_sweep(
     shared = _share(job, reader, decoders[0], devices, num_sweeps=len(groups), advance=advance)
     result = SweepResult(readouts=shared.readouts)
     shared.coordinator.start(shared.stream.read_all, "layer-reader")
-    for sweep, lanes in enumerate(groups):
-        started = perf_counter()
-        workers = [
-            LaneWorker(decoder=decoder, device=device, dtype=job.plan.torch_dtype, tree=job.tree, lane=lane)
-            for decoder, device, lane in zip(decoders, devices, lanes, strict=True)
-        ]
-        stores = _embed_group(job, workers, reader, folder)
-        shared.coordinator.run(
-            [partial(sweep_lane, shared, sweep, *pair) for pair in zip(workers, stores, strict=True)],
-            f"sweep-{sweep}",
-        )
-        result.overflows += [overflow for worker in workers for overflow in worker.overflows]
-        result.tokens_computed += sum(lane.num_tokens for lane in lanes) * len(job.members)
-        for store in (store for own in stores for store in own.values()):
-            store.close()
-        result.group_s.append(perf_counter() - started)
+    try:
+        for sweep, lanes in enumerate(groups):
+            started = perf_counter()
+            workers = [
+                LaneWorker(
+                    decoder=decoder, device=device, dtype=job.plan.torch_dtype, tree=job.tree, lane=lane
+                )
+                for decoder, device, lane in zip(decoders, devices, lanes, strict=True)
+            ]
+            _sweep_group(shared, sweep, workers, reader, folder, result)
+            result.group_s.append(perf_counter() - started)
+            if not finish_group(sweep, result):
+                break
+    finally:
+        shared.coordinator.stop()
     result.weights_wait_s, result.weights_read_s = shared.stream.wait_s, shared.stream.read_s
     return result
+
+
+def _sweep_group(
+    shared: _Shared,
+    sweep: int,
+    workers: list[LaneWorker],
+    reader: TensorReader,
+    folder: Path,
+    result: SweepResult,
+) -> None:
+    """All lanes of a group, a thread each; adds what they found to the result."""
+    stores = _embed_group(shared.job, workers, reader, folder)
+    tasks = [partial(sweep_lane, shared, sweep, *pair) for pair in zip(workers, stores, strict=True)]
+    shared.coordinator.run(tasks, f"sweep-{sweep}")
+    result.overflows += [overflow for worker in workers for overflow in worker.overflows]
+    result.tokens_computed += sum(worker.lane.num_tokens for worker in workers) * len(shared.job.members)
+    for store in (store for own in stores for store in own.values()):
+        store.close()
 
 
 def sweep_lane(shared: _Shared, sweep: int, worker: LaneWorker, stores: dict[str, HiddenStore]) -> None:
@@ -156,16 +184,17 @@ def _share(
     num_sweeps: int,
     advance: Callable[[int], None],
 ) -> _Shared:
-    coordinator = Coordinator()
+    coordinator, on_cpu = Coordinator(), devices[0].type == "cpu"
     shapes = [decoder.layer_shapes(layer) for layer in range(job.checkpoint.num_layers)]
     stream = LayerStream(
-        loader=LayerLoader(job.checkpoint, shapes, job.plan.torch_dtype, reader),
+        loader=LayerLoader(job.checkpoint, shapes, job.plan.torch_dtype, reader, convert=on_cpu),
         num_layers=job.checkpoint.num_layers,
         num_sweeps=num_sweeps,
         resident=frozenset(job.plan.resident_layers),
         devices=devices,
         num_slots=job.plan.num_slots,
         coordinator=coordinator,
+        dtype=job.plan.torch_dtype,
         prepare=partial(_merge_adapter, job.adapters[0]) if len(job.adapters) == 1 else None,
     )
     width = job.checkpoint.config.hidden_size
@@ -175,13 +204,16 @@ def _share(
         public=PublicKeys(coordinator),
         coordinator=coordinator,
         norm=_read_norm(job.checkpoint, reader),
-        readouts={name: torch.empty(len(job.scored), width, dtype=torch.float32) for name in job.members},
+        readouts={
+            name: torch.empty(len(job.scored), width, dtype=readout_dtype(job.plan.torch_dtype))
+            for name in job.members
+        },
         advance=advance,
     )
 
 
 def _build_worker_decoder(job: SweepJob, device: torch.device) -> Decoder:
-    decoder = build_decoder(job.checkpoint.config)
+    decoder = build_decoder(job.checkpoint.config, job.plan.torch_dtype)
     decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.plan.torch_dtype)
     if len(job.adapters) > 1:
         for layer in decoder.layers:
@@ -199,8 +231,7 @@ def _embed_group(
 ) -> list[dict[str, HiddenStore]]:
     """A filled hidden store a member for every worker."""
     plan, width = job.plan, job.checkpoint.config.hidden_size
-    token_ids = tokens_in_use(job.tree, [worker.lane for worker in workers])
-    table, row_of_token = read_embedding(job.checkpoint, token_ids, reader)
+    table, row_of_token = read_embedding(job.checkpoint, np.unique(job.tree.token_ids), reader)
     stores = []
     for worker in workers:
         size = (worker.lane.num_tokens, width, plan.torch_dtype, worker.device)
@@ -241,5 +272,5 @@ def _run_micro_batch(
     readouts, key_values = worker.run_last_layer(layer, index, member, store, carried, shared.norm)
     streams = indexes(worker.lane.micro_batches[index].rows)[worker.lane.micro_batches[index].scored_rows]
     rows = torch.from_numpy(np.searchsorted(shared.job.scored, streams))
-    shared.readouts[member][rows] = readouts.float().cpu()
+    shared.readouts[member][rows] = readouts.to(shared.readouts[member].dtype).cpu()
     return key_values

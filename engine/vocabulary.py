@@ -82,6 +82,8 @@ def target_logits(
     Returns:
         [n] float64.
     """
+    used, rows = np.unique(rows, return_inverse=True)
+    readouts = readouts[torch.from_numpy(used)]
     bias = reader.read(projection.bias).float() if projection.bias else None
     picked = np.zeros(len(token_ids))
     log_sum = torch.full((len(readouts),), float("-inf"))

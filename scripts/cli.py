@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    stop_on_sigterm()
     try:
         if arguments[:1] == ["bench"]:
             return _parse(bench_app, "strata bench", arguments[1:])
@@ -113,6 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, FloatingPointError) as error:
         print(f"strata: {error}", file=sys.stderr)
         return 1
+
+
+def stop_on_sigterm() -> None:
+    """Makes SIGTERM end a run as Ctrl-C does, so that run.json tells of it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:

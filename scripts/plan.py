@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,6 +11,8 @@ from strata.engine.job import PhaseTimer, ScoringJob, prepare_job
 from strata.engine.machine import GIB
 from strata.engine.score_config import PlanConfig
 from strata.engine.types import RunWarnings
+
+MIB = 1 << 20
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -18,14 +22,14 @@ def run_plan(config: PlanConfig) -> int:
     console = Console(highlight=False)
     console.print(tabulate_plan(job))
     for line in warnings.lines():
-        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+        print(f"warning: {line}", file=sys.stderr)
     return 0
 
 
 def tabulate_plan(job: ScoringJob) -> Table:
     """One row a decision or prediction."""
     table = Table(
-        title=f"{len(job.prompts)} questions, head {job.head}, {job.config.model}", title_justify="left"
+        title=f"{len(job.prompts)} question(s), head {job.head}, {job.config.model}", title_justify="left"
     )
     table.add_column("what", no_wrap=True)
     table.add_column("plan")
@@ -43,12 +47,12 @@ def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),
         ("micro-batch", f"{plan.micro_batch_tokens:,} tokens"),
-        ("resident layers", f"{len(plan.resident_layers)} of {num_layers}, the rest streamed"),
+        ("resident layers", describe_residency(len(plan.resident_layers), num_layers)),
         ("hidden states in", plan.hidden_store),
-        ("bytes read", f"{plan.bytes_read:,} ({plan.bytes_read / GIB:.2f} GiB)"),
+        ("bytes read", f"{plan.bytes_read:,} ({_size(plan.bytes_read)})"),
         ("FLOPs", f"{plan.flops:.3e}"),
-        ("memory a device", f"{plan.memory_bytes / GIB:.2f} of {job.budgets.device_bytes / GIB:.2f} GiB"),
-        ("memory in RAM", f"{plan.host_bytes / GIB:.2f} of {job.budgets.host_bytes / GIB:.2f} GiB"),
+        ("memory a device", f"{_size(plan.memory_bytes)} of {_size(job.budgets.device_bytes)}"),
+        ("memory in RAM", f"{_size(plan.host_bytes)} of {_size(job.budgets.host_bytes)}"),
         (
             "GEMM rate, disk rate",
             f"{job.rates.gemm_flop_per_s / 1e12:.2f} TFLOP/s, {_mb(job.rates.disk_bytes_per_s)}",
@@ -57,6 +61,15 @@ def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
         ("predicted", f"{plan.predicted_s:.1f} s"),
         ("bottleneck", plan.bottleneck),
     ]
+
+
+def describe_residency(num_resident: int, num_layers: int) -> str:
+    """How many layers stay in memory."""
+    return "all" if num_resident == num_layers else f"{num_resident} of {num_layers}, the rest streamed"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 4 else f"{num_bytes / MIB:.1f} MiB"
 
 
 def _mb(bytes_per_s: float) -> str:

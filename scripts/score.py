@@ -46,10 +46,14 @@ def print_summary(run: ScoreRun) -> None:
             f"longest option {heuristics['longest_option_map_at_3']:.3f}), accuracy {metrics['accuracy']:.3f}"
         )
     saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
+    if cut := measured["truncated_questions"]:
+        lost = measured["truncated_context_tokens"]
+        console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")
     console.print(
         f"{measured['tokens_computed']:,} tokens in {measured['seconds_by_phase']['sweep']:.1f} s "
         f"({measured['tok_per_s']:,.0f} tok/s, {measured['roofline_fraction']:.0%} of the GEMM roofline); "
-        f"one path at a time would compute {saved:.1f}x as many"
+        f"one path at a time would compute {saved:.1f}x as many",
+        soft_wrap=True,
     )
     console.print(
         f"submission.csv, scores.parquet, run.json, report.html in {run.out}", markup=False, soft_wrap=True

@@ -58,12 +58,12 @@ def reference() -> Callable[..., Reference]:
 @pytest.fixture(scope="session")
 def fixed_rates() -> Iterator[None]:
     """Gives the planner a made-up machine: plans repeat, and no run spends 0.2 s on measuring this one."""
-    from strata.engine import job
+    from strata.engine import job_plan
     from strata.engine.machine import MachineRates
 
     rates = MachineRates(gemm_flop_per_s=1e11, disk_bytes_per_s=1e9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "measure_rates", lambda *arguments: rates)
+        patch.setattr(job_plan, "measure_rates", lambda *arguments: rates)
         yield
 
 

@@ -61,6 +61,7 @@ class CountingLoader:
 
 def make_stream(loader: CountingLoader, coordinator: Coordinator, **settings) -> LayerStream:
     defaults = {"num_layers": 5, "num_sweeps": 1, "resident": frozenset(), "devices": [CPU], "num_slots": 2}
+    defaults["dtype"] = torch.float32
     return LayerStream(loader=loader, coordinator=coordinator, **(defaults | settings))
 
 
@@ -91,9 +92,7 @@ def assert_threads_end(before: set[threading.Thread]) -> None:
 def test_order_slots_and_buffers(num_sweeps, resident, num_slots):
     before = set(threading.enumerate())
     loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(
-        loader, coordinator, num_sweeps=num_sweeps, resident=resident, num_slots=num_slots
-    )
+    stream = make_stream(loader, coordinator, num_sweeps=num_sweeps, resident=resident, num_slots=num_slots)
     coordinator.start(stream.read_all, "layer-reader")
     coordinator.run([lambda: consume(stream, loader, num_sweeps, resident=resident)], "sweep")
     streamed = [layer for layer in range(5) if layer not in resident]

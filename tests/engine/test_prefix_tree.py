@@ -6,6 +6,7 @@ Also owns that trie, `walk_trie`, and the strategy `sequence_lists`: the oracles
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from strata.engine.prefix_tree import (
     union,
 )
 
-# Two or three letters make prefixes collide; 256 and 65,536 sort wrongly when bytes are compared in the wrong order.
+# Few letters make prefixes collide; 256 and 65,536 sort wrongly when bytes are compared in the wrong order.
 ALPHABET = (0, 1, 256, 65_536, 128_255)
 
 quick = settings(deadline=None, max_examples=60)
@@ -46,7 +47,7 @@ def sequence_lists(draw: st.DrawFn, max_sequences: int = 10, max_length: int = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TrieNode:
-    """One token of a trie: its id, its depth, and the index of its parent in depth-first order (None: a root)."""
+    """One token of a trie: id, depth, and the index of its parent in depth-first order (None: a root)."""
 
     token_id: int
     depth: int
@@ -54,7 +55,7 @@ class TrieNode:
 
 
 def walk_trie(sequences: list[np.ndarray]) -> list[TrieNode]:
-    """Nodes of the trie in depth-first order, children by ascending token id: no sorting of sequences, no runs."""
+    """Nodes in depth-first order, children by ascending token id; knows no sorted sequences and no runs."""
     root: dict = {}
     for sequence in sequences:
         children = root
@@ -117,7 +118,7 @@ def test_a_token_sees_its_runs_path_clipped_at_itself(sequences):
     assert tree.run_starts[0] == 0
     assert tree.run_starts[-1] == tree.num_tokens
     assert (np.diff(tree.run_starts) > 0).all()
-    for run, (start, end) in enumerate(zip(tree.run_starts[:-1], tree.run_starts[1:], strict=True)):
+    for run, (start, end) in enumerate(pairwise(tree.run_starts)):
         for token in range(start, end):
             assert spelled(tree, clip_stream(tree.paths[run], token + 1)) == ancestors(nodes, token)
 
@@ -220,5 +221,5 @@ def test_clip_path_keeps_the_first_tokens_in_order(path, depth):
 def test_join_keeps_the_order_and_joins_what_touches(pieces):
     joined = join_intervals(pieces)
     assert indexes(joined).tolist() == indexes(pieces).tolist()
-    assert all(left[1] != right[0] for left, right in zip(joined, joined[1:], strict=False))
+    assert all(left[1] != right[0] for left, right in pairwise(joined))
     assert all(start < end for start, end in joined)

@@ -53,12 +53,12 @@ def assert_threads_end(checkpoint) -> Callable[[], None]:
 
 
 def assert_run_ended(out: Path, status: str, error: str, message: str) -> None:
-    """run.json tells how the run ended; nothing looks like a result."""
+    """run.json tells how the run ended, and nothing in the folder looks like a result."""
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == status
     assert record["error"]["type"] == error
     assert message in record["error"]["message"]
-    assert [path.name for path in out.iterdir()] == ["run.json"]
+    assert not {path.name for path in out.iterdir()} & {"submission.csv", "scores.parquet", "report.html"}
 
 
 def fail_in(monkeypatch, owner: type, method: str, fails: Callable[..., bool], error: BaseException) -> None:
@@ -130,12 +130,6 @@ def test_a_file_cut_short_after_its_header_was_checked(
     assert_run_ended(tmp_path / "out", "failed", "InputError", "truncated while reading")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="run_sweep does not tell the coordinator of errors outside of coordinator.run: the layer reader "
-    "waits for a free slot for ever, and keeps its buffers",
-)
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no room"), KeyboardInterrupt()], ids=repr)
 def test_a_failure_before_the_workers_start_stops_the_layer_reader(
     error, checkpoint, assert_threads_end, score, tmp_path, monkeypatch
@@ -233,6 +227,16 @@ def overflow_values(layer: int) -> Change:
     return change
 
 
+def overflow_final_norm() -> Change:
+    """The readouts are beyond 65504; the projection makes up for it."""
+
+    def change(tensors):
+        tensors["model.norm.weight"] *= 1e5 / 2
+        tensors["lm_head.weight"] *= 2e-5
+
+    return change
+
+
 def assert_as_in_float32(run, exact) -> None:
     """Equal up to float16's own rounding, about 1e-3 a layer: far less than what the options differ by."""
     tolerance = 0.02 * max(np.ptp(row.scores) for row in exact.scores)
@@ -258,6 +262,13 @@ def test_what_overflows_float16_is_computed_in_float32(overflow, layer, size, al
     exact, run = score(**settings), score(dtype="float16", **settings)
     assert_as_in_float32(run, exact)
     assert_overflow_told(run, layer)
+
+
+def test_readouts_that_overflow_float16(altered, score):
+    settings = {"model": altered(overflow_final_norm()), "head": "yes-no", "micro_batch_tokens": 24}
+    exact, run = score(**settings), score(dtype="float16", **settings)
+    assert_as_in_float32(run, exact)
+    assert_overflow_told(run, LAST_LAYER)
 
 
 LAYOUTS = {
@@ -295,7 +306,6 @@ def test_overflow_with_a_classifier_head(altered, score):
     assert_overflow_told(run, LAST_LAYER)
 
 
-@pytest.mark.xfail(strict=True, reason="the last layer's two passes over a micro-batch are counted as two")
 @pytest.mark.parametrize("size", [10_000, 24])
 def test_a_micro_batch_that_overflows_counts_once(size, altered, score):
     settings = {"head": "yes-no", "micro_batch_tokens": size, "dtype": "float16"}
@@ -326,7 +336,6 @@ def test_weights_that_are_not_numbers_end_the_run(culprit, dtype, altered, quest
     assert_floating_point_error(model, questions, tmp_path / "out", capsys, "--dtype", dtype)
 
 
-@pytest.mark.xfail(strict=True, reason="heads do not look for NaN: submission.csv is written, exit status 0")
 @pytest.mark.parametrize(
     ("kind", "name"), [("causal_lm", "lm_head.weight"), ("classifier", "score.weight")], ids=["lm", "cls"]
 )

@@ -1,0 +1,189 @@
+"""Plans the sweep of a job's tree: costs of the checkpoint, budgets and rates of the machine, exact bytes.
+
+Flow: checkpoint headers + tree + targets -> ModelCosts, Workload -> SweepPlan -> the lanes it means -> which
+prompts each group completes -> the bytes that will be read, exactly. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from strata.engine.adapters import Adapter, check_shapes
+from strata.engine.checkpoint import Checkpoint
+from strata.engine.costs import ModelCosts, model_costs
+from strata.engine.embedding import embedding_bytes
+from strata.engine.heads import CLASSIFIER_HEADS, TargetTable
+from strata.engine.layer_loader import LayerLoader
+from strata.engine.machine import (
+    DTYPES,
+    MachineRates,
+    device_budget_bytes,
+    host_budget_bytes,
+    measure_rates,
+    resolve_devices,
+    resolve_dtype,
+)
+from strata.engine.model import build_decoder
+from strata.engine.packing import Lane
+from strata.engine.plan import Budgets, PlanOverrides, SweepPlan, Workload, measure_workload, plan_sweep
+from strata.engine.prefix_tree import PrefixTree
+from strata.engine.safetensors_file import TensorReader
+from strata.engine.score_config import ScoreConfig
+from strata.engine.sweep import SweepJob, plan_lanes
+from strata.engine.types import Prompt
+from strata.engine.vocabulary import vocabulary_projection
+
+GROUP_S = 600.0
+"""With --resume or --deadline a group should take no longer than about this: what a crash may cost."""
+GROUPS_BEFORE_DEADLINE = 10
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedJob:
+    """A sweep with its plan, the prompts that each group completes, and what the plan was made with."""
+
+    sweep: SweepJob
+    completed: tuple[tuple[int, ...], ...]
+    rates: MachineRates
+    budgets: Budgets
+
+
+def plan_job(
+    config: ScoreConfig,
+    head: str,
+    checkpoint: Checkpoint,
+    adapters: tuple[Adapter, ...],
+    prompts: Sequence[Prompt],
+    tree: PrefixTree,
+    targets: TargetTable,
+) -> PlannedJob:
+    """Plans the sweep of a tree.
+
+    Raises:
+        InputError: a device that is not there, weights or adapters that do not fit the model, or too small
+            a budget.
+    """
+    devices = resolve_devices(config.devices)
+    dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
+    decoder = build_decoder(checkpoint.config, dtype)
+    shapes = [decoder.layer_shapes(layer) for layer in range(checkpoint.num_layers)]
+    for adapter in adapters:
+        for layer, layer_shapes in enumerate(shapes):
+            check_shapes(adapter, layer_shapes, layer_index=layer)
+    loader = LayerLoader(checkpoint, shapes, dtype, TensorReader(), convert=devices[0] == "cpu")
+    costs = model_costs(checkpoint, decoder, loader, dtype)
+    norm_bytes = sum(
+        source.num_bytes for name, source in checkpoint.weights.items() if name.startswith("norm.")
+    )
+    work = measure_workload(
+        costs,
+        token_ids=tree.token_ids,
+        position_ids=tree.position_ids,
+        scored=targets.scored,
+        num_members=max(1, len(adapters)),
+        norm_bytes=norm_bytes,
+        head_bytes=head_bytes(head, checkpoint, adapters, targets, targets),
+        embedding_row_bytes=embedding_bytes(checkpoint, 1),
+    )
+    budgets = Budgets(
+        device_bytes=device_budget_bytes(devices, config.memory_gib),
+        host_bytes=host_budget_bytes(config.host_memory_gib),
+    )
+    first_file = checkpoint.require("norm.weight").parts[0][0].file
+    rates = measure_rates(devices, dtype, checkpoint.config.hidden_size, first_file)
+
+    def plan_with(num_groups: int | None) -> SweepPlan:
+        overrides = PlanOverrides(
+            micro_batch_tokens=config.micro_batch_tokens,
+            num_groups=num_groups,
+            resident_layers=config.resident_layers,
+            hidden_store=config.hidden_store,
+        )
+        name = next(name for name, known in DTYPES.items() if known is dtype)
+        return plan_sweep(
+            costs, work, devices=devices, dtype=name, budgets=budgets, rates=rates, overrides=overrides
+        )
+
+    plan = plan_with(config.num_groups)
+    wanted = groups_wanted(config, plan.predicted_s)
+    if config.num_groups is None and wanted > plan.num_groups:
+        plan = plan_with(wanted)
+    job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
+    groups = plan_lanes(tree, targets.scored, plan)
+    completed = completed_by_group(prompts, targets, groups)
+    total = exact_bytes(job, head, costs, work, completed, prompts, targets)
+    job = replace(job, plan=replace(plan, num_groups=len(groups), bytes_read=total))
+    return PlannedJob(sweep=job, completed=completed, rates=rates, budgets=budgets)
+
+
+def groups_wanted(config: ScoreConfig, predicted_s: float) -> int:
+    """Groups that a run which may be cut short should have."""
+    if config.deadline is not None:
+        return min(GROUPS_BEFORE_DEADLINE, math.ceil(predicted_s / 1.0))
+    return math.ceil(predicted_s / GROUP_S) if config.resume else 1
+
+
+def completed_by_group(
+    prompts: Sequence[Prompt], targets: TargetTable, groups: Sequence[tuple[Lane, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """For each group the indexes of the prompts whose last readout it computes."""
+    group_of_row = np.zeros(len(targets.scored), np.int64)
+    for group, lanes in enumerate(groups):
+        for lane in lanes:
+            group_of_row[np.searchsorted(targets.scored, lane.scored)] = group
+    last_group = np.zeros(targets.num_branches, np.int64)
+    np.maximum.at(last_group, targets.branches, group_of_row[targets.rows])
+    completed: list[list[int]] = [[] for _ in groups]
+    first = 0
+    for index, prompt in enumerate(prompts):
+        completed[last_group[first : first + len(prompt.branches)].max()].append(index)
+        first += len(prompt.branches)
+    return tuple(tuple(indexes) for indexes in completed)
+
+
+def branches_of(prompts: Sequence[Prompt], chosen: Sequence[int]) -> np.ndarray:
+    """Ascending global branch numbers of some prompts."""
+    ends = np.cumsum([len(prompt.branches) for prompt in prompts])
+    ranges = [np.arange(ends[index] - len(prompts[index].branches), ends[index]) for index in chosen]
+    return np.concatenate(ranges)
+
+
+def exact_bytes(
+    job: SweepJob,
+    head: str,
+    costs: ModelCosts,
+    work: Workload,
+    completed: tuple[tuple[int, ...], ...],
+    prompts: Sequence[Prompt],
+    targets: TargetTable,
+) -> int:
+    """Bytes that the run will read: layers, embedding rows a group, final norm, heads a group."""
+    resident = set(job.plan.resident_layers)
+    again = sum(size for layer, size in enumerate(costs.stored_bytes) if layer not in resident)
+    layers = sum(costs.stored_bytes) + (len(completed) - 1) * again
+    embedding = len(completed) * work.distinct_tokens * work.embedding_row_bytes
+    heads = sum(
+        head_bytes(head, job.checkpoint, job.adapters, targets.select(branches_of(prompts, indexes)), targets)
+        for indexes in completed
+        if indexes
+    )
+    return layers + embedding + work.norm_bytes + heads
+
+
+def head_bytes(
+    head: str, checkpoint: Checkpoint, adapters: tuple[Adapter, ...], targets: TargetTable, whole: TargetTable
+) -> int:
+    """Bytes that the head reads for some targets, all members together; `whole` are the job's targets."""
+    if head in CLASSIFIER_HEADS:
+        return (
+            0
+            if adapters and adapters[0].score is not None
+            else checkpoint.require("score.weight").num_bytes * max(1, len(adapters))
+        )
+    projection = vocabulary_projection(checkpoint)
+    normalized = whole.needs_normalization(head)
+    return max(1, len(adapters)) * projection.bytes_needed(targets.token_ids, normalized=normalized)
