@@ -150,6 +150,8 @@ def describe_plan(job: ScoringJob) -> dict[str, object]:
     """The plan as run.json keeps it."""
     return {
         **asdict(job.plan),
+        "tokens_computed": job.plan.tokens,
+        "sweep_s": job.plan.predicted_s,
         "head": job.head,
         "template": job.template_name,
         "members": list(job.sweep.members),

@@ -147,6 +147,7 @@ def _measure(
     return {
         "seconds": sum(timer.seconds.values()),
         "seconds_by_phase": dict(timer.seconds),
+        "sweep_s": sweep_s,
         "weights_wait_s": swept.weights_wait_s,
         "weights_read_s": swept.weights_read_s,
         "tokens_computed": swept.tokens_computed,

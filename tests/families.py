@@ -49,7 +49,10 @@ CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
     "gemma3": lambda: hf.Gemma3TextConfig(
         **SHAPE, **GEMMA, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
     ),
-    "phi3": lambda: hf.Phi3Config(**SHAPE, rope_parameters=PARTIAL_ROTARY),
+    # A padding id beyond the number of tokens in use: a table of the rows in use is shorter than it.
+    "phi3": lambda: hf.Phi3Config(
+        **{**SHAPE, "pad_token_id": VOCABULARY_SIZE - 1}, rope_parameters=PARTIAL_ROTARY
+    ),
     "olmo2": lambda: hf.Olmo2Config(**SHAPE),
     "mixtral": lambda: hf.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
 }
