@@ -55,6 +55,7 @@ def print_summary(run: ScoreRun) -> None:
         f"one path at a time would compute {saved:.1f}x as many",
         soft_wrap=True,
     )
-    console.print(
-        f"submission.csv, scores.parquet, run.json, report.html in {run.out}", markup=False, soft_wrap=True
-    )
+    files = ["submission.csv", "scores.parquet", "run.json", "report.html"]
+    if (run.out / "prompts.jsonl").is_file():
+        files.append("prompts.jsonl")
+    console.print(f"{', '.join(files)} in {run.out}", markup=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from strata.engine.packing import MicroBatch
 from strata.engine.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tiling import build_scored_tiles, build_tiles
 from strata.engine.types import InputError
+from strata.kernels.prefix_attention.tile import Tile
 
 from ..families import CONFIGS, FAMILIES, SHAPE, randomize_weights
 
@@ -99,6 +100,10 @@ class Untouchable(nn.Module):
         raise AssertionError("computed, although only keys and values are wanted")
 
 
+def refuse_tiles(window: int | None) -> tuple[Tile, ...]:
+    raise AssertionError("attends, although only keys and values are wanted")
+
+
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
@@ -112,7 +117,7 @@ def test_a_keys_only_pass_leaves_the_keys_of_a_full_run(family, layer):
         owner, _, leaf = name.rpartition(".")
         if hasattr(module.get_submodule(owner), leaf):
             setattr(module.get_submodule(owner), leaf, untouchable[name])
-    keys = run.call(mode="keys")
+    keys = run.call(mode="keys", tiles_of=refuse_tiles)
     key_values = run.decoder.run_layer_keys(layer, run.hidden_states, run.position_ids, keys)
     assert key_values is keys.key_values
     torch.testing.assert_close(key_values, full.key_values, rtol=0, atol=0)
@@ -167,6 +172,8 @@ def test_each_layer_asks_for_tiles_of_its_window(family, windows):
         call = run.call(tiles_of=lambda given, tiles=tiles_of, log=asked: log.append(given) or tiles(given))
         run.decoder.run_layer(layer, run.hidden_states, run.position_ids, call)
         assert asked == [window]
+        if getattr(run.decoder.config, "layer_types", None):
+            assert call.window == window
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "linear"])
@@ -249,6 +256,17 @@ def test_an_unknown_attention_setting_is_refused_by_name():
 @pytest.mark.parametrize("settings", [{}, {"s_aux": None}, {"use_cache": False, "is_causal": True}])
 def test_settings_without_meaning_here_are_ignored(settings):
     torch.testing.assert_close(attend(**settings), torch.ones(1, 1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("passed", "own", "used"), [(None, None, None), (None, 5, 5), (3, 5, 3), (3, None, 3)]
+)
+def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
+    asked: list[int | None] = []
+    tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
+    call = AttentionCall(tiles_of=lambda window: asked.append(window) or (tile,), carried=None, window=own)
+    attend(attention_call=call, sliding_window=passed)
+    assert asked == [used]
 
 
 def test_attention_outside_a_sweep_is_a_mistake():

@@ -185,6 +185,20 @@ def test_equal_branches_split_evenly():
     assert [lane.public for lane in lanes] == [((0, 50),), ((0, 50),)]
 
 
+def test_a_run_that_is_public_as_a_whole():
+    """The second lane's last run belongs to the third's path: the first computes it, all agree where."""
+    sequences = [[1] * 30, [2] * 20, [3] * 10, [3] * 10 + [4] * 30]
+    tree = build_prefix_tree([np.array(sequence) for sequence in sequences])
+    lanes = split_lanes(tree, np.arange(0), 3, 100)
+    assert [rows_of(lane) for lane in lanes] == [
+        [*range(50, 60), *range(30)],
+        [*range(30, 50)],
+        [*range(60, 90)],
+    ]
+    assert lanes[0].public == lanes[2].public == ((50, 60),)
+    assert all(lane.micro_batches[0].carried == lane.public for lane in lanes[1:])
+
+
 def test_a_single_lane_publishes_nothing():
     tree = build_prefix_tree([np.array([1, 2, 3]), np.array([1, 2, 4])])
     (lane,) = split_lanes(tree, np.array([2, 3]), 1, 2)
@@ -234,6 +248,10 @@ def test_key_space_ranges_ascend_in_the_stream():
 
 def test_ranges_in_order_follow_the_wanted_intervals():
     assert ranges_in_order(((12, 22), (3, 5)), KEY_SPACE) == ((2, 10), (13, 15), (10, 12))
+
+
+def test_a_range_is_split_where_its_keys_lie_out_of_order():
+    assert to_key_space(((12, 22),), ((20, 24), (10, 20))) == ((6, 14), (0, 2))
 
 
 @pytest.mark.parametrize("missing", [(2, 4), (5, 7), (6, 10), (19, 25)])

@@ -1,0 +1,317 @@
+"""The command line as a user meets it: help, exit statuses, one line an error, and what is left on disk."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from strata.engine import results
+from strata.scripts.cli import main
+
+pytestmark = pytest.mark.usefixtures("fixed_rates")
+
+COMMANDS = {
+    "score": "strata score --model DIR",
+    "plan": "strata plan --model DIR",
+    "demo": "strata demo",
+    "bench": "strata bench sweep",
+    "bench sweep": "strata bench sweep",
+    "bench checkpoint": "strata bench checkpoint",
+}
+ASK_FOR_HELP = """
+import contextlib, io, json, sys
+from strata.scripts.cli import main
+
+told = {}
+for command in sys.argv[1:]:
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        status = main([*command.split(), "--help"])
+    heavy = [name for name in ("torch", "transformers", "pyarrow", "pandas") if name in sys.modules]
+    told[command] = {"status": status, "text": stdout.getvalue(), "heavy": heavy}
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def help_told() -> dict[str, dict]:
+    """Exit status, text and heavy modules of `--help`, of all commands in one fresh process."""
+    command = [sys.executable, "-c", ASK_FOR_HELP, "", *COMMANDS]
+    environment = os.environ | {"COLUMNS": "100"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_loads_nothing_heavy(command, help_told):
+    told = help_told[command]
+    assert told["status"] == 0
+    assert told["heavy"] == []
+    assert f"Example: {COMMANDS[command]}" in told["text"]
+
+
+def test_help_without_a_command_lists_them_all(help_told):
+    assert help_told[""]["status"] == 0
+    for command in COMMANDS:
+        assert command.split()[0] in help_told[""]["text"]
+
+
+CONTRACT = (
+    "--model --questions --out --adapter --head --debias --context-column --max-tokens --template --devices "
+    "--dtype --memory-gib --host-memory-gib --strict --save-prompts --deadline --resume --limit"
+)
+
+
+@pytest.mark.parametrize("command", ["score", "plan"])
+def test_help_names_every_flag_of_the_contract(command, help_told):
+    assert [flag for flag in CONTRACT.split() if flag not in help_told[command]["text"]] == []
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def given(checkpoint, questions, out) -> list[str]:
+    """The arguments of a run that succeeds."""
+    flags = {"--model": checkpoint("llama-gqa"), "--questions": questions, "--out": out}
+    flags |= {"--head": "yes-no", "--devices": "cpu"}
+    return ["score", *(str(text) for pair in flags.items() for text in pair)]
+
+
+def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
+    assert main(given) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" or captured.err.startswith("warning: ")
+    assert "MAP@3 " in captured.out
+    assert "uniform guess" in captured.out
+    assert "tide: " in captured.out
+    assert str(out) in captured.out.replace("\n", "")
+    record = json.loads((out / "run.json").read_text())
+    assert f"MAP@3 {record['metrics']['map_at_3']:.3f}" in captured.out
+    names = {"submission.csv", "scores.parquet", "run.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == names
+    submission = (out / "submission.csv").read_text(encoding="utf-8").splitlines()
+    assert submission[0] == "id,prediction"
+    assert [line.split(",")[0] for line in submission[1:]] == ["tide", "07", "\u00e9t\u00e9", "bee"]
+    assert pq.ParquetFile(out / "scores.parquet").metadata.num_rows == 4
+    assert (record["status"], record["error"]) == ("done", None)
+
+
+def test_without_answers_there_is_no_map(given, tmp_path, capsys):
+    questions = tmp_path / "unanswered.csv"
+    questions.write_text("id,prompt,A,B\n1,Is it?,yes,no\n")
+    assert main([*given, "--questions", str(questions)]) == 0
+    assert "MAP@3" not in capsys.readouterr().out
+
+
+def test_prompts_are_left_on_request(given, out, capsys):
+    assert main([*given, "--save-prompts", "--limit", "2"]) == 0
+    assert len((out / "prompts.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_repeated_flag_gives_several_adapters(given, tmp_path, capsys):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    more = ["--adapter", str(tmp_path / "first"), "--adapter", str(tmp_path / "second")]
+    assert main([*given, *more]) == 2
+    assert "first" in capsys.readouterr().err
+
+
+USAGE = {
+    "no command": ([], "score"),
+    "an unknown command": (["scroe"], "scroe"),
+    "an unknown bench": (["bench", "nothing"], "nothing"),
+    "no model": (["score", "--questions", "q.csv", "--out", "out"], "--model"),
+    "an unknown flag": (["score", "--model", "m", "--questions", "q", "--out", "o", "--fast"], "--fast"),
+    "an unknown head": (["score", "--model", "m", "--questions", "q", "--out", "o", "--head", "x"], "--head"),
+    "not a number": (["score", "--model", "m", "--questions", "q", "--out", "o", "--limit", "x"], "--limit"),
+    "no memory": (
+        ["score", "--model", "m", "--questions", "q", "--out", "o", "--memory-gib", "0"],
+        "--memory-gib",
+    ),
+    "negative memory": (
+        ["plan", "--model", "m", "--questions", "q", "--host-memory-gib", "-1"],
+        "--host-memory-gib",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_wrong_usage_is_status_2_and_names_the_culprit(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, culprit = USAGE[case]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert culprit in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS = {
+    "no questions": ["--limit", "0"],
+    "fewer than none": ["--limit", "-3"],
+    "no tokens": ["--max-tokens", "0"],
+    "no micro-batch": ["--micro-batch-tokens", "0"],
+    "no groups": ["--num-groups", "0"],
+    "fewer layers than none": ["--resident-layers", "-1"],
+    "a mixture of devices": ["--devices", "cpu,cuda:0"],
+    "a device without a number": ["--devices", "cuda"],
+    "little memory": ["--memory-gib", "0.000001"],
+    "little host memory": ["--host-memory-gib", "0.000001"],
+    "rotation without a list": ["--debias", "rotate"],
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_cannot_be_used_are_refused_in_one_line(case, given, out, capsys):
+    flag = SETTINGS[case][0]
+    assert main([*given, *SETTINGS[case]]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("strata: ")
+    assert flag in line or (flag == "--host-memory-gib" and "--memory-gib" in line)
+    assert not out.exists()
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_plan_leaves_nothing_on_disk(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = files_below(tmp_path)
+    arguments = [text for text in given[1:] if text not in ("--out", str(tmp_path / "out"))]
+    assert main(["plan", *arguments, "--memory-gib", "1"]) == 0
+    assert files_below(tmp_path) == before
+    assert not (tmp_path / "runs").exists()
+    told = capsys.readouterr().out
+    for word in (
+        "groups",
+        "micro-batch",
+        "resident layers",
+        "bytes read",
+        "FLOPs",
+        "predicted",
+        "bottleneck",
+    ):
+        assert word in told
+
+
+def test_a_plan_refuses_what_a_run_refuses(given, capsys):
+    assert main(["plan", *given[1:], "--memory-gib", "0.000001"]) == 2
+    assert "--memory-gib" in capsys.readouterr().err
+
+
+def test_a_plan_tells_what_the_run_then_does(given, out, capsys):
+    more = ["--num-groups", "2", "--resident-layers", "1", "--micro-batch-tokens", "64"]
+    assert main(["plan", *given[1:], *more]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert main([*given, *more]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert f"{record['measured']['bytes_read']:,}" in told
+    assert f"{record['measured']['tokens_computed']:,}" in told
+
+
+def assert_one_line(capsys, *words: str) -> None:
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("strata: ")
+    for word in words:
+        assert word in line
+
+
+ARTEFACTS = ["run.json", "submission.csv", "scores.parquet", "prompts.jsonl"]
+REFUSALS = {"full disk": errno.ENOSPC, "no permission": errno.EACCES, "read-only": errno.EROFS}
+
+
+def refuse_to_write(monkeypatch, name: str, number: int) -> None:
+    original = results.flush_to_disk
+
+    def flush_to_disk(path: Path) -> None:
+        if name in path.name:
+            raise OSError(number, os.strerror(number), str(path))
+        original(path)
+
+    monkeypatch.setattr(results, "flush_to_disk", flush_to_disk)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("name", ARTEFACTS)
+def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
+    name, refusal, given, out, monkeypatch, capsys
+):
+    refuse_to_write(monkeypatch, name, REFUSALS[refusal])
+    assert main([*given, "--save-prompts"]) == 1
+    assert_one_line(capsys, "cannot write", name, os.strerror(REFUSALS[refusal]))
+    assert not (out / "submission.csv").exists()
+    assert [path.name for path in out.glob(".*")] == [], "temporary files are left"
+    if name != "run.json":
+        record = json.loads((out / "run.json").read_text())
+        assert (record["status"], record["error"]["type"]) == ("failed", "OutputError")
+
+
+def test_a_disk_that_fills_up_while_parquet_is_written(given, out, monkeypatch, capsys):
+    def write_table(table, path) -> None:
+        Path(path).write_bytes(b"PAR1 and no more")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(results.pq, "write_table", write_table)
+    assert main(given) == 1
+    assert_one_line(capsys, "scores.parquet", "No space left on device")
+    assert not (out / "submission.csv").exists()
+    assert not (out / "scores.parquet").exists()
+    assert [path.name for path in out.glob(".*")] == []
+
+
+def test_a_report_that_cannot_be_written_costs_nobody_the_submission(given, out, monkeypatch, capsys):
+    refuse_to_write(monkeypatch, "report.html", errno.ENOSPC)
+    assert main(given) == 1
+    assert_one_line(capsys, "cannot write", "report.html")
+    assert len((out / "submission.csv").read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_hidden_states_for_which_the_disk_has_no_room(given, out, monkeypatch, capsys):
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    assert main([*given, "--hidden-store", "disk"]) == 1
+    assert_one_line(capsys, "No space left on device", "out")
+    assert not (out / "submission.csv").exists()
+    assert json.loads((out / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(given, out, capsys):
+    out.mkdir(mode=0o500)
+    assert main(given) == 1
+    assert_one_line(capsys, "cannot write", "out")
+
+
+def test_a_file_where_the_folder_should_be(given, out, capsys):
+    out.write_text("not a folder")
+    assert main(given) == 2
+    assert_one_line(capsys, "--out", "is a file")
+    assert out.read_text() == "not a folder"
+
+
+def test_an_older_submission_survives_a_run_that_fails(given, out, monkeypatch, capsys):
+    out.mkdir()
+    (out / "submission.csv").write_text("id,prediction\nold,A B C\n")
+    refuse_to_write(monkeypatch, "scores.parquet", errno.ENOSPC)
+    assert main(given) == 1
+    assert (out / "submission.csv").read_text() == "id,prediction\nold,A B C\n"
+
+
+def test_a_run_in_a_child_process(given, out):
+    command = [sys.executable, "-m", "strata.scripts.cli", *given, "--limit", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "MAP@3" in done.stdout
+    assert (out / "submission.csv").read_text().count("\n") == 2
