@@ -166,7 +166,6 @@ SETTINGS = {
     "a device without a number": ["--devices", "cuda"],
     "little memory": ["--memory-gib", "0.000001"],
     "little host memory": ["--host-memory-gib", "0.000001"],
-    "rotation without a list": ["--debias", "rotate"],
 }
 
 
@@ -230,6 +229,14 @@ ARTEFACTS = ["run.json", "submission.csv", "scores.parquet", "prompts.jsonl"]
 REFUSALS = {"full disk": errno.ENOSPC, "no permission": errno.EACCES, "read-only": errno.EROFS}
 
 
+def assert_submission_is_whole_or_absent(out: Path, *, absent: bool) -> None:
+    """The submission goes first, so that no other file's failure costs it; it is never half-written."""
+    if absent:
+        assert not (out / "submission.csv").exists()
+    else:
+        assert len((out / "submission.csv").read_text(encoding="utf-8").splitlines()) == 5
+
+
 def refuse_to_write(monkeypatch, name: str, number: int) -> None:
     original = results.flush_to_disk
 
@@ -249,7 +256,7 @@ def test_a_file_that_cannot_be_written_is_one_line_and_status_1(
     refuse_to_write(monkeypatch, name, REFUSALS[refusal])
     assert main([*given, "--save-prompts"]) == 1
     assert_one_line(capsys, "cannot write", name, os.strerror(REFUSALS[refusal]))
-    assert not (out / "submission.csv").exists()
+    assert_submission_is_whole_or_absent(out, absent=name in ("run.json", "submission.csv"))
     assert [path.name for path in out.glob(".*")] == [], "temporary files are left"
     if name != "run.json":
         record = json.loads((out / "run.json").read_text())
@@ -264,7 +271,7 @@ def test_a_disk_that_fills_up_while_parquet_is_written(given, out, monkeypatch, 
     monkeypatch.setattr(results.pq, "write_table", write_table)
     assert main(given) == 1
     assert_one_line(capsys, "scores.parquet", "No space left on device")
-    assert not (out / "submission.csv").exists()
+    assert_submission_is_whole_or_absent(out, absent=False)
     assert not (out / "scores.parquet").exists()
     assert [path.name for path in out.glob(".*")] == []
 
@@ -273,7 +280,7 @@ def test_a_report_that_cannot_be_written_costs_nobody_the_submission(given, out,
     refuse_to_write(monkeypatch, "report.html", errno.ENOSPC)
     assert main(given) == 1
     assert_one_line(capsys, "cannot write", "report.html")
-    assert len((out / "submission.csv").read_text(encoding="utf-8").splitlines()) == 5
+    assert_submission_is_whole_or_absent(out, absent=False)
 
 
 def test_hidden_states_for_which_the_disk_has_no_room(given, out, monkeypatch, capsys):
@@ -301,12 +308,13 @@ def test_a_file_where_the_folder_should_be(given, out, capsys):
     assert out.read_text() == "not a folder"
 
 
-def test_an_older_submission_survives_a_run_that_fails(given, out, monkeypatch, capsys):
+def test_results_of_an_older_run_are_not_taken_for_those_of_one_that_failed(given, out, monkeypatch, capsys):
     out.mkdir()
-    (out / "submission.csv").write_text("id,prediction\nold,A B C\n")
-    refuse_to_write(monkeypatch, "scores.parquet", errno.ENOSPC)
+    for name in ("submission.csv", "scores.parquet", "report.html"):
+        (out / name).write_text("old")
+    refuse_to_write(monkeypatch, "submission.csv", errno.ENOSPC)
     assert main(given) == 1
-    assert (out / "submission.csv").read_text() == "id,prediction\nold,A B C\n"
+    assert not [path.name for path in out.iterdir() if path.read_text() == "old"]
 
 
 def test_a_run_in_a_child_process(given, out):

@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM in the middle of a run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SLOW = (
+    "import sys, time\n"
+    "from strata.engine.lane_worker import LaneWorker\n"
+    "run = LaneWorker.run_layer\n"
+    "LaneWorker.run_layer = lambda *call: (time.sleep(0.5), run(*call))[1]\n"
+    "from strata.scripts.cli import main\n"
+    "sys.exit(main(sys.argv[1:]))\n"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_and_is_told(number, checkpoint, questions, tmp_path):
+    out = tmp_path / "out"
+    flags = {"--model": checkpoint("llama-gqa"), "--questions": questions, "--out": out}
+    flags |= {"--devices": "cpu", "--micro-batch-tokens": 16}
+    arguments = [str(text) for pair in flags.items() for text in pair]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "score", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 1, printed
+    assert printed.strip().splitlines()[-1] == "strata: interrupted"
+    assert '"interrupted"' in (out / "run.json").read_text()
+    assert not (out / "submission.csv").exists()
