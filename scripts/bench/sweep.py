@@ -52,7 +52,7 @@ LABEL_TOKENS = (3, 4)
 RESIDENT_GROUPS = 2
 PROBE_S = 0.3
 MAX_DRIFT = 0.1
-MAX_TRIES = 4
+MAX_TRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The checkpoint reader against transformers' own modules, and what it says of directories it cannot read."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -120,6 +121,15 @@ def test_rows_of_a_matrix(checkpoint):
     file = checkpoint("llama-gqa") / "model.safetensors"
     expected = load_file(file)["lm_head.weight"]
     assert torch.equal(TensorReader().read_rows(read_header(file)["lm_head.weight"], 5, 9), expected[5:9])
+
+
+def test_reads_that_the_system_cuts_short_are_gone_on_with(checkpoint, monkeypatch):
+    file, preadv = checkpoint("llama-gqa") / "model.safetensors", os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: preadv(file, [views[0][:1000]], offset))
+    reader = TensorReader()
+    read = reader.read(read_header(file)["lm_head.weight"])
+    assert torch.equal(read, load_file(file)["lm_head.weight"])
+    assert reader.num_bytes_read == read.nbytes
 
 
 def convert(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:

@@ -109,3 +109,13 @@ def test_a_full_disk_is_told_with_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(OSError, match=tmp_path.name):
         make_store("disk", 10, WIDTH, torch.float32, CPU, tmp_path)
+
+
+def test_reads_and_writes_that_the_system_cuts_short_are_gone_on_with(tmp_path, monkeypatch):
+    preadv, pwrite = os.preadv, os.pwrite
+    monkeypatch.setattr(os, "preadv", lambda file, views, offset: preadv(file, [views[0][:7]], offset))
+    monkeypatch.setattr(os, "pwrite", lambda file, view, offset: pwrite(file, view[:5], offset))
+    store, rows = make_store("disk", 6, WIDTH, torch.float32, CPU, tmp_path), random_rows(6)
+    store.write(0, rows[:2])
+    store.write(2, rows[2:])
+    assert torch.equal(store.read(1, 5), rows[1:])

@@ -126,7 +126,7 @@ def test_a_repeated_flag_gives_several_adapters(given, tmp_path, capsys):
 
 USAGE = {
     "no command": ([], "score"),
-    "an unknown command": (["scroe"], "scroe"),
+    "an unknown command": (["rate"], "rate"),
     "an unknown bench": (["bench", "nothing"], "nothing"),
     "no model": (["score", "--questions", "q.csv", "--out", "out"], "--model"),
     "an unknown flag": (["score", "--model", "m", "--questions", "q", "--out", "o", "--fast"], "--fast"),
