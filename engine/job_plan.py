@@ -30,7 +30,7 @@ from strata.engine.machine import (
 from strata.engine.model import build_decoder
 from strata.engine.packing import Lane
 from strata.engine.plan import Budgets, PlanOverrides, SweepPlan, Workload, measure_workload, plan_sweep
-from strata.engine.prefix_tree import PrefixTree
+from strata.engine.prefix_tree import PrefixTree, count
 from strata.engine.safetensors_file import TensorReader
 from strata.engine.score_config import ScoreConfig
 from strata.engine.sweep import SweepJob, plan_lanes
@@ -112,12 +112,36 @@ def plan_job(
     wanted = groups_wanted(config, plan.predicted_s)
     if config.num_groups is None and wanted > plan.num_groups:
         plan = plan_with(wanted)
+    plan, groups = settle_groups(tree, targets.scored, plan)
+    plan = count_public_keys(plan, costs, groups, max(1, len(adapters)))
     job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
-    groups = plan_lanes(tree, targets.scored, plan)
     completed = completed_by_group(prompts, targets, groups)
     total = exact_bytes(job, head, costs, work, completed, prompts, targets)
-    job = replace(job, plan=replace(plan, num_groups=len(groups), bytes_read=total))
+    job = replace(job, plan=replace(plan, bytes_read=total))
     return PlannedJob(sweep=job, completed=completed, rates=rates, budgets=budgets)
+
+
+def settle_groups(
+    tree: PrefixTree, scored: np.ndarray, plan: SweepPlan
+) -> tuple[SweepPlan, list[tuple[Lane, ...]]]:
+    """The plan with the number of groups that its lanes really make: a small tree has few runs."""
+    groups = plan_lanes(tree, scored, plan)
+    while len(groups) != plan.num_groups:
+        plan = replace(plan, num_groups=len(groups))
+        groups = plan_lanes(tree, scored, plan)
+    return plan, groups
+
+
+def count_public_keys(
+    plan: SweepPlan, costs: ModelCosts, groups: Sequence[tuple[Lane, ...]], num_members: int
+) -> SweepPlan:
+    """The plan with the memory of the public tokens' keys and values, which stay for the whole run."""
+    num_public = sum(count(lane.public) for lanes in groups for lane in lanes if lane.publishes)
+    size = num_public * costs.num_layers * costs.key_value_bytes_per_token * num_members
+    on_cpu = plan.devices[0] == "cpu"
+    return replace(
+        plan, memory_bytes=plan.memory_bytes + size, host_bytes=plan.host_bytes + (size if on_cpu else 0)
+    )
 
 
 def groups_wanted(config: ScoreConfig, predicted_s: float) -> int:

@@ -170,6 +170,7 @@ def plan_sweep(
     assert least is not None
     limit = "--memory-gib" if least.memory_bytes > budgets.device_bytes else "--host-memory-gib"
     needed = max(least.memory_bytes, least.host_bytes if limit != "--memory-gib" else 0) / GIB
+    needed = math.ceil(needed * 100) / 100
     raise InputError(
         f"{limit}: two layers of this model and a micro-batch do not fit "
         f"{budgets.device_bytes / GIB:.2f} GiB on a device and "
