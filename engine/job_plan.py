@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import torch
 
 from strata.engine.adapters import Adapter, check_shapes
 from strata.engine.checkpoint import Checkpoint
@@ -96,22 +98,7 @@ def plan_job(
     first_file = checkpoint.require("norm.weight").parts[0][0].file
     rates = measure_rates(devices, dtype, checkpoint.config.hidden_size, first_file)
 
-    def plan_with(num_groups: int | None) -> SweepPlan:
-        overrides = PlanOverrides(
-            micro_batch_tokens=config.micro_batch_tokens,
-            num_groups=num_groups,
-            resident_layers=config.resident_layers,
-            hidden_store=config.hidden_store,
-        )
-        name = next(name for name, known in DTYPES.items() if known is dtype)
-        return plan_sweep(
-            costs, work, devices=devices, dtype=name, budgets=budgets, rates=rates, overrides=overrides
-        )
-
-    plan = plan_with(config.num_groups)
-    wanted = groups_wanted(config, plan.predicted_s)
-    if config.num_groups is None and wanted > plan.num_groups:
-        plan = plan_with(wanted)
+    plan = _choose_plan(config, costs, work, devices, dtype, budgets, rates)
     plan, groups = settle_groups(tree, targets.scored, plan)
     plan = count_public_keys(plan, costs, groups, max(1, len(adapters)))
     job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
@@ -119,6 +106,31 @@ def plan_job(
     total = exact_bytes(job, head, costs, work, completed, prompts, targets)
     job = replace(job, plan=replace(plan, bytes_read=total))
     return PlannedJob(sweep=job, completed=completed, rates=rates, budgets=budgets)
+
+
+def _choose_plan(
+    config: ScoreConfig,
+    costs: ModelCosts,
+    work: Workload,
+    devices: tuple[str, ...],
+    dtype: torch.dtype,
+    budgets: Budgets,
+    rates: MachineRates,
+) -> SweepPlan:
+    """The planner's choice; with more groups when the run may be cut short and the user fixed none."""
+    overrides = PlanOverrides(
+        micro_batch_tokens=config.micro_batch_tokens,
+        num_groups=config.num_groups,
+        resident_layers=config.resident_layers,
+        hidden_store=config.hidden_store,
+    )
+    name = next(name for name, known in DTYPES.items() if known is dtype)
+    choose = partial(plan_sweep, costs, work, devices=devices, dtype=name, budgets=budgets, rates=rates)
+    plan = choose(overrides=overrides)
+    wanted = groups_wanted(config, plan.predicted_s)
+    if config.num_groups is None and wanted > plan.num_groups:
+        return choose(overrides=replace(overrides, num_groups=wanted))
+    return plan
 
 
 def settle_groups(
