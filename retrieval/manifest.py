@@ -1,0 +1,180 @@
+"""The manifest of an index folder: what is in it, made how, of which corpus, and each file's checksum.
+
+    {"format_version", "settings", "corpus": [{"path", "bytes", "mtime_ns"}], "num_pages", "num_chunks",
+     "parts": {"chunks": {"files": {"chunks/00000.parquet": {"bytes", "sha256"}}}}}
+
+It is written last, so a folder without one is unfinished. Knows nothing of what a part's files mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from strata.engine.types import InputError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+CHUNKS_PART = "chunks"
+
+MAX_DIGESTED_BYTES = 1 << 30
+"""Up to this size a part is compared with its SHA-256 whenever it is opened; beyond it, only sizes are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an index folder holds.
+
+    `parts` maps a part's name to {"files": {path in the folder: {"bytes", "sha256"}}} and whatever else the
+    part notes of itself.
+    """
+
+    settings: Mapping[str, Any]
+    corpus: tuple[Mapping[str, Any], ...]
+    num_pages: int
+    num_chunks: int
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads an index folder's manifest.
+
+    Raises:
+        InputError: there is none (no index, or an unfinished one), it is broken, or of another version.
+    """
+    path = folder / MANIFEST_FILE
+    content = read_json_object(path, expected="a folder that `strata index` finished")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format_version is {version!r}; expected {FORMAT_VERSION}: build the index again"
+        )
+    try:
+        return Manifest(
+            settings=dict(content["settings"]),
+            corpus=tuple(content["corpus"]),
+            num_pages=int(content["num_pages"]),
+            num_chunks=int(content["num_chunks"]),
+            parts={name: {**part, "files": dict(part["files"])} for name, part in content["parts"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not an index manifest ({type(error).__name__}: {error})") from None
+
+
+def read_json_object(path: Path, expected: str) -> dict[str, Any]:
+    """Reads a JSON file that holds one object; raises InputError naming it and what was expected."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: not found; expected {expected}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); expected {expected}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest, whole or not at all."""
+    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
+    write_json(folder / MANIFEST_FILE, content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes one JSON object, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` make a temporary file beside `path`, then gives it its name.
+
+    The temporary name is always the same, so what an interrupted run left is overwritten by the next.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    write(temporary)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def add_part(folder: Path, name: str, files: Iterable[Path | str], **notes: object) -> Manifest:
+    """Enters a finished part, its files' sizes and SHA-256 into the manifest; replaces a part of that name.
+
+    Args:
+        folder: an index folder with a manifest.
+        name: e.g. `tantivy` or `dense/gte-base`.
+        files: the part's files, as paths within the folder.
+        notes: anything JSON can hold that the part's reader wants to know.
+
+    Returns:
+        The manifest as it is now.
+
+    Raises:
+        InputError: the folder has no readable manifest.
+    """
+    manifest = read_manifest(folder)
+    entries = {Path(file).as_posix(): file_entry(folder / file) for file in files}
+    updated = replace(manifest, parts={**manifest.parts, name: {"files": entries, **notes}})
+    write_manifest(folder, updated)
+    return updated
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """A file's size in bytes and SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _digest(file: Any) -> Any:
+    """`hashlib.file_digest` for Python 3.10."""
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    return digest
+
+
+def check_part(folder: Path, manifest: Manifest, name: str, *, digests: bool | None = None) -> None:
+    """Refuses a part that is missing, cut short or changed.
+
+    Args:
+        folder: the index folder.
+        manifest: its manifest.
+        name: the part to look at.
+        digests: compare the SHA-256 of every file too; None does so up to MAX_DIGESTED_BYTES in all.
+
+    Raises:
+        InputError: naming the part or the file, and what was expected.
+    """
+    if name not in manifest.parts:
+        found = ", ".join(sorted(manifest.parts)) or "none"
+        raise InputError(f"{folder / MANIFEST_FILE}: no part {name!r}; expected one of: {found}")
+    files = manifest.parts[name]["files"]
+    for file, entry in files.items():
+        check_size(folder / file, entry["bytes"])
+    if digests is None:
+        digests = sum(entry["bytes"] for entry in files.values()) <= MAX_DIGESTED_BYTES
+    if digests:
+        for file, entry in files.items():
+            check_digest(folder / file, entry["sha256"])
+
+
+def check_size(path: Path, num_bytes: int) -> None:
+    """Raises InputError when the file is missing or not of that many bytes."""
+    if not path.is_file():
+        raise InputError(f"{path}: missing; expected a file of {num_bytes} bytes: build the index again")
+    if (found := path.stat().st_size) != num_bytes:
+        raise InputError(f"{path}: {found} bytes; expected {num_bytes}: it was cut short or changed")
+
+
+def check_digest(path: Path, sha256: str) -> None:
+    """Raises InputError when the file's SHA-256 is another."""
+    if (found := file_entry(path)["sha256"]) != sha256:
+        raise InputError(f"{path}: damaged: its SHA-256 is {found}; expected {sha256}")
