@@ -151,17 +151,6 @@ def merge(weight: Tensor, lora: LoraWeights, *, out: Tensor | None = None) -> Te
     return merged
 
 
-def merge_into(weights: Mapping[str, Tensor], lora: Mapping[str, LoraWeights]) -> dict[str, Tensor]:
-    """One layer's weights with an adapter merged; what it does not change is passed on uncopied.
-
-    Args:
-        weights: by name in the layer ("self_attn.q_proj.weight").
-        lora: by module path in the layer ("self_attn.q_proj"); every one must be among the weights.
-    """
-    merged = {f"{path}.weight": merge(weights[f"{path}.weight"], part) for path, part in lora.items()}
-    return {**weights, **merged}
-
-
 def dora_gain(weight: Tensor, lora: LoraWeights) -> Tensor:
     """DoRA's factor of each output feature, m / ||W + s B A||.
 
@@ -192,16 +181,24 @@ def lora_linear(
     Returns:
         [..., out] in x's dtype.
     """
-    has_gain = lora.magnitude is not None
-    y = F.linear(x, weight, None if has_gain else bias)
+    y = F.linear(x, weight, bias if lora.magnitude is None else None)
+    if lora.magnitude is not None and gain is None:
+        gain = dora_gain(weight, lora)
+    return _add_low_rank(y, x, bias, lora, gain)
+
+
+def _add_low_rank(
+    y: Tensor, x: Tensor, bias: Tensor | None, lora: LoraWeights, gain: Tensor | None
+) -> Tensor:
+    """Adds s (x A^T) B^T to y in place; with DoRA, whose y comes without bias, also gain and bias."""
     low_rank = F.linear(x, lora.a.to(x))
     y.view(-1, y.shape[-1]).addmm_(
         low_rank.view(-1, low_rank.shape[-1]), lora.b.to(x).t(), alpha=lora.scaling
     )
-    if not has_gain:
+    if gain is None:
         return y
     # A float32 gain times a half-precision y in place is computed in float32 and rounded once.
-    y.mul_(dora_gain(weight, lora) if gain is None else gain)
+    y.mul_(gain)
     return y if bias is None else y.add_(bias)
 
 
@@ -222,15 +219,25 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x [..., in] to [..., out]."""
-        if self.active is None:
-            return F.linear(x, self.weight, self.bias)
-        return lora_linear(x, self.weight, self.bias, self.active, self._gain(self.active))
+        lora = self.active
+        if lora is None:
+            return self.apply_weight(x, self.bias)
+        y = self.apply_weight(x, self.bias if lora.magnitude is None else None)
+        return _add_low_rank(y, x, self.bias, lora, self._gain(lora))
+
+    def apply_weight(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., in] times the base weight, plus a bias."""
+        return F.linear(x, self.weight, bias)
+
+    def dense_weight(self) -> Tensor:
+        """The base weight [out, in], floating-point."""
+        return self.weight
 
     def _gain(self, lora: LoraWeights) -> Tensor | None:
         if lora.magnitude is None:
             return None
         if lora not in self._gains:
-            self._gains[lora] = dora_gain(self.weight, lora).detach()
+            self._gains[lora] = dora_gain(self.dense_weight(), lora).detach()
         return self._gains[lora]
 
 

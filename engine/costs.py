@@ -7,15 +7,25 @@ window.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
 from strata.engine.checkpoint import Checkpoint
-from strata.engine.layer_loader import LayerLoader
+from strata.engine.formats.stored_weight import ChannelInt8Weight, PlainWeight
+from strata.engine.layer_loader import LayerLoader, Shapes
+from strata.engine.machine import LinearKind
 from strata.engine.model import Decoder
+
+StorageFormat = Literal["fp16", "int8", "nf4"]
+BYTES_PER_WEIGHT = {"fp16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""With scales where they count: NF4 has a byte a block of 64 and a float32 a 256 of these (double
+quantisation; source: QLoRA, arXiv:2305.14314, section 3); int8 has a float32 a row, left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +35,12 @@ class ModelCosts:
     Attributes:
         stored_bytes: a layer, read from disk.
         buffer_bytes: a layer's reading buffer.
-        weight_bytes: a layer in the compute dtype.
+        weight_bytes: a layer in the form it is computed with.
         converted_bytes: the part of `weight_bytes` that does not lie in the buffer.
+        decode_weights: weights of a layer that each decode step meets: dtype or storage format (see
+            MachineRates.decode_weights_per_s) -> count.
+        scratch_bytes: for one weight on its way through two decode steps.
+        linear: how linear layers are computed.
         linear_weights: active weights of a layer's matrices, a token.
         key_value_weights: of these, the ones that make keys and values.
         windows: sliding window of each layer, None for full attention.
@@ -46,6 +60,9 @@ class ModelCosts:
     head_dim: int
     itemsize: int
     has_softcap: bool
+    decode_weights: tuple[Mapping[str, int], ...]
+    scratch_bytes: int = 0
+    linear: LinearKind = "dense"
 
     @property
     def num_layers(self) -> int:
@@ -64,7 +81,12 @@ class ModelCosts:
         key_values = 2 * self.num_kv_heads * self.head_dim
         attention = 3 * self.hidden_size + 6 * heads + 4 * key_values
         mlp = 3 * self.hidden_size + 4 * self.intermediate_size
-        return max(attention, mlp) * self.itemsize
+        dense = max(attention, mlp) * self.itemsize
+        if self.linear == "dense":
+            return dense
+        # Codes of the widest input, and a product in int32 before it is scaled.
+        widest = max(self.hidden_size, heads, self.intermediate_size)
+        return dense + widest * (1 + 4)
 
     def attention_scratch_bytes(self, rows: int, keys: int, *, on_cpu: bool) -> int:
         """Peak memory of one attention tile: scores on CPU, expanded keys and a mask on CUDA.
@@ -82,15 +104,79 @@ def model_costs(
     """Costs of a checkpoint, from its headers and its config."""
     config = checkpoint.config
     layers = range(checkpoint.num_layers)
-    shapes = [decoder.layer_shapes(layer) for layer in layers]
+    return _costs_of_layers(
+        config,
+        [decoder.layer_shapes(layer) for layer in layers],
+        dtype,
+        "int8" if any(decoder.int8_names(layer) for layer in layers) else "dense",
+        stored_bytes=tuple(loader.stored_bytes(layer) for layer in layers),
+        buffer_bytes=tuple(loader.buffer_bytes(layer) for layer in layers),
+        weight_bytes=tuple(loader.weight_bytes(layer) for layer in layers),
+        converted_bytes=tuple(loader.converted_bytes(layer) for layer in layers),
+        decode_weights=tuple(_decode_weights(checkpoint, decoder, layer, dtype) for layer in layers),
+        scratch_bytes=loader.scratch_bytes(),
+    )
+
+
+def shape_costs(
+    config: PreTrainedConfig, decoder: Decoder, storage: StorageFormat, dtype: torch.dtype, linear: LinearKind
+) -> ModelCosts:
+    """Costs of a model that is not there, as if its matrices were stored in a format, the rest in `dtype`.
+
+    Args:
+        config: the model's.
+        decoder: its modules, not quantised.
+        storage: of the matrices.
+        dtype: of activations.
+        linear: how linear layers are computed.
+    """
+    shapes = [decoder.layer_shapes(layer) for layer in range(config.num_hidden_layers)]
+    stored = tuple(_shape_bytes(shape, dtype, BYTES_PER_WEIGHT[storage]) for shape in shapes)
+    as_is = storage == "fp16" if linear == "dense" else storage == "int8"
+    return _costs_of_layers(
+        config,
+        shapes,
+        dtype,
+        linear,
+        stored_bytes=stored,
+        buffer_bytes=stored,
+        weight_bytes=tuple(
+            _shape_bytes(shape, dtype, BYTES_PER_WEIGHT["int8" if linear == "int8" else "fp16"])
+            for shape in shapes
+        ),
+        converted_bytes=tuple(
+            0 if as_is else int(_matrix_elements(shape) * (1 if linear == "int8" else dtype.itemsize))
+            for shape in shapes
+        ),
+        decode_weights=tuple(_shape_decode_weights(shape, storage, linear) for shape in shapes),
+    )
+
+
+def _costs_of_layers(
+    config: PreTrainedConfig,
+    shapes: Sequence[Shapes],
+    dtype: torch.dtype,
+    linear: LinearKind,
+    *,
+    stored_bytes: tuple[int, ...],
+    buffer_bytes: tuple[int, ...],
+    weight_bytes: tuple[int, ...],
+    converted_bytes: tuple[int, ...],
+    decode_weights: tuple[Mapping[str, int], ...],
+    scratch_bytes: int = 0,
+) -> ModelCosts:
+    layers = range(len(shapes))
     num_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
     return ModelCosts(
-        stored_bytes=tuple(loader.stored_bytes(layer) for layer in layers),
-        buffer_bytes=tuple(loader.buffer_bytes(layer) for layer in layers),
-        weight_bytes=tuple(_elements(shape) * dtype.itemsize for shape in shapes),
-        converted_bytes=tuple(loader.converted_bytes(layer) for layer in layers),
+        stored_bytes=stored_bytes,
+        buffer_bytes=buffer_bytes,
+        weight_bytes=weight_bytes,
+        converted_bytes=converted_bytes,
+        decode_weights=decode_weights,
+        scratch_bytes=scratch_bytes,
+        linear=linear,
         linear_weights=tuple(_active_weights(shape, config) for shape in shapes),
         key_value_weights=2 * num_kv_heads * head_dim * config.hidden_size,
         windows=tuple(_window(config, layer) for layer in layers),
@@ -135,11 +221,41 @@ def _window(config: PreTrainedConfig, layer: int) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def _elements(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(torch.Size(shape).numel() for shape in shapes.values())
+def _decode_weights(
+    checkpoint: Checkpoint, decoder: Decoder, layer: int, dtype: torch.dtype
+) -> dict[str, int]:
+    """Weights of a layer by what has to be done to them."""
+    counts: Counter[str] = Counter()
+    int8_names, sources = decoder.int8_names(layer), checkpoint.layer_sources(layer)
+    for name, shape in decoder.layer_shapes(layer).items():
+        single, to_int8 = sources[name].single, name in int8_names
+        formats = {weight.format_name for weight, _ in sources[name].parts}
+        stays = isinstance(single, PlainWeight) and (to_int8 or single.dtype == dtype)
+        if not stays and not (to_int8 and isinstance(single, ChannelInt8Weight)):
+            counts[min(formats)] += torch.Size(shape).numel()
+        if to_int8 and not isinstance(single, ChannelInt8Weight):
+            counts["quantize"] += torch.Size(shape).numel()
+    return dict(counts)
 
 
-def _active_weights(shapes: dict[str, tuple[int, ...]], config: PreTrainedConfig) -> int:
+def _shape_decode_weights(shapes: Shapes, storage: StorageFormat, linear: LinearKind) -> dict[str, int]:
+    steps: list[str] = [] if storage == "fp16" else [storage]
+    if linear == "int8":
+        steps = [] if storage == "int8" else [*steps, "quantize"]
+    return {step: _matrix_elements(shapes) for step in steps}
+
+
+def _shape_bytes(shapes: Shapes, dtype: torch.dtype, bytes_per_weight: float) -> int:
+    elements = sum(torch.Size(shape).numel() for shape in shapes.values())
+    matrices = _matrix_elements(shapes)
+    return int(matrices * bytes_per_weight) + (elements - matrices) * dtype.itemsize
+
+
+def _matrix_elements(shapes: Shapes) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes.values() if len(shape) > 1)
+
+
+def _active_weights(shapes: Shapes, config: PreTrainedConfig) -> int:
     """Weights of matrices that a token meets; of E stacked experts [E, ...] it meets top-k."""
     active = 0.0
     for shape in shapes.values():

@@ -11,7 +11,7 @@ from strata.engine.safetensors_file import TensorReader
 
 def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:
     """Bytes read for that many rows."""
-    stored = checkpoint.require("embed_tokens.weight").parts[0][0]
+    stored = checkpoint.require_plain("embed_tokens.weight")
     return num_rows * (stored.num_bytes // stored.shape[0])
 
 
@@ -19,10 +19,10 @@ def read_embedding(
     checkpoint: Checkpoint, token_ids: np.ndarray, reader: TensorReader
 ) -> tuple[torch.Tensor, np.ndarray]:
     """A table [U, D] of the token ids' rows in the stored dtype, and the table row of every token id [V]."""
-    stored = checkpoint.require("embed_tokens.weight").parts[0][0]
+    stored = checkpoint.require_plain("embed_tokens.weight")
     row_of_token = np.zeros(stored.shape[0], np.int64)
     row_of_token[token_ids] = np.arange(len(token_ids))
-    table = torch.empty(len(token_ids), *stored.shape[1:], dtype=stored.torch_dtype)
+    table = torch.empty(len(token_ids), *stored.shape[1:], dtype=stored.floating_dtype)
     row_bytes = stored.num_bytes // stored.shape[0]
     raw, filled = table.view(torch.uint8).view(-1), 0
     for first, last in _consecutive(token_ids):

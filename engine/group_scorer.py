@@ -101,4 +101,4 @@ def _classifier_weight(job: ScoringJob, number: int, reader: TensorReader) -> to
     adapters = job.sweep.adapters
     if adapters and (own := adapters[number].score) is not None:
         return own
-    return reader.read(job.checkpoint.require("score.weight").parts[0][0])
+    return reader.read(job.checkpoint.require_plain("score.weight"))

@@ -17,6 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from strata.engine.adapters import Adapter, read_adapter
 from strata.engine.checkpoint import Checkpoint, open_checkpoint
+from strata.engine.checksums import read_checksums
+from strata.engine.formats.registry import ignored_settings
 from strata.engine.heads import TargetTable, build_target_table, choose_head
 from strata.engine.job_plan import plan_job
 from strata.engine.machine import MachineRates
@@ -111,6 +113,10 @@ def prepare_job(config: ScoreConfig, warnings: RunWarnings, timer: PhaseTimer) -
             config.questions, context_column=config.context_column, limit=config.limit, warnings=warnings
         )
         checkpoint = open_checkpoint(config.model)
+        for line in ignored_settings(checkpoint.quantization):
+            warnings.say(line)
+        if config.verify:
+            read_checksums(config.model)
         adapters = _read_adapters(config, checkpoint)
         head = choose_head(config.head, checkpoint, adapters[0].score if adapters else None)
     with timer.phase("tokenize"):
@@ -203,7 +209,7 @@ def _render(
         source=str(config.questions),
     )
     largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
-    vocabulary = checkpoint.require("embed_tokens.weight").parts[0][0].shape[0]
+    vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
     if largest >= vocabulary:
         raise InputError(
             f"{config.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "

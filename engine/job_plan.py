@@ -12,29 +12,35 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 
 from strata.engine.adapters import Adapter, check_shapes
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.costs import ModelCosts, model_costs
 from strata.engine.embedding import embedding_bytes
 from strata.engine.heads import CLASSIFIER_HEADS, TargetTable
-from strata.engine.layer_loader import LayerLoader
+from strata.engine.layer_loader import make_loader
 from strata.engine.machine import (
-    DTYPES,
     MachineRates,
     device_budget_bytes,
     host_budget_bytes,
-    measure_rates,
     resolve_devices,
     resolve_dtype,
 )
+from strata.engine.machine_profile import load_profile, measure_rates
 from strata.engine.model import build_decoder
 from strata.engine.packing import Lane
-from strata.engine.plan import Budgets, PlanOverrides, SweepPlan, Workload, measure_workload, plan_sweep
+from strata.engine.plan import (
+    Budgets,
+    LinearKind,
+    SweepPlan,
+    Workload,
+    measure_workload,
+    predict_plan,
+)
+from strata.engine.plan_machine import Machine, overrides_of, plan_on, profiled_machine
 from strata.engine.prefix_tree import PrefixTree, count
 from strata.engine.safetensors_file import TensorReader
-from strata.engine.score_config import ScoreConfig
+from strata.engine.score_config import PlanConfig, ScoreConfig
 from strata.engine.sweep import SweepJob, plan_lanes
 from strata.engine.types import Prompt
 from strata.engine.vocabulary import vocabulary_projection
@@ -69,14 +75,16 @@ def plan_job(
         InputError: a device that is not there, weights or adapters that do not fit the model, or too small
             a budget.
     """
-    devices = resolve_devices(config.devices)
-    dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
+    machine = choose_machine(config, checkpoint)
+    dtype = machine.dtype
     decoder = build_decoder(checkpoint.config, dtype)
+    if machine.linear == "int8":
+        decoder.quantize_linears()
     shapes = [decoder.layer_shapes(layer) for layer in range(checkpoint.num_layers)]
     for adapter in adapters:
         for layer, layer_shapes in enumerate(shapes):
             check_shapes(adapter, layer_shapes, layer_index=layer)
-    loader = LayerLoader(checkpoint, shapes, dtype, TensorReader(), convert=devices[0] == "cpu")
+    loader = make_loader(checkpoint, decoder, dtype, TensorReader(), adapters)
     costs = model_costs(checkpoint, decoder, loader, dtype)
     norm_bytes = sum(
         source.num_bytes for name, source in checkpoint.weights.items() if name.startswith("norm.")
@@ -91,41 +99,45 @@ def plan_job(
         head_bytes=head_bytes(head, checkpoint, adapters, targets, targets),
         embedding_row_bytes=embedding_bytes(checkpoint, 1),
     )
-    budgets = Budgets(
-        device_bytes=device_budget_bytes(devices, config.memory_gib),
-        host_bytes=host_budget_bytes(config.host_memory_gib),
-    )
-    first_file = checkpoint.require("norm.weight").parts[0][0].file
-    rates = measure_rates(devices, dtype, checkpoint.config.hidden_size, first_file)
-
-    plan = _choose_plan(config, costs, work, devices, dtype, budgets, rates)
+    plan = _choose_plan(config, costs, work, machine)
     plan, groups = settle_groups(tree, targets.scored, plan)
+    plan = predict_plan(plan, costs, work, machine.rates)
     plan = count_public_keys(plan, costs, groups, max(1, len(adapters)))
     job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
     completed = completed_by_group(prompts, targets, groups)
     total = exact_bytes(job, head, costs, work, completed, prompts, targets)
     job = replace(job, plan=replace(plan, bytes_read=total))
-    return PlannedJob(sweep=job, completed=completed, rates=rates, budgets=budgets)
+    return PlannedJob(sweep=job, completed=completed, rates=machine.rates, budgets=machine.budgets)
 
 
-def _choose_plan(
-    config: ScoreConfig,
-    costs: ModelCosts,
-    work: Workload,
-    devices: tuple[str, ...],
-    dtype: torch.dtype,
-    budgets: Budgets,
-    rates: MachineRates,
-) -> SweepPlan:
-    """The planner's choice; with more groups when the run may be cut short and the user fixed none."""
-    overrides = PlanOverrides(
-        micro_batch_tokens=config.micro_batch_tokens,
-        num_groups=config.num_groups,
-        resident_layers=config.resident_layers,
-        hidden_store=config.hidden_store,
+def choose_machine(config: ScoreConfig, checkpoint: Checkpoint) -> Machine:
+    """This machine as it is measured, or the one that `strata plan --profile` names.
+
+    Raises:
+        InputError: a device that is not there, or no such profile.
+    """
+    linear: LinearKind = "int8" if config.dtype == "int8" else "dense"
+    if isinstance(config, PlanConfig) and config.profile is not None:
+        return profiled_machine(config, load_profile(config.profile), checkpoint.stored_dtype, linear)
+    devices = resolve_devices(config.devices)
+    dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
+    file = checkpoint.require("norm.weight").parts[0][0].file
+    return Machine(
+        devices=devices,
+        dtype=dtype,
+        linear=linear,
+        budgets=Budgets(
+            device_bytes=device_budget_bytes(devices, config.memory_gib),
+            host_bytes=host_budget_bytes(config.host_memory_gib),
+        ),
+        rates=measure_rates(devices, dtype, checkpoint.config.hidden_size, file, linear),
     )
-    name = next(name for name, known in DTYPES.items() if known is dtype)
-    choose = partial(plan_sweep, costs, work, devices=devices, dtype=name, budgets=budgets, rates=rates)
+
+
+def _choose_plan(config: ScoreConfig, costs: ModelCosts, work: Workload, machine: Machine) -> SweepPlan:
+    """The planner's choice; with more groups when the run may be cut short and the user fixed none."""
+    overrides = overrides_of(config)
+    choose = partial(plan_on, machine, costs, work)
     plan = choose(overrides=overrides)
     wanted = groups_wanted(config, plan.predicted_s)
     if config.num_groups is None and wanted > plan.num_groups:

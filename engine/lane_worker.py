@@ -146,7 +146,11 @@ class LaneWorker:
                 return result
             if (layer, index) not in self.overflows:
                 self.overflows.append((layer, index))
-        self.decoder.assign_layer(layer, {name: weight.float() for name, weight in self._weights.items()})
+        widened = {
+            name: weight.float() if weight.is_floating_point() else weight
+            for name, weight in self._weights.items()
+        }
+        self.decoder.assign_layer(layer, widened)
         result = attempt(hidden.float())
         self.decoder.assign_layer(layer, self._weights)
         if not is_finite(result):

@@ -19,6 +19,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
+from strata.engine.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.types import InputError
 from strata.kernels.prefix_attention.attend import attend
 from strata.kernels.prefix_attention.tile import Tile
@@ -138,10 +139,21 @@ class Decoder:
     base: nn.Module
     layers: Sequence[nn.Module]
     rope_tables: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    activations: SharedActivations = field(default_factory=SharedActivations)
 
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of a layer's weights."""
-        return {name: tuple(weight.shape) for name, weight in self.layers[layer].named_parameters()}
+        """Names and shapes of a layer's dense weights."""
+        named = {name: tuple(weight.shape) for name, weight in self.layers[layer].named_parameters()}
+        return {name: shape for name, shape in named.items() if not name.endswith(".weight_scale")}
+
+    def int8_names(self, layer: int) -> frozenset[str]:
+        """Names of a layer's weights that are computed with in int8."""
+        return int8_names(self.layers[layer])
+
+    def quantize_linears(self) -> None:
+        """Makes the linear modules of all layers compute in int8, whose weights then are codes and scales."""
+        for layer in self.layers:
+            quantize_linears(layer, self.activations)
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
         """Tables of cos and sin [max_position + 1, H] for every kind of layer, on a device."""
@@ -172,6 +184,7 @@ class Decoder:
 
     def drop_layer(self, layer: int) -> None:
         """Lets go of a layer's weights."""
+        self.activations.forget()
         for module in self.layers[layer].modules():
             for name, weight in module._parameters.items():
                 if weight is not None:

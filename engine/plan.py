@@ -1,8 +1,8 @@
 """Decides, before any weight is read, how a job is swept: groups, micro-batch, residency, hidden store.
 
-Every candidate (groups x hidden store) that fits the memory budgets gets as many resident layers as still
-fit; the one with the least predicted time wins, then the one with fewer groups, then RAM before disk. Time of
-a sweep = max(compute, reading of streamed weights) + the first layer's read + a hidden store's traffic.
+Every candidate (micro-batch x groups x hidden store) that fits the memory budgets gets as many resident
+layers as still fit; the one with the least predicted time wins, then the one with fewer groups, then RAM
+before disk. The time comes from a simulation of the sweep, played only for candidates that could win.
 Independent check: bytes and tokens of a run equal the plan's exactly (tests); time is a prediction.
 """
 
@@ -10,109 +10,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 
 from strata.engine.costs import ModelCosts, sweep_flops
 from strata.engine.hidden_store import StoreKind
-from strata.engine.machine import DTYPES, GIB, MachineRates
+from strata.engine.layer_times import sweep_times
+from strata.engine.machine import GIB, LinearKind, MachineRates
+from strata.engine.memory_model import predict_memory
+from strata.engine.simulation import Resource, SweepTimes, simulate_sweep
+from strata.engine.sweep_plan import Budgets, PlanOverrides, SweepPlan, Workload, readout_dtype
 from strata.engine.types import InputError
-from strata.kernels.prefix_attention.attend import TILE_ROWS
+
+__all__ = [
+    "Budgets",
+    "LinearKind",
+    "PlanOverrides",
+    "SweepPlan",
+    "Workload",
+    "fits",
+    "measure_workload",
+    "plan_sweep",
+    "predict_plan",
+    "readout_dtype",
+    "spread_layers",
+]
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 SMALLEST_MICRO_BATCH_TOKENS = 16
 MAX_GROUPS = 64
-GEMM_EFFICIENCY = 0.95
-"""Share of the measured GEMM rate that a layer's GEMMs reach between the other operations."""
-ATTENTION_EFFICIENCY = 0.4
-"""Useful attention FLOP/s as a share of the GEMM rate."""
 SLOTS = 2
 """Streamed layers in memory at once: the one being computed and the next."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanOverrides:
-    """What the user fixes; None leaves the choice to the planner."""
-
-    micro_batch_tokens: int | None = None
-    num_groups: int | None = None
-    resident_layers: int | None = None
-    hidden_store: StoreKind | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("micro_batch_tokens", 1), ("num_groups", 1), ("resident_layers", 0)):
-            setting = getattr(self, name)
-            if setting is not None and setting < least:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: {setting} is too small; expected at least {least}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """The size of a job: what the planner knows of a tree.
-
-    `distinct_tokens` are distinct token ids of the job; `head_bytes` is what a group's head reads of the
-    checkpoint.
-    """
-
-    num_tokens: int
-    num_scored: int
-    longest_branch_tokens: int
-    distinct_tokens: int
-    num_members: int
-    gemm_flops: float
-    attention_flops: float
-    norm_bytes: int
-    head_bytes: int
-    embedding_row_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """The decision, and what it is expected to cost.
-
-    `bytes_read` is exact once `settle_bytes` has seen the lanes; `memory_bytes` is what each device is
-    expected to hold at its peak (weights, activations, hidden states that wait on it), `host_bytes` the same
-    of host RAM.
-    """
-
-    devices: tuple[str, ...]
-    dtype: str
-    num_groups: int
-    micro_batch_tokens: int
-    resident_layers: tuple[int, ...]
-    num_slots: int
-    hidden_store: StoreKind
-    tokens: int
-    flops: float
-    bytes_read: int
-    memory_bytes: int
-    host_bytes: int
-    predicted_s: float
-    compute_s: float
-    read_s: float
-    bottleneck: str
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        return DTYPES[self.dtype]
-
-
-def readout_dtype(compute_dtype: torch.dtype) -> torch.dtype:
-    """What readouts are kept in: the compute dtype, but float32 for float16, which they may overflow."""
-    return torch.float32 if compute_dtype is torch.float16 else compute_dtype
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budgets:
-    """Bytes allowed on each device and in host RAM; on CPU both limit the same memory."""
-
-    device_bytes: int
-    host_bytes: int
+WORTH_ANOTHER_SIZE = 0.98
+"""Another micro-batch than the usual one must be predicted to take less than this share of the time."""
+RESOURCE_NAMES: dict[Resource, str] = {
+    "disk": "disk",
+    "decode": "decoding",
+    "copy": "host-to-device copies",
+    "compute": "compute",
+    "store": "hidden store",
+}
 
 
 def measure_workload(
@@ -151,31 +89,72 @@ def plan_sweep(
     budgets: Budgets,
     rates: MachineRates,
     overrides: PlanOverrides,
+    linear: LinearKind = "dense",
 ) -> SweepPlan:
     """Chooses the fastest plan that fits.
 
     Raises:
         InputError: not even two layers and the smallest micro-batch fit the budget (says how much would).
     """
+    usual, *others = _micro_batch_sizes(devices, rates, overrides)
+    bare = _bare_plan(work, devices, dtype, linear, rates)
     least: SweepPlan | None = None
     best: SweepPlan | None = None
-    for size in _micro_batch_sizes(work, devices, overrides):
-        for candidate in _candidates(costs, work, devices, dtype, budgets, rates, overrides, size):
-            if least is None or candidate.memory_bytes < least.memory_bytes:
-                least = candidate
-            if fits(candidate, budgets) and (best is None or _rank(candidate) < _rank(best)):
-                best = candidate
-        if best is not None:
-            return best
+    for size in (usual, *others):
+        allowed_s = math.inf if best is None else best.predicted_s * WORTH_ANOTHER_SIZE
+        sized = replace(bare, micro_batch_tokens=size)
+        found, smallest = _best_of_size(sized, costs, work, budgets, rates, overrides, allowed_s)
+        if least is None or smallest.memory_bytes < least.memory_bytes:
+            least = smallest
+        best = found or best
+    while best is None and overrides.micro_batch_tokens is None and size > SMALLEST_MICRO_BATCH_TOKENS:
+        size //= 2
+        sized = replace(bare, micro_batch_tokens=size)
+        best, smallest = _best_of_size(sized, costs, work, budgets, rates, overrides, math.inf)
+        least = smallest if least is None or smallest.memory_bytes < least.memory_bytes else least
+    if best is not None:
+        return best
     assert least is not None
+    raise _does_not_fit(least, budgets)
+
+
+def _does_not_fit(least: SweepPlan, budgets: Budgets) -> InputError:
     limit = "--memory-gib" if least.memory_bytes > budgets.device_bytes else "--host-memory-gib"
     needed = max(least.memory_bytes, least.host_bytes if limit != "--memory-gib" else 0) / GIB
     needed = math.ceil(needed * 100) / 100
-    raise InputError(
+    return InputError(
         f"{limit}: two layers of this model and a micro-batch do not fit "
         f"{budgets.device_bytes / GIB:.2f} GiB on a device and "
         f"{budgets.host_bytes / GIB:.2f} GiB in RAM; expected at least {needed:.2f} GiB"
     )
+
+
+def _best_of_size(
+    sized: SweepPlan,
+    costs: ModelCosts,
+    work: Workload,
+    budgets: Budgets,
+    rates: MachineRates,
+    overrides: PlanOverrides,
+    allowed_s: float,
+) -> tuple[SweepPlan | None, SweepPlan]:
+    """The fastest plan of a size that takes less than `allowed_s`, and the one of least memory."""
+    least: SweepPlan | None = None
+    best: SweepPlan | None = None
+    for candidate in _candidates(sized, costs, work, budgets, overrides):
+        if least is None or candidate.memory_bytes < least.memory_bytes:
+            least = candidate
+        if not fits(candidate, budgets):
+            continue
+        times = sweep_times(candidate, costs, work, rates)
+        limit_s = allowed_s if best is None else min(allowed_s, best.predicted_s + 0.01)
+        if _least_seconds(times) > limit_s:
+            continue
+        priced = _predict(candidate, times, costs, work)
+        if priced.predicted_s < allowed_s and (best is None or _rank(priced) < _rank(best)):
+            best = priced
+    assert least is not None
+    return best, least
 
 
 def fits(plan: SweepPlan, budgets: Budgets) -> bool:
@@ -187,50 +166,51 @@ def _rank(plan: SweepPlan) -> tuple[float, int, bool]:
     return (round(plan.predicted_s, 2), plan.num_groups, plan.hidden_store == "disk")
 
 
-def _micro_batch_sizes(work: Workload, devices: tuple[str, ...], overrides: PlanOverrides) -> Iterator[int]:
-    """The usual size first; halves of it when nothing fits."""
+def _micro_batch_sizes(
+    devices: tuple[str, ...], rates: MachineRates, overrides: PlanOverrides
+) -> tuple[int, ...]:
+    """The usual size first; others where the rates can tell them apart."""
     if overrides.micro_batch_tokens is not None:
-        yield overrides.micro_batch_tokens
-        return
-    size = DEFAULT_MICRO_BATCH_TOKENS[devices[0].split(":")[0]]
-    while size >= SMALLEST_MICRO_BATCH_TOKENS:
-        yield size
-        size //= 2
+        return (overrides.micro_batch_tokens,)
+    usual = DEFAULT_MICRO_BATCH_TOKENS[devices[0].split(":")[0]]
+    return (usual,) if rates.layer is None else (usual, 2 * usual, usual // 2, usual // 4)
+
+
+def _bare_plan(
+    work: Workload, devices: tuple[str, ...], dtype: str, linear: LinearKind, rates: MachineRates
+) -> SweepPlan:
+    """What all candidates share; nothing decided, nothing predicted."""
+    return SweepPlan(
+        devices=devices,
+        dtype=dtype,
+        linear=linear,
+        num_groups=1,
+        micro_batch_tokens=0,
+        resident_layers=(),
+        num_slots=SLOTS,
+        hidden_store="ram",
+        tokens=work.num_tokens * work.num_members,
+        flops=work.gemm_flops + work.attention_flops,
+        bytes_read=0,
+        memory_bytes=0,
+        host_bytes=0,
+        predicted_s=0.0,
+        compute_s=0.0,
+        read_s=0.0,
+        bottleneck="",
+        rates_from=rates.rates_from,
+    )
 
 
 def _candidates(
-    costs: ModelCosts,
-    work: Workload,
-    devices: tuple[str, ...],
-    dtype: str,
-    budgets: Budgets,
-    rates: MachineRates,
-    overrides: PlanOverrides,
-    size: int,
+    sized: SweepPlan, costs: ModelCosts, work: Workload, budgets: Budgets, overrides: PlanOverrides
 ) -> Iterator[SweepPlan]:
-    on_cpu = devices[0] == "cpu"
-    kinds: tuple[StoreKind, ...] = ("ram", "disk") if on_cpu else ("device", "ram", "disk")
+    """Plans of a micro-batch size with their memory."""
+    kinds: tuple[StoreKind, ...] = ("ram", "disk") if sized.devices[0] == "cpu" else ("device", "ram", "disk")
     for kind in kinds if overrides.hidden_store is None else (overrides.hidden_store,):
         for num_groups in _group_counts(overrides):
-            bare = SweepPlan(
-                devices=devices,
-                dtype=dtype,
-                num_groups=num_groups,
-                micro_batch_tokens=size,
-                resident_layers=(),
-                num_slots=SLOTS,
-                hidden_store=kind,
-                tokens=work.num_tokens * work.num_members,
-                flops=work.gemm_flops + work.attention_flops,
-                bytes_read=0,
-                memory_bytes=0,
-                host_bytes=0,
-                predicted_s=0.0,
-                compute_s=0.0,
-                read_s=0.0,
-                bottleneck="",
-            )
-            yield _with_residency(bare, costs, work, budgets, rates, overrides)
+            candidate = replace(sized, hidden_store=kind, num_groups=num_groups)
+            yield _with_residency(candidate, costs, work, budgets, overrides)
 
 
 def _group_counts(overrides: PlanOverrides) -> Iterator[int]:
@@ -244,28 +224,31 @@ def _group_counts(overrides: PlanOverrides) -> Iterator[int]:
 
 
 def _with_residency(
-    plan: SweepPlan,
-    costs: ModelCosts,
-    work: Workload,
-    budgets: Budgets,
-    rates: MachineRates,
-    overrides: PlanOverrides,
+    plan: SweepPlan, costs: ModelCosts, work: Workload, budgets: Budgets, overrides: PlanOverrides
 ) -> SweepPlan:
-    """The plan with as many resident layers as fit (or as asked for), and its costs."""
+    """The plan with as many resident layers as fit (or as asked for), and its memory."""
+
+    def holding(count: int) -> SweepPlan:
+        layers = spread_layers(costs.num_layers, count)
+        held = replace(plan, resident_layers=layers)
+        memory, host = predict_memory(held, costs, work)
+        return replace(held, memory_bytes=memory, host_bytes=host)
+
     if overrides.resident_layers is not None:
-        count = min(overrides.resident_layers, costs.num_layers)
-        return _price(
-            replace(plan, resident_layers=spread_layers(costs.num_layers, count)), costs, work, rates
-        )
-    for count in (costs.num_layers, *range(costs.num_layers - SLOTS, -1, -1)):
-        if count < 0:
-            break
-        candidate = _price(
-            replace(plan, resident_layers=spread_layers(costs.num_layers, count)), costs, work, rates
-        )
-        if fits(candidate, budgets):
-            return candidate
-    return _price(plan, costs, work, rates)
+        return holding(min(overrides.resident_layers, costs.num_layers))
+    if fits(whole := holding(costs.num_layers), budgets):
+        return whole
+    most, too_many = holding(0), max(1, costs.num_layers - SLOTS + 1)
+    if not fits(most, budgets):
+        return most
+    # A resident layer more never takes less memory, but for models with layers of very different sizes.
+    while too_many - len(most.resident_layers) > 1:
+        middle = holding((len(most.resident_layers) + too_many) // 2)
+        if fits(middle, budgets):
+            most = middle
+        else:
+            too_many = len(middle.resident_layers)
+    return most
 
 
 def spread_layers(num_layers: int, count: int) -> tuple[int, ...]:
@@ -279,75 +262,39 @@ def spread_layers(num_layers: int, count: int) -> tuple[int, ...]:
     )
 
 
-def _price(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
-    streamed = [layer for layer in range(costs.num_layers) if layer not in plan.resident_layers]
-    once = sum(costs.stored_bytes) + work.norm_bytes + plan.num_groups * work.head_bytes
-    again = (plan.num_groups - 1) * sum(costs.stored_bytes[layer] for layer in streamed)
-    embedding = plan.num_groups * work.distinct_tokens * work.embedding_row_bytes
-    bytes_read = once + again + embedding
-    speed = rates.gemm_flop_per_s * len(plan.devices)
-    compute_s = work.gemm_flops / (speed * GEMM_EFFICIENCY) + work.attention_flops / (
-        speed * ATTENTION_EFFICIENCY
-    )
-    read_s = bytes_read / rates.disk_bytes_per_s
-    copy_s = 0.0
-    if rates.host_to_device_bytes_per_s:
-        copy_s = (bytes_read + _hidden_traffic_bytes(plan, costs, work)) / rates.host_to_device_bytes_per_s
-    store_s = 0.0
-    if plan.hidden_store == "disk":
-        store_s = (
-            2
-            * costs.num_layers
-            * work.num_tokens
-            * costs.hidden_size
-            * costs.itemsize
-            / rates.disk_bytes_per_s
-        )
-    first_s = plan.num_groups * costs.stored_bytes[0] / rates.disk_bytes_per_s
-    parts = {"compute": compute_s, "disk": read_s, "host-to-device copies": copy_s}
-    memory, host = _memory_bytes(plan, costs, work)
+def _least_seconds(times: SweepTimes) -> float:
+    """No simulation of these times takes less."""
+    computing = sum(times_of.compute_s + times_of.store_s for times_of in times.layers)
+    once = sum(times_of.read_s for times_of in times.layers)
+    again = sum(times_of.read_again_s or 0.0 for times_of in times.layers if not times_of.resident)
+    return max(times.num_sweeps * computing, once + (times.num_sweeps - 1) * again)
+
+
+def predict_plan(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
+    """The plan with its bytes and seconds predicted anew, for one whose decisions have changed."""
+    return _predict(plan, sweep_times(plan, costs, work, rates), costs, work)
+
+
+def _predict(plan: SweepPlan, times: SweepTimes, costs: ModelCosts, work: Workload) -> SweepPlan:
+    """The plan with its bytes and its simulated seconds."""
+    swept = simulate_sweep(times)
     return replace(
         plan,
-        bytes_read=bytes_read,
-        memory_bytes=memory,
-        host_bytes=host,
-        predicted_s=max(parts.values()) + store_s + first_s,
-        compute_s=compute_s,
-        read_s=read_s,
-        bottleneck=max(parts, key=lambda name: parts[name]),
+        bytes_read=_bytes_read(plan, costs, work),
+        predicted_s=swept.total_s,
+        compute_s=swept.busy_s["compute"],
+        read_s=swept.busy_s["disk"],
+        decode_s=swept.busy_s["decode"],
+        copy_s=swept.busy_s["copy"],
+        store_s=swept.busy_s["store"],
+        stall_s=swept.stall_s,
+        bottleneck=RESOURCE_NAMES[swept.bottleneck],
     )
 
 
-def _hidden_traffic_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
-    if plan.hidden_store == "device":
-        return 0
-    return 2 * costs.num_layers * work.num_tokens * work.num_members * costs.hidden_size * costs.itemsize
-
-
-def _memory_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[int, int]:
-    """Peak bytes on the busiest device and in host RAM; on CPU the same figure, all workers together."""
-    on_cpu = plan.devices[0] == "cpu"
-    streamed = [layer for layer in range(costs.num_layers) if layer not in plan.resident_layers]
-    slots = min(plan.num_slots, len(streamed))
-    resident = sum(costs.weight_bytes[layer] for layer in plan.resident_layers)
-    buffers = slots * max((costs.buffer_bytes[layer] for layer in streamed), default=0)
-    placed = slots * max((costs.weight_bytes[layer] for layer in streamed), default=0)
-    converted = slots * max((costs.converted_bytes[layer] for layer in streamed), default=0)
-    lane_tokens = math.ceil(work.num_tokens / (plan.num_groups * len(plan.devices)))
-    hidden = lane_tokens * costs.hidden_size * costs.itemsize * work.num_members
-    batch = min(plan.micro_batch_tokens, lane_tokens)
-    keys = work.longest_branch_tokens + batch
-    tile_rows = min(TILE_ROWS["cpu" if on_cpu else "cuda"], batch)
-    working = batch * costs.activation_bytes_per_token + 3 * keys * costs.key_value_bytes_per_token
-    working += costs.attention_scratch_bytes(tile_rows, work.longest_branch_tokens + tile_rows, on_cpu=on_cpu)
-    embedding = work.distinct_tokens * work.embedding_row_bytes
-    itemsize = readout_dtype(plan.torch_dtype).itemsize
-    readouts = work.num_scored * costs.hidden_size * itemsize * work.num_members
-    if on_cpu:
-        workers = len(plan.devices)
-        in_ram = hidden * workers if plan.hidden_store != "disk" else 0
-        total = resident + buffers + converted + in_ram + readouts + max(working * workers, embedding)
-        return total, total
-    device = resident + placed + max(working, embedding) + (hidden if plan.hidden_store == "device" else 0)
-    host = buffers + converted + embedding + readouts
-    return device, host + (hidden * len(plan.devices) if plan.hidden_store == "ram" else 0)
+def _bytes_read(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
+    resident = set(plan.resident_layers)
+    streamed = sum(size for layer, size in enumerate(costs.stored_bytes) if layer not in resident)
+    a_group = work.head_bytes + work.distinct_tokens * work.embedding_row_bytes
+    once = sum(costs.stored_bytes) + work.norm_bytes
+    return once + (plan.num_groups - 1) * streamed + plan.num_groups * a_group

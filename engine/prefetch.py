@@ -1,34 +1,34 @@
 """Reads the layers of a run ahead of the workers: a thread, reusable buffers, a copy stream on CUDA.
 
-Flow of one streamed layer: a free slot -> its host buffer is filled from disk -> (CUDA: copied to every
-device on a copy stream) -> every worker takes it, computes, gives it back -> the slot is free. There are
-`num_slots` slots, so at most that many streamed layers are in memory, the one being computed included.
-Resident layers are read in the first sweep and stay. All devices share one read. Knows nothing of what a
-layer is used for.
+Flow of one streamed layer: a free slot -> its host buffer is filled from disk -> (CUDA: the stored bytes are
+copied to every device on a copy stream) -> decoded where they lie, on CPU into the slot's second buffer ->
+every worker takes it, computes, gives it back -> the slot is free. There are `num_slots` slots, so at most
+that many streamed layers are in memory, the one being computed included. Resident layers are read in the
+first sweep and stay. All devices share one read. Knows nothing of what a layer is used for.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from strata.engine.coordinator import Coordinator
-from strata.engine.layer_loader import LayerLoader
-
-Weights = dict[str, torch.Tensor]
-Prepare = Callable[[int, Weights], Weights]
-"""What happens to a layer's weights on their device before use, such as merging an adapter."""
+from strata.engine.layer_loader import LayerLoader, RawLayer, Weights
 
 
 @dataclass(kw_only=True, eq=False)
 class _Slot:
-    """A host buffer, and what the devices must have done before it may be filled again."""
+    """Host buffers, and what the devices must have done before they may be filled again.
+
+    `buffer` takes a layer's stored bytes, `decoded` (CPU) the weights that are no views of it.
+    """
 
     buffer: torch.Tensor
+    decoded: torch.Tensor | None
     computed: list[torch.cuda.Event] = field(default_factory=list)
 
 
@@ -46,16 +46,13 @@ class LayerStream:
     """The layers of all sweeps of a run, in order.
 
     Args:
-        loader: reads a layer into host memory.
+        loader: reads a layer into host memory and decodes it on its device.
         num_layers: decoder layers.
         num_sweeps: how often all layers are needed.
         resident: layers that stay in memory after the first sweep.
         devices: the devices of the workers, one entry a worker; entries may repeat.
         num_slots: streamed layers in memory at once, at least 2.
         coordinator: what the waits go through.
-        dtype: what weights become on a CUDA device after the copy; None keeps theirs (on CPU the loader has
-            converted them).
-        prepare: applied on each device to freshly placed weights.
     """
 
     def __init__(
@@ -68,8 +65,6 @@ class LayerStream:
         devices: Sequence[torch.device],
         num_slots: int,
         coordinator: Coordinator,
-        dtype: torch.dtype | None = None,
-        prepare: Prepare | None = None,
     ) -> None:
         self._loader = loader
         self._order = [
@@ -82,19 +77,13 @@ class LayerStream:
         self._devices = list(devices)
         self._unique_devices = list(dict.fromkeys(devices))
         self._coordinator = coordinator
-        self._dtype = dtype
-        self._prepare = prepare
         self._placed: dict[tuple[int, int], _PlacedLayer] = {}
         self._streams = {
             device: torch.cuda.Stream(device) for device in self._unique_devices if device.type == "cuda"
         }
         streamed = [layer for layer in range(num_layers) if layer not in resident]
-        size = max((loader.buffer_bytes(layer) for layer in streamed), default=0)
         count = min(num_slots, len(streamed) * num_sweeps)
-        self._free_slots = [
-            _Slot(buffer=torch.empty(size, dtype=torch.uint8, pin_memory=bool(self._streams)))
-            for _ in range(count)
-        ]
+        self._free_slots = [self._make_slot(streamed) for _ in range(count)]
         self.wait_s = 0.0
         self.read_s = 0.0
 
@@ -103,8 +92,8 @@ class LayerStream:
         for sweep, layer in self._order:
             slot = None if layer in self._resident else self._take_slot()
             started = time.perf_counter()
-            weights = self._loader.load(layer, None if slot is None else slot.buffer)
-            placed = self._place(layer, weights, slot)
+            raw = self._loader.read(layer, None if slot is None else slot.buffer)
+            placed = self._place(layer, raw, slot)
             self.read_s += time.perf_counter() - started
             self._coordinator.update(partial(self._placed.__setitem__, (sweep, layer), placed))
 
@@ -151,20 +140,34 @@ class LayerStream:
             del self._placed[key]
             self._free_slots.append(placed.slot)
 
-    def _place(self, layer: int, weights: Weights, slot: _Slot | None) -> _PlacedLayer:
+    def _make_slot(self, streamed: Sequence[int]) -> _Slot:
+        size = max((self._loader.buffer_bytes(layer) for layer in streamed), default=0)
+        pinned = bool(self._streams)
+        decoded = None
+        if not pinned:
+            decoded_size = max((self._loader.converted_bytes(layer) for layer in streamed), default=0)
+            decoded = torch.empty(decoded_size, dtype=torch.uint8)
+        return _Slot(buffer=torch.empty(size, dtype=torch.uint8, pin_memory=pinned), decoded=decoded)
+
+    def _place(self, layer: int, raw: RawLayer, slot: _Slot | None) -> _PlacedLayer:
         placed = _PlacedLayer(slot=slot, users_left=len(self._devices))
         for device in self._unique_devices:
             if device.type == "cuda":
                 with torch.cuda.stream(self._streams[device]):
-                    on_device = {
-                        name: weight.to(device, non_blocking=True).to(self._dtype or weight.dtype)
-                        for name, weight in weights.items()
-                    }
-                    placed.weights[device] = self._prepared(layer, on_device)
+                    placed.weights[device] = self._loader.decode(layer, _copy_raw(raw, device))
                     placed.copied[device] = self._streams[device].record_event()
             else:
-                placed.weights[device] = self._prepared(layer, weights)
+                out = None if slot is None else slot.decoded
+                placed.weights[device] = self._loader.decode(layer, raw, out)
         return placed
 
-    def _prepared(self, layer: int, weights: Weights) -> Weights:
-        return weights if self._prepare is None else self._prepare(layer, weights)
+
+def _copy_raw(raw: RawLayer, device: torch.device) -> RawLayer:
+    """The stored tensors on a device; copies from pinned buffers do not wait."""
+    return {
+        name: [
+            {role: tensor.to(device, non_blocking=True) for role, tensor in tensors.items()}
+            for tensors in parts
+        ]
+        for name, parts in raw.items()
+    }

@@ -12,13 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+from strata.engine.byte_sources import ByteSource, FileSource
+from strata.engine.checksums import read_checksums
 from strata.engine.group_scorer import GroupScorer, guess
+from strata.engine.int8_check import check_int8
 from strata.engine.job import PhaseTimer, ScoringJob, describe_plan, prepare_job
 from strata.engine.machine import GIB
 from strata.engine.metrics import evaluate
 from strata.engine.partial_scores import PartialScores
 from strata.engine.peak_memory import PeakMemory, device_peaks, reset_device_peaks
 from strata.engine.progress import progress_bar
+from strata.engine.read_cache import CachedSource
 from strata.engine.report import write_report
 from strata.engine.results import write_prompts, write_scores, write_submission
 from strata.engine.run_record import RunRecord
@@ -61,16 +65,20 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
         record.begin()
         _remove_artefacts(config.out)
         reset_device_peaks(job.plan.devices)
-        with closing(TensorReader()) as reader:
+        source = _open_source(config)
+        with closing(_open_reader(job, source)) as reader:
+            _verify_partly_read(job, reader, timer)
             swept, by_id = _sweep(job, reader, timer, started)
-            num_bytes_read = reader.num_bytes_read
         scores = _collect(job, by_id, warnings)
         record.metrics = evaluate(scores)
         with timer.phase("write"):
             _write_artefacts(job, scores)
             if not warnings.rows.get(UNREACHED):
                 PartialScores(config.out, job.fingerprint).remove()
-        record.measured = _measure(job, swept, num_bytes_read, timer, memory)
+        record.measured = _measure(job, swept, reader, timer, memory)
+        record.measured |= _measure_cache(source, warnings)
+        if job.plan.linear == "int8" and config.int8_check_questions:
+            record.measured["int8_check"] = _check_int8(job, by_id, source, timer, started)
         _report_overflows(swept, warnings)
         _report_memory(job, record.measured, warnings)
     finished = record.as_dict()
@@ -78,17 +86,52 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
     return ScoreRun(scores=scores, record=finished, out=config.out)
 
 
+def _open_source(config: ScoreConfig) -> ByteSource:
+    return FileSource() if config.cache_dir is None else CachedSource(FileSource(), config.cache_dir)
+
+
+def _open_reader(job: ScoringJob, source: ByteSource) -> TensorReader:
+    return TensorReader(source, read_checksums(job.checkpoint.path) if job.config.verify else None)
+
+
+def _verify_partly_read(job: ScoringJob, reader: TensorReader, timer: PhaseTimer) -> None:
+    """Checks embedding and projection whole: of these, a job reads some rows only."""
+    if not job.config.verify:
+        return
+    with timer.phase("verify"):
+        for name in ("embed_tokens.weight", job.checkpoint.output_embedding):
+            if name is not None:
+                reader.verify(job.checkpoint.require_plain(name))
+
+
+def _check_int8(
+    job: ScoringJob,
+    by_id: Mapping[str, QuestionScores],
+    source: ByteSource,
+    timer: PhaseTimer,
+    started: float,
+) -> dict[str, object]:
+    """Compares a sample of the scores with those of dense weights."""
+    scored = {
+        prompt.question.id: by_id[prompt.question.id] for prompt in job.prompts if prompt.question.id in by_id
+    }
+    with timer.phase("int8 check"):
+        return check_int8(job, scored, job.config.int8_check_questions, source, _deadline_s(job, started))
+
+
+def _deadline_s(job: ScoringJob, started: float) -> float | None:
+    deadline = job.config.deadline
+    return None if deadline is None else started + parse_duration_s("--deadline", deadline)
+
+
 def _sweep(
     job: ScoringJob, reader: TensorReader, timer: PhaseTimer, started: float
 ) -> tuple[SweepResult, dict[str, QuestionScores]]:
     """Sweeps group after group; each one's questions are scored and saved as it ends."""
     config = job.config
-    deadline_s = (
-        None if config.deadline is None else started + parse_duration_s("--deadline", config.deadline)
-    )
     kept = PartialScores(config.out, job.fingerprint)
     kept.start(resume=config.resume)
-    scorer = GroupScorer(job, reader, kept.add, deadline_s)
+    scorer = GroupScorer(job, reader, kept.add, _deadline_s(job, started))
     total = job.tree.num_tokens * job.checkpoint.num_layers * len(job.sweep.members)
     with timer.phase("sweep"), progress_bar("sweep", total, shown=config.progress) as advance:
         swept = run_sweep(job.sweep, reader, config.out, advance, scorer.finish_group)
@@ -139,8 +182,17 @@ def _report_memory(job: ScoringJob, measured: Mapping[str, object], warnings: Ru
         )
 
 
+def _measure_cache(source: ByteSource, warnings: RunWarnings) -> dict[str, object]:
+    """What the read-through cache did; nothing without one."""
+    if not isinstance(source, CachedSource):
+        return {}
+    if source.stopped_because is not None:
+        warnings.say(f"--cache-dir: caching stopped: {source.stopped_because}")
+    return {"bytes_from_cache": source.num_bytes_from_cache, "bytes_kept_in_cache": source.num_bytes_kept}
+
+
 def _measure(
-    job: ScoringJob, swept: SweepResult, num_bytes_read: int, timer: PhaseTimer, memory: PeakMemory
+    job: ScoringJob, swept: SweepResult, reader: TensorReader, timer: PhaseTimer, memory: PeakMemory
 ) -> dict[str, object]:
     sweep_s = timer.seconds["sweep"]
     peak_flop_per_s = job.rates.gemm_flop_per_s * len(job.plan.devices)
@@ -155,7 +207,8 @@ def _measure(
         "tokens_per_option_run": job.tokens_per_option_run,
         "truncated_questions": sum(prompt.num_truncated_tokens > 0 for prompt in job.all_prompts),
         "truncated_context_tokens": sum(prompt.num_truncated_tokens for prompt in job.all_prompts),
-        "bytes_read": num_bytes_read,
+        "bytes_read": reader.num_bytes_read,
+        "bytes_verified": reader.num_bytes_verified,
         "peak_host_bytes": memory.peak_bytes,
         "baseline_host_bytes": memory.baseline_bytes,
         "memory_bytes": memory.peak_bytes - memory.baseline_bytes,

@@ -33,14 +33,22 @@ class ScoreConfig:
     """Built-in template (statement, yes-no, letters) or a file; the head's own by default."""
     devices: str = "auto"
     """auto, cpu, or a list such as cuda:0,cuda:1; all share one read of each layer."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute dtype; auto is the checkpoint's own where the device is fast in it."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Compute dtype; auto is the checkpoint's own where the device is fast in it; int8 takes weights (a
+    scale a channel) and activations (a scale a token) of all linear layers to 8 bits, and measures what that
+    does to scores."""
+    int8_check_questions: int = 16
+    """With --dtype int8: questions scored again without it, for run.json; 0 skips this, and one more read."""
     memory_gib: float | None = None
     """Budget for weights and activations on a device (on CPU: beyond what the libraries take)."""
     host_memory_gib: float | None = None
     """Budget in host RAM."""
     strict: bool = False
     """Refuse odd rows instead of warning."""
+    verify: bool = False
+    """Check every tensor read against the checksums that `strata pack` left."""
+    cache_dir: Path | None = None
+    """Folder on a fast local disk that keeps what is read from a slow one, for later sweeps and runs."""
     save_prompts: bool = False
     """Leave prompts.jsonl: tokens, text and scored positions of every branch."""
     deadline: str | None = None
@@ -65,6 +73,8 @@ class ScoreConfig:
         for flag, budget in (("--memory-gib", self.memory_gib), ("--host-memory-gib", self.host_memory_gib)):
             if budget is not None and not budget > 0:
                 raise InputError(f"{flag}: {budget} is no amount of memory; expected a number above 0")
+        if self.int8_check_questions < 0:
+            raise InputError(f"--int8-check-questions: {self.int8_check_questions}; expected 0 or more")
         if self.deadline is not None:
             parse_duration_s("--deadline", self.deadline)
 
@@ -87,7 +97,26 @@ def parse_duration_s(flag: str, text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(ScoreConfig):
-    """Settings of `strata plan`: those of a run, and nothing is left in `out`."""
+    """Settings of `strata plan`: those of a run, which leaves nothing, or a shape without a checkpoint."""
 
+    # Not required when --shape says what the model is; run_plan checks which of both was given.
+    model: Path | None = None  # type: ignore[assignment]
+    """Hugging Face checkpoint directory; or give --shape."""
+    questions: Path | None = None  # type: ignore[assignment]
+    """Question file; with --shape their number."""
     out: Path = Path("runs/plan")
     """Not used: a plan leaves nothing."""
+    profile: str | None = None
+    """Plan for another machine: kaggle-2xt4, h100, cpu, or a file of `strata bench calibrate --out FILE`."""
+    shape: str | None = None
+    """A model that is not there: tinyllama-1.1b, llama2-7b, llama2-13b, llama2-70b, or a config.json."""
+    tokens: int = 1500
+    """With --shape: tokens to compute a question, its options included."""
+    options: int = 5
+    """With --shape: options a question."""
+    option_tokens: int = 40
+    """With --shape: tokens an option."""
+    storage: Literal["all", "fp16", "int8", "nf4"] = "all"
+    """With --shape: how the weights are stored."""
+    json: bool = False
+    """With --shape: also print the table as one JSON line."""

@@ -17,17 +17,17 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from strata.engine.adapters import Adapter, merge, set_active, wrap_linears
+from strata.engine.adapters import Adapter, set_active, wrap_linears
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.coordinator import Coordinator
 from strata.engine.embedding import read_embedding
 from strata.engine.hidden_store import HiddenStore, make_store
 from strata.engine.lane_worker import LaneWorker
-from strata.engine.layer_loader import LayerLoader
+from strata.engine.layer_loader import make_loader
 from strata.engine.model import Decoder, build_decoder
 from strata.engine.packing import EMPTY_LANE, Lane, split_lanes
 from strata.engine.plan import SweepPlan, readout_dtype
-from strata.engine.prefetch import LayerStream, Weights
+from strata.engine.prefetch import LayerStream
 from strata.engine.prefix_tree import PrefixTree, indexes
 from strata.engine.public_keys import PublicKeys
 from strata.engine.safetensors_file import TensorReader
@@ -184,18 +184,15 @@ def _share(
     num_sweeps: int,
     advance: Callable[[int], None],
 ) -> _Shared:
-    coordinator, on_cpu = Coordinator(), devices[0].type == "cpu"
-    shapes = [decoder.layer_shapes(layer) for layer in range(job.checkpoint.num_layers)]
+    coordinator = Coordinator()
     stream = LayerStream(
-        loader=LayerLoader(job.checkpoint, shapes, job.plan.torch_dtype, reader, convert=on_cpu),
+        loader=make_loader(job.checkpoint, decoder, job.plan.torch_dtype, reader, job.adapters),
         num_layers=job.checkpoint.num_layers,
         num_sweeps=num_sweeps,
         resident=frozenset(job.plan.resident_layers),
         devices=devices,
         num_slots=job.plan.num_slots,
         coordinator=coordinator,
-        dtype=job.plan.torch_dtype,
-        prepare=partial(_merge_adapter, job.adapters[0]) if len(job.adapters) == 1 else None,
     )
     width = job.checkpoint.config.hidden_size
     return _Shared(
@@ -214,6 +211,8 @@ def _share(
 
 def _build_worker_decoder(job: SweepJob, device: torch.device) -> Decoder:
     decoder = build_decoder(job.checkpoint.config, job.plan.torch_dtype)
+    if job.plan.linear == "int8":
+        decoder.quantize_linears()
     decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.plan.torch_dtype)
     if len(job.adapters) > 1:
         for layer in decoder.layers:
@@ -223,7 +222,7 @@ def _build_worker_decoder(job: SweepJob, device: torch.device) -> Decoder:
 
 def _read_norm(checkpoint: Checkpoint, reader: TensorReader) -> dict[str, torch.Tensor]:
     names = [name for name in checkpoint.weights if name.startswith("norm.")]
-    return {name.removeprefix("norm."): reader.read(checkpoint.weights[name].parts[0][0]) for name in names}
+    return {name.removeprefix("norm."): reader.read(checkpoint.require_plain(name)) for name in names}
 
 
 def _embed_group(
@@ -241,13 +240,6 @@ def _embed_group(
                 worker.embed(table, row_of_token, store)
         stores.append(own)
     return stores
-
-
-def _merge_adapter(adapter: Adapter, layer: int, weights: Weights) -> Weights:
-    for path, lora in adapter.layers[layer].items():
-        weight = weights[f"{path}.weight"]
-        merge(weight, lora, out=weight)
-    return weights
 
 
 def _activate_adapter(worker: LaneWorker, adapters: tuple[Adapter, ...], number: int, layer: int) -> None:

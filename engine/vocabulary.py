@@ -45,15 +45,15 @@ def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
     Raises:
         InputError: the checkpoint has none.
     """
-    source = checkpoint.output_embedding
-    if source is None:
+    name = checkpoint.output_embedding
+    if name is None:
         raise InputError(
             f"{checkpoint.path}: no lm_head.weight; heads on label tokens need a causal language model"
         )
-    bias = checkpoint.weights.get("lm_head.bias")
+    has_bias = "lm_head.bias" in checkpoint.weights
     return VocabularyProjection(
-        stored=source.parts[0][0],
-        bias=bias.parts[0][0] if bias else None,
+        stored=checkpoint.require_plain(name),
+        bias=checkpoint.require_plain("lm_head.bias") if has_bias else None,
         softcap=getattr(checkpoint.config, "final_logit_softcapping", None),
     )
 

@@ -13,12 +13,24 @@ from pathlib import Path
 import tyro
 from tyro.extras import SubcommandApp
 
+from strata.engine.pack_config import PackConfig
 from strata.engine.score_config import PlanConfig, ScoreConfig
 from strata.engine.types import InputError
-from strata.scripts.bench.configs import SweepBenchConfig
+from strata.retrieval.index_config import IndexConfig
+from strata.retrieval.search_config import SearchConfig
+from strata.scripts.bench.configs import (
+    CalibrateConfig,
+    LargeBenchConfig,
+    PlanErrorConfig,
+    RetrievalBenchConfig,
+    RetrievalSpeedConfig,
+    SweepBenchConfig,
+)
 
 DESCRIPTION = "Scores multiple-choice questions with decoder language models far too big for the machine."
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff)
+PAIRED_PARSING = PARSING[:2]
+"""Where a setting that is on by default has both flags: `pack --double-quant`, `--no-double-quant`."""
 
 app = SubcommandApp()
 bench_app = SubcommandApp()
@@ -48,10 +60,44 @@ def plan(config: PlanConfig) -> int:
     """Print what `strata score` with these flags would do: time, memory, bytes, bottleneck. Reads no weights.
 
     Example: strata plan --model DIR --questions test.csv --memory-gib 14
+    Example: strata plan --profile kaggle-2xt4 --shape llama2-70b --questions 4000 --tokens 1500
     """
     from strata.scripts.plan import run_plan
 
     return run_plan(config)
+
+
+@app.command(name="pack")
+def pack(config: PackConfig) -> int:
+    """Convert a checkpoint to int8, NF4 or another dtype, one weight in memory at a time; resumes.
+
+    Example: strata pack --model DIR --format nf4 --out DIR-nf4 --verify
+    """
+    from strata.scripts.pack import run_pack
+
+    return run_pack(replace(config, progress=config.progress or sys.stderr.isatty()))
+
+
+@app.command(name="index")
+def index(config: IndexConfig) -> int:
+    """Cut a corpus into chunks and index them for BM25, and for encoders if any are given; resumes.
+
+    Example: strata index --corpus enwiki-cirrussearch-content.json.gz --out wiki-index --chunk-chars 512
+    """
+    from strata.scripts.index import run_index
+
+    return run_index(replace(config, progress=config.progress or sys.stderr.isatty()))
+
+
+@app.command(name="search")
+def search(config: SearchConfig) -> int:
+    """Find a context for every question, or measure rankings against judgements.
+
+    Example: strata search --index wiki-index --questions test.csv --out with_context.csv --tokenizer DIR
+    """
+    from strata.scripts.search import run_search
+
+    return run_search(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="demo")
@@ -97,6 +143,61 @@ def bench_checkpoint(config: SweepBenchConfig) -> int:
     return 0
 
 
+@bench_app.command(name="large")
+def bench_large(config: LargeBenchConfig) -> int:
+    """Score with a model far bigger than memory, under a hard limit where a memory cgroup can be made.
+
+    Example: strata bench large --shape llama2-70b --storage nf4 --limit-gib 8 --memory-gib 6.5
+    """
+    from strata.scripts.bench.large import run_large_bench
+
+    return run_large_bench(config)
+
+
+@bench_app.command(name="calibrate")
+def bench_calibrate(config: CalibrateConfig) -> int:
+    """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
+
+    Example: strata bench calibrate
+    """
+    from strata.scripts.bench.calibrate import run_calibration
+
+    return run_calibration(config)
+
+
+@bench_app.command(name="plan-error")
+def bench_plan_error(config: PlanErrorConfig) -> int:
+    """Compare predicted with measured time over configurations of the sweep; calibrate first.
+
+    Example: strata bench plan-error
+    """
+    from strata.scripts.bench.plan_error import run_plan_error
+
+    return run_plan_error(config)
+
+
+@bench_app.command(name="retrieval")
+def bench_retrieval(config: RetrievalBenchConfig) -> int:
+    """Measure searchers on judged queries, on questions with a known passage, and their speed.
+
+    Example: strata bench retrieval --data DIR --encoder DIR
+    """
+    from strata.scripts.bench.retrieval import run_retrieval_bench
+
+    return run_retrieval_bench(config)
+
+
+@bench_app.command(name="retrieval-speed")
+def bench_retrieval_speed(config: RetrievalSpeedConfig) -> int:
+    """Measure exact top-k against faiss, BM25 and encoding rates, and the memory of a build.
+
+    Example: strata bench retrieval-speed --parts topk bm25
+    """
+    from strata.scripts.bench.retrieval_speed import run_retrieval_speed_bench
+
+    return run_retrieval_speed_bench(config)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 done, 2 bad input or usage, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -125,8 +226,9 @@ def stop_on_sigterm() -> None:
 
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:
+    parsing = PAIRED_PARSING if arguments[:1] == ["pack"] else PARSING
     try:
-        return commands.cli(prog=program, description=DESCRIPTION, args=arguments, config=PARSING)
+        return commands.cli(prog=program, description=DESCRIPTION, args=arguments, config=parsing)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
 

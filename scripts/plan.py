@@ -10,13 +10,24 @@ from rich.table import Table
 from strata.engine.job import PhaseTimer, ScoringJob, prepare_job
 from strata.engine.machine import GIB
 from strata.engine.score_config import PlanConfig
-from strata.engine.types import RunWarnings
+from strata.engine.types import InputError, RunWarnings
 
 MIB = 1 << 20
 
 
 def run_plan(config: PlanConfig) -> int:
-    """Prepares the job and prints its plan. Returns the exit status."""
+    """Prepares the job and prints its plan. Returns the exit status.
+
+    Raises:
+        InputError: neither a checkpoint with questions nor a shape, or what makes either meaningless.
+    """
+    if config.shape is not None:
+        from strata.scripts.plan_shape import run_plan_shape
+
+        return run_plan_shape(config)
+    if config.model is None or config.questions is None:
+        absent = "--model" if config.model is None else "--questions"
+        raise InputError(f"{absent}: missing; expected --model DIR and --questions FILE, or --shape")
     warnings = RunWarnings(strict=config.strict)
     job = prepare_job(config, warnings, PhaseTimer())
     console = Console(highlight=False)
@@ -43,7 +54,7 @@ def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
     plan, num_layers = job.plan, job.checkpoint.num_layers
     saved = job.tokens_per_option_run / job.tree.num_tokens
     return [
-        ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}"),
+        ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),
         ("micro-batch", f"{plan.micro_batch_tokens:,} tokens"),
@@ -53,11 +64,16 @@ def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
         ("FLOPs", f"{plan.flops:.3e}"),
         ("memory a device", f"{_size(plan.memory_bytes)} of {_size(job.budgets.device_bytes)}"),
         ("memory in RAM", f"{_size(plan.host_bytes)} of {_size(job.budgets.host_bytes)}"),
+        ("rates", plan.rates_from),
         (
             "GEMM rate, disk rate",
             f"{job.rates.gemm_flop_per_s / 1e12:.2f} TFLOP/s, {_mb(job.rates.disk_bytes_per_s)}",
         ),
         ("compute, reading", f"{plan.compute_s:.1f} s, {plan.read_s:.1f} s"),
+        (
+            "decoding, copies, store",
+            f"{plan.decode_s:.1f} s, {plan.copy_s:.1f} s, {plan.store_s:.1f} s",
+        ),
         ("predicted", f"{plan.predicted_s:.1f} s"),
         ("bottleneck", plan.bottleneck),
     ]

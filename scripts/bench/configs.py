@@ -13,6 +13,16 @@ class SweepBenchConfig:
 
     shape: Literal["tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "tinyllama-1.1b"
     """Shape of the random checkpoint."""
+    parts: tuple[Literal["core", "formats", "throttle", "agreement", "peers"], ...] = (
+        "core",
+        "formats",
+        "throttle",
+        "agreement",
+        "peers",
+    )
+    """What to measure, in this order; agreement needs a trained model, peers those that are installed."""
+    storage: Literal["nf4", "int8", "bnb8", "gptq", "awq", "int4", "fp8"] | None = None
+    """Format of the checkpoint that `strata bench checkpoint` makes; bfloat16 without one."""
     folder: Path = Path("runs/bench")
     """Where the checkpoint is made and kept (delete it when done)."""
     num_questions: int = 8
@@ -35,3 +45,117 @@ class SweepBenchConfig:
     """Fix the planner's choice."""
     device: str = "auto"
     """cpu or cuda:0; auto takes the first CUDA device."""
+    format_layers: int = 11
+    """Layers of the checkpoints of part formats."""
+    format_rounds: int = 1
+    """Rounds of each format."""
+    format_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
+    """What all formats are computed in."""
+    trained_model: Path | None = None
+    """Checkpoint with a tokenizer for part agreement; left out without one."""
+    trained_questions: Path | None = None
+    """Question file for part agreement."""
+    peer_questions: int = 24
+    """Questions that strata scores in part peers."""
+    peers_python: Path | None = None
+    """Interpreter that has the peers; this one by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeBenchConfig:
+    """Settings of the bench of a model far bigger than memory."""
+
+    shape: Literal["tiny", "tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "llama2-13b"
+    """Shape of the random checkpoint."""
+    storage: Literal["nf4", "int8", "bnb8", "gptq", "awq", "int4", "fp8"] | None = None
+    """Its storage format; bfloat16 without one."""
+    folder: Path = Path("runs/bench")
+    """Where the checkpoint is made."""
+    keep: bool = False
+    """Keep the checkpoint."""
+    limit_gib: float = 6.0
+    """What the whole process may take."""
+    memory_gib: float = 4.5
+    """Budget that the planner gets, beyond what the libraries take."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Compute dtype."""
+    num_questions: int = 2
+    """Questions."""
+    prefix_tokens: int = 500
+    """Tokens that the options of a question share."""
+    option_tokens: int = 40
+    """Tokens an option."""
+    num_options: int = 5
+    """Options a question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Settings of the calibration."""
+
+    out: Path | None = None
+    """File to save the profile in; by default where `strata plan` and `strata score` look for it."""
+    folder: Path = Path("runs/bench")
+    """A folder on the disk to measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanErrorConfig:
+    """Settings of the bench of predicted against measured time."""
+
+    profile: str | None = None
+    """Profile to predict with; this machine's calibration by default."""
+    folder: Path = Path("runs/bench")
+    """Where checkpoints are made and kept (delete them when done)."""
+    only: str | None = None
+    """Only the configurations whose names hold this."""
+    num_layers: int = 8
+    """Layers of the checkpoint, of TinyLlama's shape."""
+    rounds: int = 1
+    """How often each configuration is measured; the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalBenchConfig:
+    """Settings of the retrieval bench."""
+
+    data: Path
+    """Folder with scifact/, kaggle200.csv, stem1k.csv, wiki_passages.jsonl; what is absent is left out."""
+    folder: Path = Path("runs/bench/retrieval")
+    """Where indexes are built and kept (delete them when done)."""
+    encoder: str | None = None
+    """Sentence-transformers encoder for dense search, a folder or name; left out without one."""
+    cross_encoder: Path | None = None
+    """Cross-encoder for reranking; left out without one."""
+    member: Path | None = None
+    """Decoder checkpoint for reranking; left out without one."""
+    keep: int = 100
+    """Documents a query that are reranked."""
+    limit: int | None = None
+    """Only the first N queries or questions of each set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSpeedConfig:
+    """Settings of the bench of retrieval's speed and memory."""
+
+    parts: tuple[Literal["topk", "bm25", "encode", "build"], ...] = ("topk", "bm25", "encode", "build")
+    """What to measure, in this order; encode needs --encoder."""
+    folder: Path = Path("runs/bench/retrieval-speed")
+    """Where vectors, passages and indexes are made and kept (delete them when done)."""
+    num_vectors: int = 1_000_000
+    """Vectors of part topk, of 384 dimensions."""
+    num_passages: int = 1_000_000
+    """Passages of part bm25."""
+    num_queries: int = 200
+    """Queries of both."""
+    build_passages: int = 100_000
+    """Passages of the smaller build of part build; the larger one has ten times as many."""
+    encoder: str | None = None
+    """Sentence-transformers encoder, a folder or name."""
+    encode_passages: int = 2_000
+    """Passages of part encode."""
+    device: str = "cpu"
+    """Where the encoder runs."""
+    rounds: int = 5
+    """How often each is repeated; medians are reported."""

@@ -2,18 +2,28 @@
 
 Weights are normal(0, 0.02), as transformers initialises them, and norms are ones. The numbers come from one
 pool of prime length: every tensor starts at its own place in it and runs round it, so that no two tensors and
-no two rows of a tensor are alike, and a 70B checkpoint costs little more than writing it.
+no two rows of a tensor are alike, and a 70B checkpoint costs little more than writing it. With a quantised
+storage the decoder layers' matrices are random codes in that format's layout (`random_storage`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.engine.types import InputError
+from strata.scripts.bench.random_storage import (
+    QUANTIZATION_CONFIGS,
+    STORAGES,
+    RandomTensor,
+    Storage,
+    linear_tensors,
+    stored_bits,
+)
 from strata.scripts.bench.shapes import ModelShape, num_parameters, to_llama_config
 
 if TYPE_CHECKING:
@@ -27,10 +37,17 @@ POOL_LENGTH = 4_194_301
 FREE_DISK_MARGIN_BYTES = 64 << 20
 
 TensorShapes = dict[str, tuple[int, ...]]
+RandomTensors = dict[str, RandomTensor]
 
 
 def make_random_checkpoint(
-    shape: ModelShape, out: Path, *, dtype: str = "bfloat16", seed: int = 0, shard_bytes: int = 2 << 30
+    shape: ModelShape,
+    out: Path,
+    *,
+    dtype: str = "bfloat16",
+    storage: Storage | None = None,
+    seed: int = 0,
+    shard_bytes: int = 2 << 30,
 ) -> Path:
     """Write a random checkpoint (config.json and safetensors; no tokenizer), or reuse the one that is there.
 
@@ -39,7 +56,8 @@ def make_random_checkpoint(
     Args:
         shape: The model.
         out: The directory to make; its parents are made too.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; with a quantised storage, of all that is not quantised.
+        storage: the format of the decoder layers' matrices; None stores them in `dtype`.
         seed: Decides the numbers; the same seed gives the same weights.
         shard_bytes: Most bytes of tensors in a file, unless one tensor alone is larger.
 
@@ -47,11 +65,15 @@ def make_random_checkpoint(
         `out`.
 
     Raises:
-        InputError: Unknown dtype, too little free disk, or `out` holds something else.
+        InputError: Unknown dtype or storage, too little free disk, or `out` holds something else.
     """
     if dtype not in BYTES_PER_VALUE:
         raise InputError(f"dtype {dtype!r}: expected one of {', '.join(BYTES_PER_VALUE)}")
+    if storage is not None and storage not in STORAGES:
+        raise InputError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
     recipe = {"shape": asdict(shape), "dtype": dtype, "seed": seed, "shard_bytes": shard_bytes}
+    if storage is not None:
+        recipe["storage"] = storage
     if out.exists() and not _is_empty_folder(out):
         _check_reusable(out, recipe)
         return out
@@ -59,8 +81,8 @@ def make_random_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _check_free_disk(partial, shape, dtype)
-        _write_checkpoint(partial, shape, dtype, seed, shard_bytes)
+        _check_free_disk(partial, shape, dtype, storage)
+        _write_checkpoint(partial, shape, dtype, storage, seed, shard_bytes)
         (partial / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="ascii")
         partial.rename(out)
     finally:
@@ -80,7 +102,7 @@ def _check_reusable(out: Path, recipe: dict[str, object]) -> None:
             f"{out}: exists and holds no {RECIPE_NAME}; expected a new folder or a random checkpoint"
         )
     found = json.loads(recipe_path.read_text(encoding="ascii"))
-    different = [key for key in recipe if found.get(key) != recipe[key]]
+    different = sorted(key for key in {*recipe, *found} if found.get(key) != recipe.get(key))
     if different:
         raise InputError(f"{out}: made with another {', '.join(different)}; give another folder or remove it")
     missing = [name for name in _file_names(out) if not (out / name).is_file()]
@@ -96,45 +118,74 @@ def _file_names(out: Path) -> list[str]:
     return ["config.json", *sorted(set(weight_map.values()))]
 
 
-def _check_free_disk(folder: Path, shape: ModelShape, dtype: str) -> None:
-    needed_bytes = num_parameters(shape) * BYTES_PER_VALUE[dtype] + FREE_DISK_MARGIN_BYTES
+def _check_free_disk(folder: Path, shape: ModelShape, dtype: str, storage: Storage | None) -> None:
+    bits = 8 * BYTES_PER_VALUE[dtype] if storage is None else stored_bits(storage)
+    beside_layers = 2 * shape.vocab_size * shape.hidden_size
+    in_layers = num_parameters(shape) - beside_layers
+    needed_bytes = int(in_layers * bits / 8) + beside_layers * BYTES_PER_VALUE[dtype] + FREE_DISK_MARGIN_BYTES
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise InputError(
-            f"{folder.parent}: {free_bytes / 2**30:.1f} GiB free, but {shape.name} in {dtype} needs "
-            f"{needed_bytes / 2**30:.1f} GiB"
+            f"{folder.parent}: {free_bytes / 2**30:.1f} GiB free, but {shape.name} in {storage or dtype} "
+            f"needs {needed_bytes / 2**30:.1f} GiB"
         )
 
 
-def _write_checkpoint(folder: Path, shape: ModelShape, dtype: str, seed: int, shard_bytes: int) -> None:
+def _write_checkpoint(
+    folder: Path, shape: ModelShape, dtype: str, storage: Storage | None, seed: int, shard_bytes: int
+) -> None:
     import torch
     from safetensors.torch import save_file
 
     config = to_llama_config(shape)
     config.dtype = getattr(torch, dtype)
+    if storage is not None:
+        config.quantization_config = QUANTIZATION_CONFIGS[storage]
     config.save_pretrained(folder)
     generator = torch.Generator().manual_seed(seed)
-    pool = torch.randn(POOL_LENGTH, generator=generator).mul_(INITIALIZER_STD).to(config.dtype)
-    shards = _split_into_shards(_tensor_shapes(shape), shard_bytes // BYTES_PER_VALUE[dtype])
+    values = torch.randn(POOL_LENGTH, generator=generator).mul_(INITIALIZER_STD).to(config.dtype)
+    codes = torch.randint(256, (POOL_LENGTH,), generator=generator, dtype=torch.uint8)
+    tensors = _random_tensors(shape, dtype, storage)
+    shards = _split_into_shards(tensors, shard_bytes)
     names = _shard_names(len(shards))
-    for name, tensor_shapes in zip(names, shards, strict=True):
-        tensors = {key: _make_tensor(key, size, pool, generator) for key, size in tensor_shapes.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+    for name, shard in zip(names, shards, strict=True):
+        made = {key: _make_tensor(key, one, values, codes, generator) for key, one in shard.items()}
+        save_file(made, folder / name, metadata={"format": "pt"})
     if len(shards) > 1:
-        _write_index(folder / INDEX_NAME, names, shards, num_parameters(shape) * BYTES_PER_VALUE[dtype])
+        _write_index(folder / INDEX_NAME, names, shards, sum(map(_num_bytes, tensors.values())))
+
+
+def _random_tensors(shape: ModelShape, dtype: str, storage: Storage | None) -> RandomTensors:
+    """Every stored tensor by name, in the order a forward pass needs them."""
+    tensors: RandomTensors = {}
+    for name, size in _tensor_shapes(shape).items():
+        if storage is not None and ".layers." in name and len(size) == 2:
+            tensors |= linear_tensors(storage, name, (size[0], size[1]))
+        else:
+            tensors[name] = RandomTensor(shape=size, dtype=dtype)
+    return tensors
 
 
 def _make_tensor(
-    name: str, size: tuple[int, ...], pool: torch.Tensor, generator: torch.Generator
+    name: str, tensor: RandomTensor, values: torch.Tensor, codes: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     import torch
 
+    dtype = getattr(torch, tensor.dtype)
     if name.endswith("norm.weight"):
-        return torch.ones(size, dtype=pool.dtype)
+        return torch.ones(tensor.shape, dtype=dtype)
+    pool = values if dtype == values.dtype and tensor.fill is None else codes
     start = int(torch.randint(POOL_LENGTH, (), generator=generator))
-    numel = size[0] * size[1]
-    num_rounds = -(-numel // POOL_LENGTH)
-    return pool.roll(-start).repeat(num_rounds)[:numel].reshape(size)
+    num_values = _num_bytes(tensor) // pool.dtype.itemsize
+    num_rounds = -(-num_values // POOL_LENGTH)
+    made = pool.roll(-start).repeat(num_rounds)[:num_values].view(dtype).reshape(tensor.shape)
+    return made if tensor.fill is None else tensor.fill(made)
+
+
+def _num_bytes(tensor: RandomTensor) -> int:
+    import torch
+
+    return math.prod(tensor.shape) * getattr(torch, tensor.dtype).itemsize
 
 
 def _tensor_shapes(shape: ModelShape) -> TensorShapes:
@@ -158,16 +209,16 @@ def _tensor_shapes(shape: ModelShape) -> TensorShapes:
     return tensors | {"model.norm.weight": (hidden,), "lm_head.weight": (shape.vocab_size, hidden)}
 
 
-def _split_into_shards(tensors: TensorShapes, shard_values: int) -> list[TensorShapes]:
-    shards: list[TensorShapes] = [{}]
+def _split_into_shards(tensors: RandomTensors, shard_bytes: int) -> list[RandomTensors]:
+    shards: list[RandomTensors] = [{}]
     used = 0
-    for name, size in tensors.items():
-        numel = size[0] * (size[1] if len(size) > 1 else 1)
-        if shards[-1] and used + numel > shard_values:
+    for name, tensor in tensors.items():
+        size = _num_bytes(tensor)
+        if shards[-1] and used + size > shard_bytes:
             shards.append({})
             used = 0
-        shards[-1][name] = size
-        used += numel
+        shards[-1][name] = tensor
+        used += size
     return shards
 
 
@@ -177,7 +228,7 @@ def _shard_names(num_shards: int) -> list[str]:
     return [f"model-{index:05d}-of-{num_shards:05d}.safetensors" for index in range(1, num_shards + 1)]
 
 
-def _write_index(path: Path, names: list[str], shards: list[TensorShapes], total_bytes: int) -> None:
+def _write_index(path: Path, names: list[str], shards: list[RandomTensors], total_bytes: int) -> None:
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="ascii")

@@ -31,7 +31,6 @@ from strata.engine.adapters import (
     dora_gain,
     lora_linear,
     merge,
-    merge_into,
     read_adapter,
     set_active,
     wrap_linears,
@@ -86,6 +85,12 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
 }
 
 
+def merged_layer(weights: dict[str, torch.Tensor], lora: dict[str, LoraWeights]) -> dict[str, torch.Tensor]:
+    """One layer's weights with an adapter merged."""
+    merged = {f"{path}.weight": merge(weights[f"{path}.weight"], part) for path, part in lora.items()}
+    return {**weights, **merged}
+
+
 def make_model(family: str) -> PreTrainedModel:
     model_class, config_class, _ = FAMILIES[family]
     torch.manual_seed(0)
@@ -127,7 +132,7 @@ def put_score(model: PreTrainedModel, adapter: Adapter) -> None:
 def merged_model(base: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     model = copy.deepcopy(base)
     for layer, lora in zip(decoder_layers(model), adapter.layers, strict=True):
-        layer.load_state_dict(merge_into(layer.state_dict(), lora))
+        layer.load_state_dict(merged_layer(layer.state_dict(), lora))
     put_score(model, adapter)
     return model
 
@@ -250,7 +255,7 @@ def test_wrapped_on_meta_then_assigned(tmp_path: Path) -> None:
     set_active(wrapped, adapter.layers[1])
     wrapped.load_state_dict(layer.state_dict(), assign=True)
     x = torch.randn(3, HIDDEN_SIZE)
-    merged = merge_into(layer.state_dict(), adapter.layers[1])
+    merged = merged_layer(layer.state_dict(), adapter.layers[1])
     expected = torch.nn.functional.linear(
         x, merged["self_attn.q_proj.weight"], merged["self_attn.q_proj.bias"]
     )

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from strata.engine.checkpoint import open_checkpoint
 from strata.engine.costs import ModelCosts, model_costs, sweep_flops, visible_pairs
-from strata.engine.layer_loader import LayerLoader
+from strata.engine.layer_loader import make_loader
 from strata.engine.model import build_decoder
 from strata.engine.prefix_tree import build_prefix_tree
 from strata.engine.safetensors_file import TensorReader
@@ -31,11 +31,12 @@ NUM_TOKENS = 40
 def costs_of(checkpoint: Callable[..., Path]) -> Callable[..., ModelCosts]:
     """`costs_of(family, dtype=torch.float32)` of a tiny random checkpoint."""
 
-    def build(family: str, dtype: torch.dtype = torch.float32) -> ModelCosts:
+    def build(family: str, dtype: torch.dtype = torch.float32, linear: str = "dense") -> ModelCosts:
         opened = open_checkpoint(checkpoint(family))
         decoder = build_decoder(opened.config, dtype)
-        shapes = [decoder.layer_shapes(layer) for layer in range(opened.num_layers)]
-        return model_costs(opened, decoder, LayerLoader(opened, shapes, dtype, TensorReader()), dtype)
+        if linear == "int8":
+            decoder.quantize_linears()
+        return model_costs(opened, decoder, make_loader(opened, decoder, dtype, TensorReader()), dtype)
 
     return build
 
@@ -130,10 +131,11 @@ def test_windows_of_each_layer(family, windows, costs_of):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bytes_of_layers_as_stored_and_as_computed(family, costs_of):
-    elements = [sum(weight.numel() for weight in layer.parameters()) for layer in build_model(family).layers]
+    counts = [[weight.numel() for weight in layer.parameters()] for layer in build_model(family).layers]
     costs = costs_of(family, torch.bfloat16)
-    assert costs.stored_bytes == tuple(4 * count for count in elements)
-    assert costs.weight_bytes == tuple(2 * count for count in elements)
+    assert costs.stored_bytes == tuple(4 * sum(layer) for layer in counts)
+    # Every weight begins at a multiple of 64 bytes.
+    assert costs.weight_bytes == tuple(sum(-(-2 * count // 64) * 64 for count in layer) for layer in counts)
 
 
 @pytest.mark.parametrize(("family", "head_dim"), [("llama-gqa", 8), ("llama-mha", 8), ("qwen3", 16)])
@@ -158,3 +160,21 @@ def test_soft_capped_scores_take_memory_on_cuda_too(costs_of):
     assert capped.attention_scratch_bytes(2_048, 1_000, on_cpu=False) >= 2 * 4 * 2_048 * 1_000
     plain = costs_of("llama-gqa", torch.float16)
     assert plain.attention_scratch_bytes(2_048, 1_000, on_cpu=False) < 2 * 4 * 2_048 * 1_000
+
+
+def test_weights_to_decode_are_those_that_are_not_stored_as_they_are_computed(costs_of):
+    layer = build_model("llama-gqa").layers[0]
+    elements = sum(weight.numel() for weight in layer.parameters())
+    matrices = sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
+    # The checkpoint is float32.
+    assert costs_of("llama-gqa").decode_weights == ({},) * LAYERS_PER_MODEL
+    assert costs_of("llama-gqa", torch.bfloat16).decode_weights[0] == {"plain": elements}
+    assert costs_of("llama-gqa", linear="int8").decode_weights[0] == {"quantize": matrices}
+
+
+def test_int8_linears_halve_the_weights_of_bfloat16(costs_of):
+    dense, int8 = (costs_of("llama-gqa", torch.bfloat16, linear=linear) for linear in ("dense", "int8"))
+    assert int8.linear == "int8"
+    assert int8.stored_bytes == dense.stored_bytes
+    assert int8.weight_bytes[0] < 0.7 * dense.weight_bytes[0]
+    assert int8.activation_bytes_per_token > dense.activation_bytes_per_token

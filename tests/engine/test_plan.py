@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from strata.engine.checkpoint import open_checkpoint
 from strata.engine.costs import ModelCosts, model_costs
-from strata.engine.layer_loader import LayerLoader
+from strata.engine.layer_loader import make_loader
 from strata.engine.machine import GIB, MachineRates
 from strata.engine.model import build_decoder
 from strata.engine.plan import (
@@ -45,10 +45,13 @@ AMPLE = Budgets(device_bytes=1 << 50, host_bytes=1 << 50)
 
 @pytest.fixture(scope="module")
 def tiny_costs(checkpoint) -> ModelCosts:
+    return read_tiny_costs(checkpoint)
+
+
+def read_tiny_costs(checkpoint) -> ModelCosts:
     opened = open_checkpoint(checkpoint("llama-gqa"))
     decoder = build_decoder(opened.config, torch.float32)
-    shapes = [decoder.layer_shapes(layer) for layer in range(opened.num_layers)]
-    loader = LayerLoader(opened, shapes, torch.float32, TensorReader())
+    loader = make_loader(opened, decoder, torch.float32, TensorReader())
     return model_costs(opened, decoder, loader, torch.float32)
 
 
@@ -60,6 +63,7 @@ def costs_of(tiny: ModelCosts, num_layers: int, layer_mib: int, hidden_size: int
         buffer_bytes=same,
         weight_bytes=same,
         converted_bytes=(0,) * num_layers,
+        decode_weights=({},) * num_layers,
         linear_weights=(layer_mib * MIB // 4,) * num_layers,
         windows=(None,) * num_layers,
         hidden_size=hidden_size,

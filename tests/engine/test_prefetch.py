@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from strata.engine.coordinator import AbortedError, Coordinator
+from strata.engine.layer_loader import RawLayer
 from strata.engine.prefetch import LayerStream
 
 pytestmark = pytest.mark.timeout(30)
@@ -21,12 +22,13 @@ NOT_USED = -1.0
 class CountingLoader:
     """Stands for LayerLoader: a layer is its own number, written into the buffer it is given.
 
-    `order` lists the layers as they were read, `buffers` where each streamed one was put. `in_use` counts the
-    streamed layers that were read and not yet given back.
+    `order` lists the layers as they were read, `decoded` as they were decoded, `buffers` where each streamed
+    one was put. `in_use` counts the streamed layers that were read and not yet given back.
     """
 
     fail_at: int | None = None
     order: list[int] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
     buffers: list[int] = field(default_factory=list)
     in_use: int = 0
     most_in_use: int = 0
@@ -35,7 +37,10 @@ class CountingLoader:
     def buffer_bytes(self, layer: int) -> int:
         return WEIGHTS_A_LAYER * 4
 
-    def load(self, layer: int, buffer: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def converted_bytes(self, layer: int) -> int:
+        return WEIGHTS_A_LAYER * 4
+
+    def read(self, layer: int, buffer: torch.Tensor | None = None) -> RawLayer:
         with self.changed:
             if len(self.order) == self.fail_at:
                 raise OSError("the disk is gone")
@@ -45,9 +50,14 @@ class CountingLoader:
                 self.in_use += 1
                 self.most_in_use = max(self.most_in_use, self.in_use)
             self.changed.notify_all()
-        weights = torch.empty(WEIGHTS_A_LAYER) if buffer is None else buffer.view(torch.float32)
-        weights.fill_(layer)
-        return {"weight": weights}
+        stored = torch.empty(WEIGHTS_A_LAYER) if buffer is None else buffer.view(torch.float32)
+        return {"weight": [{"weight": stored.fill_(layer)}]}
+
+    def decode(self, layer: int, raw: RawLayer, out: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        self.decoded.append(layer)
+        stored = raw["weight"][0]["weight"]
+        decoded = torch.empty(WEIGHTS_A_LAYER) if out is None else out.view(torch.float32)
+        return {"weight": decoded.copy_(stored)}
 
     def let_go(self) -> None:
         """Called right before a streamed layer is given back, hence before its slot can be filled again."""
@@ -61,7 +71,6 @@ class CountingLoader:
 
 def make_stream(loader: CountingLoader, coordinator: Coordinator, **settings) -> LayerStream:
     defaults = {"num_layers": 5, "num_sweeps": 1, "resident": frozenset(), "devices": [CPU], "num_slots": 2}
-    defaults["dtype"] = torch.float32
     return LayerStream(loader=loader, coordinator=coordinator, **(defaults | settings))
 
 
@@ -136,14 +145,9 @@ def test_a_resident_layer_is_the_same_memory_in_every_sweep():
     assert loader.buffers == []
 
 
-def test_two_workers_share_one_read_and_one_preparation():
-    loader, coordinator, prepared = CountingLoader(), Coordinator(), []
-
-    def prepare(layer, weights):
-        prepared.append(layer)
-        return weights
-
-    stream = make_stream(loader, coordinator, devices=[CPU, CPU], resident=frozenset({0}), prepare=prepare)
+def test_two_workers_share_one_read_and_one_decoding():
+    loader, coordinator = CountingLoader(), Coordinator()
+    stream = make_stream(loader, coordinator, devices=[CPU, CPU], resident=frozenset({0}))
     barrier = threading.Barrier(2)
 
     def work(worker: int):
@@ -161,7 +165,7 @@ def test_two_workers_share_one_read_and_one_preparation():
 
     coordinator.start(stream.read_all, "layer-reader")
     coordinator.run([lambda: work(0), lambda: work(1)], "sweep")
-    assert loader.order == prepared == list(range(5))
+    assert loader.order == loader.decoded == list(range(5))
     assert loader.most_in_use <= 2
 
 
@@ -181,15 +185,17 @@ def test_one_worker_giving_back_does_not_free_a_layer_the_other_needs():
     coordinator.fail(RuntimeError("done"))
 
 
-def test_merging_adapters_may_replace_the_weights():
+def test_decoded_weights_go_into_the_slots_own_buffers():
     loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(
-        loader, coordinator, prepare=lambda layer, weights: {"weight": weights["weight"] * 2}
-    )
+    stream = make_stream(loader, coordinator)
     coordinator.start(stream.read_all, "layer-reader")
+    places = set()
     for layer in range(5):
-        assert (stream.take(0, layer, CPU)["weight"] == 2 * layer).all()
+        weights = stream.take(0, layer, CPU)["weight"]
+        places.add(weights.data_ptr())
+        assert weights.data_ptr() not in loader.buffers
         stream.give_back(0, layer, CPU)
+    assert len(places) == 2
 
 
 @pytest.mark.parametrize("fail_at", [0, 1, 4])

@@ -134,10 +134,10 @@ def test_a_file_cut_short_after_its_header_was_checked(
 def test_a_failure_before_the_workers_start_stops_the_layer_reader(
     error, checkpoint, assert_threads_end, score, tmp_path, monkeypatch
 ):
-    num_loaded, original_load = threading.Semaphore(0), LayerLoader.load
+    num_loaded, original_decode = threading.Semaphore(0), LayerLoader.decode
 
-    def load(self, *arguments):
-        weights = original_load(self, *arguments)
+    def decode(self, *arguments):
+        weights = original_decode(self, *arguments)
         num_loaded.release()
         return weights
 
@@ -147,7 +147,7 @@ def test_a_failure_before_the_workers_start_stops_the_layer_reader(
         time.sleep(0.05)  # the reader now waits for a third slot, which nobody will give back
         return True
 
-    monkeypatch.setattr(LayerLoader, "load", load)
+    monkeypatch.setattr(LayerLoader, "decode", decode)
     fail_in(monkeypatch, LaneWorker, "embed", fails, error)
     with pytest.raises(type(error)):
         score(model=checkpoint("llama-gqa"), out=tmp_path / "out", **STREAMED)

@@ -22,6 +22,13 @@ COMMANDS = {
     "bench": "strata bench sweep",
     "bench sweep": "strata bench sweep",
     "bench checkpoint": "strata bench checkpoint",
+    "bench large": "strata bench large --shape llama2-70b",
+    "bench calibrate": "strata bench calibrate",
+    "bench plan-error": "strata bench plan-error",
+    "bench retrieval": "strata bench retrieval",
+    "pack": "strata pack --model DIR",
+    "index": "strata index --corpus",
+    "search": "strata search --index",
 }
 ASK_FOR_HELP = """
 import contextlib, io, json, sys

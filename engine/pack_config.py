@@ -1,0 +1,43 @@
+"""What `strata pack` can be told: its flags. Imports nothing heavy: --help is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from strata.engine.types import InputError
+
+Format = Literal["int8", "nf4", "bf16", "fp16", "fp32"]
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Settings of one conversion; every field is a flag of the same name."""
+
+    model: Path
+    """Hugging Face checkpoint directory to convert, plain or quantised (safetensors)."""
+    format: Format
+    """int8 (compressed-tensors, a scale a channel), nf4 (bitsandbytes), or a plain checkpoint's dtype."""
+    out: Path
+    """Folder to leave; absent until it is whole. Meanwhile the work lies in OUT.partial, where a second call
+    with the same settings goes on."""
+    verify: bool = False
+    """Read everything back and compare it with its checksums."""
+    double_quant: bool = True
+    """With --format nf4: the scales are quantised too."""
+    shard_gib: float = 4.0
+    """Largest size of a file."""
+    progress: bool = False
+    """Show a progress bar (the command line does so on a terminal)."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """Largest size of a file."""
+        return int(self.shard_gib * GIB)
+
+    def check(self) -> None:
+        """Raises InputError when a setting means nothing."""
+        if not 0 < self.shard_gib < float("inf"):
+            raise InputError(f"--shard-gib: {self.shard_gib} is no file size; expected a number above 0")

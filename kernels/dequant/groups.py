@@ -1,0 +1,114 @@
+"""(code - zero point) * scale for groups of input channels, tile by tile. Knows no packing.
+
+Legend: N output channels, K input channels, G groups, R rows and C columns of a tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from strata.kernels.dequant.blocks import Scratch, block_elements, tile_of, tiles
+
+TILE_ROWS = 64
+"""Rows of a tile: a multiple of the codes of a word, and wide enough to read whole cache lines of [., N]."""
+
+COLUMN_STEP = 32
+"""A tile's columns start at a multiple of this, hence at a word whatever the bits."""
+
+ReadCodes = Callable[[slice, slice], torch.Tensor]
+"""(rows, columns) -> integer codes [R, C]; may return scratch memory."""
+
+ReadGroups = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+"""rows -> zero points and scales, both float32 [R, G]."""
+
+
+def group_of_column(
+    g_idx: torch.Tensor | None, group_size: int, num_groups: int, out: torch.Tensor
+) -> torch.Tensor | None:
+    """The group of every column, or None where groups are runs of columns that tiles can be aligned to.
+
+    Args:
+        g_idx: int [K], or None for k // group_size.
+        group_size: columns a group.
+        num_groups: G.
+        out: the output [N, K].
+
+    Returns:
+        int32 [K] on the output's device, or None.
+
+    Raises:
+        ValueError: a group that does not exist, or a g_idx of another shape.
+    """
+    num_columns = out.shape[1]
+    if group_size <= 0:
+        raise ValueError(f"group_size is {group_size}, expected a positive number")
+    runs = torch.arange(num_columns, dtype=torch.int32, device=out.device) // group_size
+    if g_idx is not None:
+        if tuple(g_idx.shape) != (num_columns,) or (num_columns and int(g_idx.min()) < 0):
+            raise ValueError(
+                f"g_idx has shape {list(g_idx.shape)}, expected [{num_columns}], nowhere negative"
+            )
+        g_idx = g_idx.to(torch.int32)
+    columns_group = runs if g_idx is None else g_idx
+    if num_columns and int(columns_group.max()) >= num_groups:
+        raise ValueError(
+            f"column {int(columns_group.argmax())} is in group {int(columns_group.max())}, but scales have"
+            f" {num_groups} groups; group_size is {group_size}"
+        )
+    alignable = group_size >= num_columns or (group_size % COLUMN_STEP == 0 and num_columns % group_size == 0)
+    return None if alignable and torch.equal(columns_group, runs) else columns_group
+
+
+def decode_groups(
+    read_codes: ReadCodes,
+    read_groups: ReadGroups,
+    columns_group: torch.Tensor | None,
+    group_size: int,
+    out: torch.Tensor,
+    scratch: Scratch,
+) -> torch.Tensor:
+    """Fill `out` [N, K] with (code - zero point) * scale, computed in float32 and rounded once.
+
+    Args:
+        read_codes: gives a tile's codes.
+        read_groups: gives the zero points and scales of a tile's rows.
+        columns_group: what `group_of_column` returned.
+        group_size: columns a group.
+        out: overwritten.
+        scratch: buffers on the output's device.
+
+    Returns:
+        `out`.
+    """
+    num_rows, num_columns = out.shape
+    width = _tile_columns(columns_group is None, group_size, out)
+    for rows, column_ranges in tiles(num_rows, num_columns, TILE_ROWS, width):
+        zeros_RG, scales_RG = read_groups(rows)
+        zeros_RG1, scales_RG1 = zeros_RG[:, :, None], scales_RG[:, :, None]
+        for columns in column_ranges:
+            target = tile_of(out, rows, columns)
+            work = scratch.float32(target)
+            work.copy_(read_codes(rows, columns))
+            if columns_group is None:
+                first = columns.start // group_size
+                num_groups = -(-columns.stop // group_size) - first
+                work_RGC = work.unflatten(1, (num_groups, -1))
+                work_RGC.sub_(zeros_RG1.narrow(1, first, num_groups))
+                work_RGC.mul_(scales_RG1.narrow(1, first, num_groups))
+            else:
+                of_column = columns_group[columns]
+                work.sub_(zeros_RG.index_select(1, of_column)).mul_(scales_RG.index_select(1, of_column))
+            if work is not target:
+                target.copy_(work)
+    return out
+
+
+def _tile_columns(aligned: bool, group_size: int, out: torch.Tensor) -> int:
+    """Columns of a tile; when `aligned`, a tile holds whole groups or lies in one."""
+    limit = block_elements(out.device) // TILE_ROWS
+    if not aligned or group_size >= out.shape[1]:
+        return limit
+    return limit // group_size * group_size if group_size <= limit else math.gcd(group_size, limit)

@@ -1,0 +1,85 @@
+"""transformers with accelerate's disk offload; knows strata's questions only.
+
+Accelerate hangs hooks on the modules that read their weights before they run and drop them afterwards, with
+nothing read ahead. All options of a question go as one batch, one pass over the layers instead of one an
+option. A KV cache of the prefix can be had too, by hand (`share_prefix`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.peers.batched_forward import score_questions
+from strata.scripts.bench.peers.exchange import answer_request, find_missing, load_questions, peer_parser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MODULES = ("accelerate", "transformers", "torch")
+
+
+def missing_reason() -> str | None:
+    """Why disk offload cannot run in this interpreter, or None."""
+    return find_missing(MODULES)
+
+
+def measure_accelerate_disk(
+    checkpoint: Path,
+    questions: list[SyntheticQuestion],
+    work_folder: Path,
+    *,
+    num_threads: int,
+    share_prefix: bool = False,
+) -> BaselineRun:
+    """Time a model all of whose weights are on disk, on the CPU in the checkpoint's own dtype.
+
+    Args:
+        checkpoint: Hugging Face folder; a tokenizer is not needed.
+        questions: Options of one question must be equally long.
+        work_folder: An existing folder, for what accelerate offloads (nothing, when it reads safetensors).
+        num_threads: Threads of torch.
+        share_prefix: Compute the prefix once into a KV cache, at the price of reading every layer twice.
+    """
+    import torch
+
+    torch.set_num_threads(num_threads)
+    with tempfile.TemporaryDirectory(dir=work_folder, prefix="accelerate-") as offload:
+        model = _open_model(checkpoint, Path(offload))
+        return score_questions(model, questions, share_prefix=share_prefix)
+
+
+def _open_model(checkpoint: Path, offload: Path) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        checkpoint,
+        dtype="auto",
+        attn_implementation="sdpa",
+        device_map={"": "disk"},
+        offload_folder=str(offload),
+    ).eval()
+
+
+def main() -> int:
+    """Answer one request on the command line."""
+    parser = peer_parser("strata.scripts.bench.peers.accelerate_disk")
+    parser.add_argument("--share-prefix", action="store_true", help="a KV cache of the prefix, read twice")
+    given = parser.parse_args()
+    return answer_request(
+        lambda: measure_accelerate_disk(
+            given.checkpoint,
+            load_questions(given.questions),
+            given.work_folder,
+            num_threads=given.threads,
+            share_prefix=given.share_prefix,
+        ),
+        missing=missing_reason(),
+        packages=("accelerate", "transformers", "torch"),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

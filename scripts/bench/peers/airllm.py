@@ -1,0 +1,87 @@
+"""AirLLM on a checkpoint that it splits into its own layer files first; knows strata's questions only.
+
+AirLLM hangs hooks on transformers' modules that load a layer before it runs, read the next one ahead, and
+drop each at once. Of the ways its users have, all options of a question as one batch is the fastest: one pass
+over the layers instead of one an option. A KV cache of the prefix can be had too, by hand (`share_prefix`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.peers.batched_forward import score_questions
+from strata.scripts.bench.peers.exchange import answer_request, find_missing, load_questions, peer_parser
+
+if TYPE_CHECKING:
+    from airllm import AirLLMBaseModel
+
+MODULES = ("airllm", "accelerate", "transformers", "torch")
+
+
+def missing_reason() -> str | None:
+    """Why AirLLM cannot run in this interpreter, or None."""
+    return find_missing(MODULES)
+
+
+def measure_airllm(
+    checkpoint: Path,
+    questions: list[SyntheticQuestion],
+    work_folder: Path,
+    *,
+    num_threads: int,
+    share_prefix: bool = False,
+) -> BaselineRun:
+    """Time AirLLM on the CPU in the checkpoint's own dtype; splitting the checkpoint is not timed.
+
+    Takes as much disk again as the checkpoint has, given back at the end.
+
+    Args:
+        checkpoint: Hugging Face folder; a tokenizer is not needed.
+        questions: Options of one question must be equally long.
+        work_folder: An existing folder, for AirLLM's layer files.
+        num_threads: Threads of torch.
+        share_prefix: Compute the prefix once into a KV cache, at the price of reading every layer twice.
+    """
+    import torch
+
+    torch.set_num_threads(num_threads)
+    with tempfile.TemporaryDirectory(dir=work_folder, prefix="airllm-") as layers:
+        model = _open_model(checkpoint, Path(layers))
+        return score_questions(model, questions, share_prefix=share_prefix)
+
+
+def _open_model(checkpoint: Path, layers: Path) -> AirLLMBaseModel:
+    from airllm import AirLLMBaseModel
+
+    class TokenIdModel(AirLLMBaseModel):
+        """AirLLM without a tokenizer, which a random checkpoint does not have."""
+
+        def get_tokenizer(self, hf_token: str | None = None) -> None:
+            return None
+
+    return TokenIdModel(checkpoint, device="cpu", layer_shards_saving_path=layers)
+
+
+def main() -> int:
+    """Answer one request on the command line."""
+    parser = peer_parser("strata.scripts.bench.peers.airllm")
+    parser.add_argument("--share-prefix", action="store_true", help="a KV cache of the prefix, read twice")
+    given = parser.parse_args()
+    return answer_request(
+        lambda: measure_airllm(
+            given.checkpoint,
+            load_questions(given.questions),
+            given.work_folder,
+            num_threads=given.threads,
+            share_prefix=given.share_prefix,
+        ),
+        missing=missing_reason(),
+        packages=("airllm", "transformers", "torch"),
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

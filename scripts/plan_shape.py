@@ -1,0 +1,214 @@
+"""`strata plan --shape`: what a job on a model that is not there would take, a row a storage and dtype."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, PreTrainedConfig
+
+from strata.engine.costs import ModelCosts, StorageFormat, shape_costs
+from strata.engine.machine import DTYPES, GIB, LinearKind
+from strata.engine.machine_profile import MachineProfile, load_profile
+from strata.engine.model import build_decoder
+from strata.engine.plan import SweepPlan, Workload, measure_workload
+from strata.engine.plan_machine import overrides_of, plan_on, profiled_machine
+from strata.engine.score_config import PlanConfig
+from strata.engine.types import InputError
+from strata.scripts.bench.shapes import SHAPES, to_llama_config
+
+STORAGES: tuple[StorageFormat, ...] = ("fp16", "int8", "nf4")
+LABEL_ROWS = 2
+COLUMNS = (
+    *("stored", "computed", "hours", "questions/h", "bottleneck", "micro-batch", "groups"),
+    *("resident layers", "hidden in", "device GiB", "RAM GiB"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapePlan:
+    """A plan of a shape, or why there is none."""
+
+    storage: StorageFormat
+    compute: str
+    num_questions: int
+    plan: SweepPlan | None
+    problem: str = ""
+
+    @property
+    def questions_per_h(self) -> float:
+        """Questions an hour of the sweep."""
+        return 3600 * self.num_questions / self.plan.predicted_s if self.plan else 0.0
+
+    def as_json(self) -> dict[str, object]:
+        """What the JSON line holds of it."""
+        found: dict[str, object] = {"storage": self.storage, "compute": self.compute}
+        found |= {"problem": self.problem}
+        if self.plan is None:
+            return found
+        plan = asdict(self.plan) | {"resident_layers": len(self.plan.resident_layers)}
+        return found | {"questions_per_h": self.questions_per_h, "hours": self.plan.predicted_s / 3600} | plan
+
+
+def run_plan_shape(config: PlanConfig) -> int:
+    """Plans and prints. Returns the exit status."""
+    profile = load_profile(config.profile)
+    plans = plan_shape(config, profile)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(tabulate(config, profile, plans))
+    for found in plans:
+        if found.problem:
+            console.print(f"{found.storage}, {found.compute}: {found.problem}")
+    if config.json:
+        asked = {"shape": config.shape, "profile": profile.name, "questions": question_count(config)}
+        asked |= {"tokens": config.tokens, "options": config.options, "option_tokens": config.option_tokens}
+        print(json.dumps(asked | {"plans": [found.as_json() for found in plans]}))
+    return 0
+
+
+def plan_shape(config: PlanConfig, profile: MachineProfile) -> list[ShapePlan]:
+    """A plan for every storage and way of computing.
+
+    Raises:
+        InputError: an unknown shape, a number that makes no sense, or nothing fits.
+    """
+    model = read_shape(config.shape or "")
+    num_questions = question_count(config)
+    storages = STORAGES if config.storage == "all" else (config.storage,)
+    plans = []
+    for linear in linear_kinds(config, profile):
+        machine = profiled_machine(config, profile, torch.float16, linear)
+        decoder = build_decoder(model, machine.dtype)
+        for storage in storages:
+            costs = shape_costs(model, decoder, storage, machine.dtype, linear)
+            work = shape_workload(config, num_questions, costs, model.vocab_size)
+            plan, problem = None, ""
+            try:
+                plan = plan_on(machine, costs, work, overrides_of(config))
+            except InputError as error:
+                problem = str(error)
+            compute = "int8" if linear == "int8" else str(machine.dtype).removeprefix("torch.")
+            plans.append(
+                ShapePlan(
+                    storage=storage, compute=compute, num_questions=num_questions, plan=plan, problem=problem
+                )
+            )
+    if all(found.plan is None for found in plans):
+        raise InputError(plans[0].problem)
+    return plans
+
+
+def linear_kinds(config: PlanConfig, profile: MachineProfile) -> Sequence[LinearKind]:
+    """The ways of computing that are asked for and known."""
+    if config.dtype == "int8":
+        return ("int8",)
+    return ("dense", "int8") if config.dtype not in DTYPES and "int8" in profile.compute else ("dense",)
+
+
+def read_shape(name: str) -> PreTrainedConfig:
+    """The configuration of a shape by name, or of a config.json or its folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name in SHAPES:
+        return to_llama_config(SHAPES[name])
+    path = Path(name)
+    folder = path.parent if path.name == "config.json" else path
+    if not (folder / "config.json").is_file():
+        known = ", ".join(SHAPES)
+        raise InputError(
+            f"--shape: {name!r} is unknown; expected one of {known}, or a folder with config.json"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"{folder}: transformers cannot read config.json: {str(error).splitlines()[0]}"
+        ) from None
+    return config.get_text_config()
+
+
+def question_count(config: PlanConfig) -> int:
+    """`--questions` as a number.
+
+    Raises:
+        InputError: it is none, or the tokens do not suffice for the options.
+    """
+    text = str(config.questions)
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"--questions: {text!r}; with --shape expected their number, such as 4000")
+    if config.options < 1 or config.option_tokens < 1:
+        raise InputError(
+            f"--options, --option-tokens: {config.options}, {config.option_tokens}; expected 1 or more"
+        )
+    if config.tokens <= config.options * config.option_tokens:
+        raise InputError(
+            f"--tokens: {config.tokens} are too few for {config.options} options of {config.option_tokens}; "
+            f"expected more than {config.options * config.option_tokens}"
+        )
+    return int(text)
+
+
+def shape_workload(config: PlanConfig, num_questions: int, costs: ModelCosts, vocab_size: int) -> Workload:
+    """The size of a job of equal questions; every token id of the vocabulary may occur."""
+    branch = np.arange(config.option_tokens, dtype=np.int32)
+    prefix_tokens = config.tokens - config.options * config.option_tokens
+    prefix = np.arange(prefix_tokens, dtype=np.int32)
+    position_ids = np.concatenate([prefix, *[prefix_tokens + branch] * config.options])
+    ends = prefix_tokens + config.option_tokens * np.arange(1, config.options + 1) - 1
+    row_bytes = costs.hidden_size * costs.itemsize
+    one = measure_workload(
+        costs,
+        token_ids=position_ids,
+        position_ids=position_ids,
+        scored=ends,
+        num_members=1,
+        norm_bytes=row_bytes,
+        head_bytes=LABEL_ROWS * row_bytes,
+        embedding_row_bytes=row_bytes,
+    )
+    return replace(
+        one,
+        num_tokens=one.num_tokens * num_questions,
+        num_scored=one.num_scored * num_questions,
+        distinct_tokens=min(vocab_size, one.num_tokens * num_questions),
+        gemm_flops=one.gemm_flops * num_questions,
+        attention_flops=one.attention_flops * num_questions,
+    )
+
+
+def tabulate(config: PlanConfig, profile: MachineProfile, plans: Sequence[ShapePlan]) -> Table:
+    """One row a plan."""
+    size = f"{question_count(config):,} questions of {config.tokens:,} tokens"
+    table = Table(title=f"{config.shape} on {profile.name}: {size}", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("stored", "computed", "bottleneck") else "right")
+    for found in plans:
+        table.add_row(found.storage, found.compute, *_cells(found))
+    return table
+
+
+def _cells(found: ShapePlan) -> list[str]:
+    plan = found.plan
+    if plan is None:
+        return ["does not fit"]
+    return [
+        f"{plan.predicted_s / 3600:.2f}",
+        f"{found.questions_per_h:,.0f}",
+        plan.bottleneck,
+        f"{plan.micro_batch_tokens:,}",
+        str(plan.num_groups),
+        str(len(plan.resident_layers)),
+        plan.hidden_store,
+        f"{plan.memory_bytes / GIB:.1f}",
+        f"{plan.host_bytes / GIB:.1f}",
+    ]
