@@ -13,14 +13,8 @@ class SweepBenchConfig:
 
     shape: Literal["tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "tinyllama-1.1b"
     """Shape of the random checkpoint."""
-    parts: tuple[Literal["core", "formats", "throttle", "agreement", "peers"], ...] = (
-        "core",
-        "formats",
-        "throttle",
-        "agreement",
-        "peers",
-    )
-    """What to measure, in this order; agreement needs a trained model, peers those that are installed."""
+    parts: tuple[Literal["core", "formats", "throttle", "agreement", "peers"], ...] = ()
+    """What to measure; all by default. Agreement needs a trained model, peers those that are installed."""
     storage: Literal["nf4", "int8", "bnb8", "gptq", "awq", "int4", "fp8"] | None = None
     """Format of the checkpoint that `strata bench checkpoint` makes; bfloat16 without one."""
     folder: Path = Path("runs/bench")
@@ -139,8 +133,8 @@ class RetrievalBenchConfig:
 class RetrievalSpeedConfig:
     """Settings of the bench of retrieval's speed and memory."""
 
-    parts: tuple[Literal["topk", "bm25", "encode", "build"], ...] = ("topk", "bm25", "encode", "build")
-    """What to measure, in this order; encode needs --encoder."""
+    parts: tuple[Literal["topk", "bm25", "encode", "build"], ...] = ()
+    """What to measure; all by default. Encode needs --encoder."""
     folder: Path = Path("runs/bench/retrieval-speed")
     """Where vectors, passages and indexes are made and kept (delete them when done)."""
     num_vectors: int = 1_000_000

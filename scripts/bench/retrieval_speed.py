@@ -42,11 +42,11 @@ def run_retrieval_speed_bench(config: RetrievalSpeedConfig) -> int:
     }
     config.folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
-    for name in config.parts:
+    for name in config.parts or parts:
         print(f"-- {name}", flush=True)
         figures |= parts[name](config)
     asked = {
-        "parts": list(config.parts),
+        "parts": list(config.parts or parts),
         "num_vectors": config.num_vectors,
         "num_passages": config.num_passages,
         "num_queries": config.num_queries,

@@ -36,7 +36,7 @@ def run_sweep_bench(config: SweepBenchConfig) -> int:
     print(environment_line())
     config.folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, object] = {}
-    for name in config.parts:
+    for name in config.parts or PARTS:
         print(f"-- {name}")
         result |= PARTS[name](config)
     asked = {name: setting for name, setting in asdict(config).items() if not isinstance(setting, Path)}

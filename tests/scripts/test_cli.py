@@ -330,3 +330,13 @@ def test_a_run_in_a_child_process(given, out):
     assert (done.returncode, done.stderr) == (0, "")
     assert "MAP@3" in done.stdout
     assert (out / "submission.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(("flags", "parts"), [([], ()), (["--parts", "core"], ("core",))])
+def test_parts_of_the_sweep_bench_are_those_asked_for(flags, parts, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "strata.scripts.bench.sweep.run_sweep_bench", lambda config: asked.append(config) or 0
+    )
+    assert main(["bench", "sweep", *flags]) == 0
+    assert asked[0].parts == parts
