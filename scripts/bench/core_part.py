@@ -76,7 +76,6 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
     print_rounds([*rounds, {"naive": naive}])
     return {
         **compare(rounds, naive),
-        "streamed_peak_gib": (memory.peak_bytes - memory.baseline_bytes) / GIB,
         "streamed_peak_rss_gib": memory.peak_bytes / GIB,
         "budget_gib": budget_gib,
         "disk_mb_per_s": disk_rate / 1e6,

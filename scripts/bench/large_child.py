@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from strata.scripts.bench.process_memory import peak_resident_bytes
 from strata.scripts.bench.roofline import measure_disk_rate
 from strata.scripts.bench.shapes import SHAPES
 from strata.scripts.bench.synthetic_job import checkpoint_bytes, make_job, plan_synthetic, run_synthetic
@@ -36,7 +36,7 @@ def main(checkpoint: Path, settings: dict) -> dict:
     plan = sweep.plan
     return {
         "checkpoint_gib": checkpoint_bytes(checkpoint) / GIB,
-        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB,
+        "peak_rss_gib": peak_resident_bytes() / GIB,
         "seconds": run.seconds,
         "predicted_s": plan.predicted_s,
         "tokens": plan.tokens,

@@ -20,9 +20,10 @@ from strata.retrieval.chunk_store import ChunkStore
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.types import Searcher
 from strata.scripts.bench.configs import RetrievalSpeedConfig
+from strata.scripts.bench.process_memory import peak_resident_bytes
 from strata.scripts.bench.record import GIB, append_result, environment_line, print_table
 from strata.scripts.bench.synthetic_passages import make_passages, make_queries, write_passages
-from strata.scripts.bench.top_k_part import run_top_k_part, status_bytes
+from strata.scripts.bench.top_k_part import run_top_k_part
 from strata.scripts.index import require_packages
 
 RESULTS = Path(__file__).parent / "results"
@@ -138,4 +139,4 @@ def build_alone(folder: Path, num_passages: int) -> float:
 
 def _build_and_look(folder: Path, num_passages: int) -> float:
     index_passages(folder, num_passages)
-    return status_bytes("VmHWM") / GIB
+    return peak_resident_bytes() / GIB

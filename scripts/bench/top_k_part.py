@@ -19,6 +19,7 @@ import numpy as np
 from strata.retrieval.top_k import search_top_k
 from strata.retrieval.vector_shard import VectorShard
 from strata.scripts.bench.configs import RetrievalSpeedConfig
+from strata.scripts.bench.process_memory import status_bytes
 from strata.scripts.bench.record import GIB, print_table
 
 DIM = 384
@@ -133,14 +134,3 @@ class PeakMemory:
 def anonymous_bytes() -> int:
     """Resident bytes of this process that belong to no file."""
     return status_bytes("RssAnon")
-
-
-def status_bytes(field: str) -> int:
-    """A field of Linux' /proc/self/status, such as VmHWM; 0 elsewhere."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    lines = dict(
-        line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines() if ":" in line
-    )
-    return int(lines[field].split()[0]) * 1024 if field in lines else 0

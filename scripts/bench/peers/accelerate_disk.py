@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
-from strata.scripts.bench.peers.batched_forward import score_questions
-from strata.scripts.bench.peers.exchange import answer_request, find_missing, load_questions, peer_parser
+from strata.scripts.bench.peers.batched_forward import answer_command_line, score_questions
+from strata.scripts.bench.peers.exchange import find_missing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,19 +65,9 @@ def _open_model(checkpoint: Path, offload: Path) -> PreTrainedModel:
 
 def main() -> int:
     """Answer one request on the command line."""
-    parser = peer_parser("strata.scripts.bench.peers.accelerate_disk")
-    parser.add_argument("--share-prefix", action="store_true", help="a KV cache of the prefix, read twice")
-    given = parser.parse_args()
-    return answer_request(
-        lambda: measure_accelerate_disk(
-            given.checkpoint,
-            load_questions(given.questions),
-            given.work_folder,
-            num_threads=given.threads,
-            share_prefix=given.share_prefix,
-        ),
-        missing=missing_reason(),
-        packages=("accelerate", "transformers", "torch"),
+    packages = ("accelerate", "transformers", "torch")
+    return answer_command_line(
+        "accelerate_disk", measure_accelerate_disk, missing=missing_reason(), packages=packages
     )
 
 

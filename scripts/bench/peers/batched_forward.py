@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
-from strata.scripts.bench.peers.exchange import warm_up_question
+from strata.scripts.bench.peers.exchange import (
+    answer_request,
+    load_questions,
+    peer_parser,
+    warm_up_question,
+)
 from strata.scripts.bench.record import Stopwatch
 
 if TYPE_CHECKING:
@@ -84,3 +89,30 @@ def _to_batch(rows: Iterable[np.ndarray]) -> torch.Tensor:
     if len(lengths) != 1:
         raise ValueError(f"options of {sorted(lengths)} tokens: expected all of one length")
     return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def answer_command_line(
+    name: str, measure: Callable[..., BaselineRun], *, missing: str | None, packages: Sequence[str]
+) -> int:
+    """Answer one request on the command line, with the flags of all peers and the choice of recipe.
+
+    Args:
+        name: The peer's module in this folder.
+        measure: Called as `measure(checkpoint, questions, work_folder, num_threads=, share_prefix=)`.
+        missing: Why the peer cannot run here, or None.
+        packages: Distributions whose versions are told.
+    """
+    parser = peer_parser(f"strata.scripts.bench.peers.{name}")
+    parser.add_argument("--share-prefix", action="store_true", help="a KV cache of the prefix, read twice")
+    given = parser.parse_args()
+    return answer_request(
+        lambda: measure(
+            given.checkpoint,
+            load_questions(given.questions),
+            given.work_folder,
+            num_threads=given.threads,
+            share_prefix=given.share_prefix,
+        ),
+        missing=missing,
+        packages=packages,
+    )

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.process_memory import peak_resident_bytes
 
 WARM_UP_TOKENS = 8
 
@@ -110,7 +111,7 @@ def answer_request(
         "question_s": list(run.question_s),
         "scores": [[float(score) for score in row] for row in run.scores],
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "peak_rss_bytes": _peak_rss_bytes(),
+        "peak_rss_bytes": peak_resident_bytes(),
     }
     print(json.dumps(answer), flush=True)
     return 0
@@ -153,13 +154,3 @@ def _parse_object(line: str) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ValueError(f"last line {line[:200]!r}: expected a JSON object")
     return answer
-
-
-def _peak_rss_bytes() -> int:
-    # Not getrusage: its peak starts from that of the process that started this one.
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(peaks[0]) * 1024 if peaks else 0
