@@ -37,6 +37,8 @@ UNSUPPORTED_SETTINGS = {
 
 TilesOf = Callable[[int | None], Sequence[Tile]]
 """Tiles of a micro-batch for a sliding window (None: full attention)."""
+Attend = Callable[..., torch.Tensor]
+"""Called as `strata.kernels.prefix_attention.attend.attend` is."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,6 +51,7 @@ class AttentionCall:
         window: the sliding window of this layer where transformers does not pass it, else None.
         mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
             over `key_values` left by a "keys" call before.
+        attend: computes the attention; training passes one with a backward pass.
         key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
     """
 
@@ -56,6 +59,7 @@ class AttentionCall:
     carried: torch.Tensor | None
     window: int | None = None
     mode: str = "all"
+    attend: Attend = attend
     key_values: torch.Tensor | None = None
 
 
@@ -93,7 +97,7 @@ def attend_prefix_tree(
     assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
     key_space, value_space = call.key_values
     tiles = call.tiles_of(sliding_window if sliding_window is not None else call.window)
-    attended = attend(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
+    attended = call.attend(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
     return attended.to(query.dtype)[None], None
 
 

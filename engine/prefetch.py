@@ -10,7 +10,7 @@ first sweep and stay. All devices share one read. Knows nothing of what a layer 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,15 +43,16 @@ class _PlacedLayer:
 
 
 class LayerStream:
-    """The layers of all sweeps of a run, in order.
+    """The layers of all sweeps of a run, in the order in which they are needed.
 
     Args:
         loader: reads a layer into host memory and decodes it on its device.
         num_layers: decoder layers.
-        num_sweeps: how often all layers are needed.
+        sweeps: for each sweep, numbered from 0, the layers it takes in order; the first one takes all. Read
+            in the background thread, which may wait for the next one.
         resident: layers that stay in memory after the first sweep.
         devices: the devices of the workers, one entry a worker; entries may repeat.
-        num_slots: streamed layers in memory at once, at least 2.
+        num_slots: streamed layers in memory at once: 2 or more, or 1 when only one is ever streamed.
         coordinator: what the waits go through.
     """
 
@@ -60,19 +61,14 @@ class LayerStream:
         *,
         loader: LayerLoader,
         num_layers: int,
-        num_sweeps: int,
+        sweeps: Iterable[Sequence[int]],
         resident: frozenset[int],
         devices: Sequence[torch.device],
         num_slots: int,
         coordinator: Coordinator,
     ) -> None:
         self._loader = loader
-        self._order = [
-            (sweep, layer)
-            for sweep in range(num_sweeps)
-            for layer in range(num_layers)
-            if sweep == 0 or layer not in resident
-        ]
+        self._sweeps = sweeps
         self._resident = resident
         self._devices = list(devices)
         self._unique_devices = list(dict.fromkeys(devices))
@@ -82,14 +78,13 @@ class LayerStream:
             device: torch.cuda.Stream(device) for device in self._unique_devices if device.type == "cuda"
         }
         streamed = [layer for layer in range(num_layers) if layer not in resident]
-        count = min(num_slots, len(streamed) * num_sweeps)
-        self._free_slots = [self._make_slot(streamed) for _ in range(count)]
+        self._free_slots = [self._make_slot(streamed) for _ in range(num_slots if streamed else 0)]
         self.wait_s = 0.0
         self.read_s = 0.0
 
     def read_all(self) -> None:
         """The background thread's work: every layer of every sweep, in order."""
-        for sweep, layer in self._order:
+        for sweep, layer in self._needed():
             slot = None if layer in self._resident else self._take_slot()
             started = time.perf_counter()
             raw = self._loader.read(layer, None if slot is None else slot.buffer)
@@ -121,6 +116,12 @@ class LayerStream:
         if device.type == "cuda":
             placed.slot.computed.append(torch.cuda.current_stream(device).record_event())
         self._coordinator.update(lambda: self._free(key, placed))
+
+    def _needed(self) -> Iterator[tuple[int, int]]:
+        for sweep, layers in enumerate(self._sweeps):
+            for layer in layers:
+                if sweep == 0 or layer not in self._resident:
+                    yield sweep, layer
 
     def _key(self, sweep: int, layer: int) -> tuple[int, int]:
         return (0 if layer in self._resident else sweep, layer)

@@ -185,13 +185,14 @@ def _share(
     advance: Callable[[int], None],
 ) -> _Shared:
     coordinator = Coordinator()
+    num_streamed = job.checkpoint.num_layers - len(job.plan.resident_layers)
     stream = LayerStream(
         loader=make_loader(job.checkpoint, decoder, job.plan.torch_dtype, reader, job.adapters),
         num_layers=job.checkpoint.num_layers,
-        num_sweeps=num_sweeps,
+        sweeps=[range(job.checkpoint.num_layers)] * num_sweeps,
         resident=frozenset(job.plan.resident_layers),
         devices=devices,
-        num_slots=job.plan.num_slots,
+        num_slots=min(job.plan.num_slots, num_streamed * num_sweeps),
         coordinator=coordinator,
     )
     width = job.checkpoint.config.hidden_size

@@ -69,8 +69,11 @@ class CountingLoader:
             assert self.changed.wait_for(lambda: len(self.order) >= count, timeout=10)
 
 
-def make_stream(loader: CountingLoader, coordinator: Coordinator, **settings) -> LayerStream:
-    defaults = {"num_layers": 5, "num_sweeps": 1, "resident": frozenset(), "devices": [CPU], "num_slots": 2}
+def make_stream(
+    loader: CountingLoader, coordinator: Coordinator, *, num_sweeps: int = 1, **settings
+) -> LayerStream:
+    sweeps = [range(5)] * num_sweeps
+    defaults = {"num_layers": 5, "sweeps": sweeps, "resident": frozenset(), "devices": [CPU], "num_slots": 2}
     return LayerStream(loader=loader, coordinator=coordinator, **(defaults | settings))
 
 
@@ -128,6 +131,28 @@ def test_the_next_layers_are_read_while_one_is_used_and_no_more(num_slots):
         stream.give_back(sweep, layer, CPU)
     assert loader.most_in_use == num_slots
     assert len(set(loader.buffers)) == num_slots
+
+
+def test_sweeps_may_run_backwards_and_be_asked_for_later():
+    loader, coordinator = CountingLoader(), Coordinator()
+    asked: list[range] = [range(5)]
+
+    def sweeps():
+        for number in range(2):
+            coordinator.wait_for(lambda: len(asked) > number)  # noqa: B023  (read before the next one)
+            yield asked[number]
+
+    stream = make_stream(loader, coordinator, sweeps=sweeps(), resident=frozenset({2}))
+    coordinator.start(stream.read_all, "layer-reader")
+    for number, layers in enumerate((range(5), range(3, -1, -1))):
+        if number:
+            coordinator.update(lambda: asked.append(range(3, -1, -1)))
+        for layer in layers:
+            assert (stream.take(number, layer, CPU)["weight"] == layer).all()
+            loader.let_go()
+            stream.give_back(number, layer, CPU)
+    assert loader.order == [0, 1, 2, 3, 4, 3, 1, 0]
+    coordinator.stop()
 
 
 def test_a_resident_layer_is_the_same_memory_in_every_sweep():

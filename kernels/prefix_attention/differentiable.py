@@ -1,0 +1,130 @@
+"""Prefix attention with a backward pass: what training calls. Knows tiles, nothing of trees or models.
+
+Forward keeps query, key, value, output and the log-sum-exp of every row; backward computes each tile's
+weights again from it, so that no scores outlive their tile. With weights P, output O, upstream gradient dO:
+    dV = P^T dO,  dS = P * (dO V^T - rowsum(dO * O)),  dQ = scaling dS K,  dK = scaling dS^T Q
+and with soft-capping s -> c tanh(s / c), dS is multiplied by 1 - tanh^2. Source: Dao et al. 2022,
+FlashAttention, appendix B.4. Independent check: `reference_attention` under autograd in float64; gradcheck.
+
+Legend: T query rows, N query heads, K kv heads, G = N / K, H head dim, C key space, J a tile's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from strata.kernels.prefix_attention.sdpa import attend_sdpa
+from strata.kernels.prefix_attention.tile import Tile, gather_keys
+
+
+def attend_differentiable(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    tiles: Sequence[Tile],
+    scaling: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Attention [T, N, H] of query [N, T, H] over key and value [K, C, H], differentiable in all three.
+
+    Peak extra memory: forward one tile's scores; backward three of them, and key and value gradients in
+    float32. On CUDA without soft-capping it is SDPA under autograd.
+    """
+    if query.device.type != "cpu" and softcap is None:
+        return attend_sdpa(query, key, value, tiles, scaling)
+    return _TiledAttention.apply(query, key, value, tiles, scaling, softcap)
+
+
+class _TiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        tiles: Sequence[Tile],
+        scaling: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        folded = _fold(query, key.shape[0])
+        output = torch.empty_like(folded)
+        lse = folded.new_empty(folded.shape[:3], dtype=_wide(query.dtype))
+        for tile in tiles:
+            rows = slice(*tile.rows)
+            scores, _ = _score(folded[:, :, rows].flatten(1, 2), key, tile, scaling, softcap)
+            lse_KR = scores.to(lse.dtype).logsumexp(dim=-1)
+            weights = (scores - lse_KR[..., None]).exp_().to(value.dtype)
+            lse[:, :, rows] = lse_KR.unflatten(1, (folded.shape[1], tile.num_rows))
+            attended = torch.bmm(weights, gather_keys(value, tile))
+            output[:, :, rows] = attended.unflatten(1, (folded.shape[1], tile.num_rows))
+        ctx.save_for_backward(folded, key, value, output, lse)
+        ctx.tiles, ctx.scaling, ctx.softcap = tiles, scaling, softcap
+        return output.flatten(0, 1).transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        folded, key, value, output, lse = ctx.saved_tensors
+        grad_KGTH = _fold(gradients[0].transpose(0, 1), key.shape[0])
+        delta = (grad_KGTH * output).sum(dim=-1, dtype=lse.dtype)
+        grad_query = torch.empty_like(folded)
+        grad_key = torch.zeros_like(key, dtype=lse.dtype)
+        grad_value = torch.zeros_like(value, dtype=lse.dtype)
+        for tile in ctx.tiles:
+            rows = slice(*tile.rows)
+            query_KRH = folded[:, :, rows].flatten(1, 2)
+            grad_KRH = grad_KGTH[:, :, rows].flatten(1, 2)
+            scores, slope = _score(query_KRH, key, tile, ctx.scaling, ctx.softcap)
+            weights = (scores - lse[:, :, rows].flatten(1)[..., None]).exp_()
+            _add_to_keys(grad_value, tile, weights.to(grad_KRH.dtype).transpose(1, 2) @ grad_KRH)
+            d_scores = torch.bmm(grad_KRH, gather_keys(value, tile).transpose(1, 2)).to(lse.dtype)
+            d_scores = d_scores.sub_(delta[:, :, rows].flatten(1)[..., None]).mul_(weights)
+            if slope is not None:
+                d_scores *= slope
+            d_scores = d_scores.mul_(ctx.scaling).to(query_KRH.dtype)
+            _add_to_keys(grad_key, tile, d_scores.transpose(1, 2) @ query_KRH)
+            d_query = torch.bmm(d_scores, gather_keys(key, tile))
+            grad_query[:, :, rows] = d_query.unflatten(1, (folded.shape[1], tile.num_rows))
+        return (
+            grad_query.flatten(0, 1),
+            grad_key.to(key.dtype),
+            grad_value.to(value.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _fold(states: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """[N, T, H] as [K, G, T, H]: the query heads of a kv head side by side."""
+    return states.unflatten(0, (num_kv_heads, -1))
+
+
+def _score(
+    query_KRH: torch.Tensor, key: torch.Tensor, tile: Tile, scaling: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Masked scores [K, R, J] in float32 or wider, and their slope under soft-capping."""
+    scores = torch.bmm(query_KRH, gather_keys(key, tile).transpose(1, 2)).to(_wide(key.dtype)).mul_(scaling)
+    slope = None
+    if softcap is not None:
+        tanh = (scores / softcap).tanh_()
+        slope, scores = 1 - tanh**2, tanh * softcap
+    if tile.num_masked:
+        hidden = ~tile.visible_mask(scores.device)
+        masked = scores.unflatten(1, (-1, tile.num_rows))[..., tile.num_unmasked :]
+        masked.masked_fill_(hidden, float("-inf"))
+    return scores, slope
+
+
+def _add_to_keys(total: torch.Tensor, tile: Tile, gradient_KJH: torch.Tensor) -> None:
+    """Adds gradients of a tile's keys where those keys are in the key space."""
+    first = 0
+    for start, end in tile.key_ranges:
+        total[:, start:end] += gradient_KJH[:, first : first + end - start]
+        first += end - start

@@ -1,0 +1,214 @@
+"""The model that is trained: transformers' classes with PEFT's LoRA, its layers run by the engine's Decoder.
+
+Two ways in: `open_resident` loads all weights through transformers (4-bit with bitsandbytes on request);
+`open_skeleton` makes the same modules without weights, which a streamed run assigns layer by layer. Both draw
+the adapter's and the head's first values from the same seed, so both begin from the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+
+from strata.engine.checkpoint import Checkpoint
+from strata.engine.model import ATTENTION_NAME, Decoder, build_decoder, refuse_unsupported
+from strata.engine.safetensors_file import TensorReader
+from strata.engine.types import InputError
+from strata.training.losses import HEADS
+from strata.training.train_config import TrainConfig
+from strata.training.types import ParameterGroup
+
+HEAD_STD = 0.02
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainedModel:
+    """A model, and the parts of it that a step touches.
+
+    Attributes:
+        module: the PeftModel, or the bare model when all weights are trained.
+        base: the transformers model inside (classifier or causal language model).
+        decoder: runs its layers.
+        head: binary, contrast, letters or loglik.
+    """
+
+    module: nn.Module
+    base: nn.Module
+    decoder: Decoder
+    head: str
+
+    @property
+    def classifier_weight(self) -> torch.Tensor:
+        """The trained head [1, D], or [1, 2 D] for contrast."""
+        score = self.base.get_submodule("score")
+        modules = getattr(score, "modules_to_save", None)
+        return (score if modules is None else modules["default"]).get_parameter("weight")
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The vocabulary projection."""
+        return self.base.get_output_embeddings()  # type: ignore[operator]
+
+    def parameter_groups(self, head_lr_scale: float) -> list[ParameterGroup]:
+        """Trained parameters: the adapter's (or all), and the classifier's with its own learning rate."""
+        trained = {name: own for name, own in self.module.named_parameters() if own.requires_grad}
+        head = {name: own for name, own in trained.items() if ".score." in f".{name}"}
+        body = {name: own for name, own in trained.items() if name not in head}
+        groups = (
+            ParameterGroup(parameters=body, scale=1.0),
+            ParameterGroup(parameters=head, scale=head_lr_scale),
+        )
+        return [group for group in groups if group.parameters]
+
+    def dropout_on(self, on: bool) -> None:
+        """LoRA's dropout; the base model's own stays off."""
+        self.module.eval()
+        for name, module in self.module.named_modules():
+            if "lora_dropout" in name:
+                module.train(on)
+
+    def save(self, folder: Path) -> None:
+        """PEFT's layout, or a whole checkpoint when all weights are trained."""
+        self.module.save_pretrained(str(folder))  # type: ignore[operator]
+
+
+def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.device) -> TrainedModel:
+    """Loads the base model onto a device and puts adapter and head on it.
+
+    Raises:
+        InputError: a model that strata's layers cannot run, or an adapter that does not fit.
+    """
+    options: dict[str, Any] = {"dtype": dtype_of(config, checkpoint), "attn_implementation": "eager"}
+    if config.base_storage == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+        options["device_map"] = {"": str(device)}
+    refuse_unsupported(checkpoint.config)
+    build_decoder(checkpoint.config)  # refuses families whose layers do not fit, before any weight is read
+    base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
+    if config.base_storage != "nf4":
+        base = base.to(device)
+    return _finish(config, checkpoint, base, device)
+
+
+def open_skeleton(config: TrainConfig, checkpoint: Checkpoint, device: torch.device) -> TrainedModel:
+    """The same modules, of which only the adapter and the head take memory."""
+    with init_empty_weights(include_buffers=False):
+        base = _model_class(config).from_config(checkpoint.config, dtype=dtype_of(config, checkpoint))
+    for module in base.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                # PEFT puts an adapter where its base weight is: one element, seen as the whole matrix.
+                shared = torch.zeros((), dtype=weight.dtype, device=device).expand(weight.shape)
+                module._parameters[name] = nn.Parameter(shared, requires_grad=False)
+    return _finish(config, checkpoint, base, device)
+
+
+def dtype_of(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype the base model computes in."""
+    return checkpoint.stored_dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+
+
+def _finish(config: TrainConfig, checkpoint: Checkpoint, base: Any, device: torch.device) -> TrainedModel:
+    head = HEADS[config.task]
+    if head in ("binary", "contrast"):
+        base.score = _new_score(config, checkpoint, head).to(device)
+    inner = base.get_submodule(base.base_model_prefix)
+    inner.config._attn_implementation = ATTENTION_NAME
+    inner.embed_tokens.padding_idx = None  # a row like any other, as in the engine
+    module: nn.Module = base
+    if config.full:
+        base.requires_grad_(True)
+    else:
+        module = _add_adapter(config, base, head)
+    decoder = Decoder(config=inner.config, base=inner, layers=inner.layers)
+    trained = TrainedModel(module=module, base=base, decoder=decoder, head=head)
+    trained.dropout_on(False)
+    return trained
+
+
+def _add_adapter(config: TrainConfig, base: Any, head: str) -> nn.Module:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if config.adapter is not None:
+        try:
+            return PeftModel.from_pretrained(base, str(config.adapter), is_trainable=True)
+        except (ValueError, KeyError, RuntimeError, OSError) as error:
+            raise InputError(f"--adapter: {config.adapter}: {str(error).splitlines()[0]}") from None
+    classifies = head in ("binary", "contrast")
+    settings = LoraConfig(
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        target_modules=_target_modules(config, base),
+        modules_to_save=["score"] if classifies else None,
+    )
+    with _seeded_initialization(config.seed):
+        try:
+            return get_peft_model(base, settings)
+        except ValueError as error:
+            raise InputError(f"--lora-targets: {str(error).splitlines()[0]}") from None
+
+
+def _target_modules(config: TrainConfig, base: Any) -> list[str]:
+    """Names of the linear modules to adapt. `all-linear` takes all of the decoder layers, routers apart.
+
+    PEFT's own all-linear also adapts fused experts, as parameters, which no `strata score` could apply.
+    """
+    if config.lora_targets != ("all-linear",):
+        return list(config.lora_targets)
+    layers = base.get_submodule(base.base_model_prefix).get_submodule("layers")
+    linears = {
+        name.rpartition(".")[2]
+        for name, own in layers.named_modules()
+        if type(own) is nn.Linear or type(own).__name__ == "Linear4bit"
+    }
+    return sorted(linears - {"gate", "router"})
+
+
+@contextlib.contextmanager
+def _seeded_initialization(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _new_score(config: TrainConfig, checkpoint: Checkpoint, head: str) -> nn.Linear:
+    """The classifier in float32: the checkpoint's own where it fits, else small random numbers."""
+    width = checkpoint.config.hidden_size * (2 if head == "contrast" else 1)
+    score = nn.Linear(width, 1, bias=False)
+    stored = checkpoint.weights.get("score.weight")
+    if stored is not None and stored.parts[0][0].shape == (1, width):
+        weight = TensorReader().read(checkpoint.require_plain("score.weight")).float()
+    else:
+        generator = torch.Generator().manual_seed(config.seed)
+        weight = torch.randn(1, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
+    score.weight = nn.Parameter(weight)
+    return score
+
+
+def _model_class(config: TrainConfig) -> Any:
+    return AutoModelForSequenceClassification if _classifies(config) else AutoModelForCausalLM
+
+
+def _labels(config: TrainConfig) -> dict[str, Any]:
+    # The head is put on by hand, in float32 and of the width the task needs.
+    return {"num_labels": 1, "ignore_mismatched_sizes": True} if _classifies(config) else {}
+
+
+def _classifies(config: TrainConfig) -> bool:
+    return HEADS[config.task] in ("binary", "contrast")

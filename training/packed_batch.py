@@ -1,0 +1,107 @@
+"""Examples packed for one call of a decoder: their prefix tree as a single micro-batch, and what is read off.
+
+Shapes: T tree tokens, S scored rows, n targets, B branches. Questions that share a prefix are merged like
+everything else in a tree. Independent check: each branch alone through transformers (tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from strata.engine.heads import TargetTable, build_target_table
+from strata.engine.model import AttentionCall, TilesOf
+from strata.engine.packing import MicroBatch, split_lanes
+from strata.engine.prefix_tree import PrefixTree, build_prefix_tree
+from strata.engine.tiling import build_scored_tiles, build_tiles
+from strata.kernels.prefix_attention.attend import TILE_ROWS
+from strata.kernels.prefix_attention.differentiable import attend_differentiable
+from strata.kernels.prefix_attention.tile import Tile
+from strata.training.types import Example
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """One micro-batch of training: all rows are in `batch`, none is carried.
+
+    `targets` gives for each target of each branch its row among the S readouts, in ascending row order.
+    """
+
+    examples: tuple[Example, ...]
+    tree: PrefixTree
+    batch: MicroBatch
+    targets: TargetTable
+    device: torch.device
+    tiles: dict[tuple[int | None, bool], tuple[Tile, ...]] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.tree.num_tokens
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """[T] int64 on the device."""
+        return torch.from_numpy(self.tree.token_ids.astype(np.int64)).to(self.device)
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """[T] int64 on the device."""
+        return torch.from_numpy(self.tree.position_ids.astype(np.int64)).to(self.device)
+
+    @property
+    def scored_rows(self) -> torch.Tensor:
+        """[S] int64 on the device."""
+        return torch.from_numpy(self.batch.scored_rows).to(self.device)
+
+    def attention_call(self, mode: str = "all", key_values: torch.Tensor | None = None) -> AttentionCall:
+        """A call of one layer's attention over the batch, with a backward pass; see `AttentionCall`."""
+        return AttentionCall(
+            tiles_of=self._tiles_of(scored=mode == "scored"),
+            carried=None,
+            mode=mode,
+            attend=attend_differentiable,
+            key_values=key_values,
+        )
+
+    def _tiles_of(self, *, scored: bool) -> TilesOf:
+        def find(window: int | None) -> tuple[Tile, ...]:
+            if (window, scored) not in self.tiles:
+                build = build_scored_tiles if scored else build_tiles
+                rows = TILE_ROWS[self.device.type]
+                self.tiles[window, scored] = build(self.tree, self.batch, rows, window)
+            return self.tiles[window, scored]
+
+        return find
+
+
+def pack_examples(examples: Sequence[Example], device: torch.device) -> PackedBatch:
+    """Builds the tree of all branches of all examples."""
+    prompts = [example.prompt for example in examples]
+    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
+    targets = build_target_table(prompts, tree)
+    (lane,) = split_lanes(tree, targets.scored, 1, tree.num_tokens)
+    (batch,) = lane.micro_batches
+    return PackedBatch(examples=tuple(examples), tree=tree, batch=batch, targets=targets, device=device)
+
+
+def split_examples(examples: Sequence[Example], micro_batch_tokens: int) -> list[list[Example]]:
+    """Consecutive examples in micro-batches of at most so many tree tokens, at least one example each."""
+    parts: list[list[Example]] = []
+    room = 0
+    for example in examples:
+        size = count_tokens(example)
+        if not parts or size > room:
+            parts.append([])
+            room = micro_batch_tokens
+        parts[-1].append(example)
+        room -= size
+    return parts
+
+
+def count_tokens(example: Example) -> int:
+    """Tree tokens of one example alone."""
+    return build_prefix_tree([branch.token_ids for branch in example.prompt.branches]).num_tokens

@@ -1,0 +1,208 @@
+"""What a training run can be told: the flags of `strata train`. Imports nothing heavy: --help is quick."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from strata.engine.types import InputError
+
+# The same as strata.training.types.Task, whose module loads torch.
+TaskName = Literal["binary", "contrast", "choice", "letters", "lm", "multiple-choice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run; every field is a flag of the same name."""
+
+    model: Path
+    """Hugging Face checkpoint directory to train on."""
+    out: Path
+    """Folder for adapter (or model), checkpoints, log.jsonl and train.json."""
+    questions: Path | None = None
+    """Questions with answers: CSV, Parquet or JSONL, as for `strata score`. Task lm takes --passages."""
+    task: TaskName = "binary"
+    """binary, contrast: right or wrong, an option at a time; choice: the best of a question's options;
+    letters: the letter after all options; lm: the next token of --passages; multiple-choice: an encoder."""
+    passages: Path | None = None
+    """With task lm: a corpus as for `strata index` (JSONL, Parquet, text, or a folder of them)."""
+    block_tokens: int = 512
+    """With task lm: the most tokens computed at a time; longer passages are cut."""
+    valid: Path | None = None
+    """Questions (task lm: passages) to evaluate on while training."""
+    valid_share: float = 0.0
+    """Instead of --valid: the share of the questions that is held out to evaluate on."""
+    limit: int | None = None
+    """Only the first N questions or passages."""
+    context_column: str = "context"
+    """Column that holds the retrieved context."""
+    template: str | None = None
+    """Built-in template (statement, yes-no, letters) or a file; the task's own by default."""
+    max_tokens: int | None = None
+    """Longest prompt in tokens; only contexts are ever shortened."""
+    shuffle_options: bool = True
+    """Show every question's options in another order each epoch."""
+    soft_labels: Path | None = None
+    """scores.parquet of a `strata score` run on the same questions, to learn its probabilities."""
+    soft_weight: float = 0.5
+    """Weight of the soft labels against the answers; at 1 the questions need no answers."""
+    soft_temperature: float = 1.0
+    """Temperature of the soft labels; above 1 flattens them."""
+    label_smoothing: float = 0.0
+    """Share of every label that is spread over all options."""
+
+    lora_r: int = 16
+    """Rank of LoRA."""
+    lora_alpha: float = 32.0
+    """LoRA is scaled by alpha / r."""
+    lora_dropout: float = 0.05
+    """Dropout before LoRA."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Linear layers to adapt, such as q_proj v_proj; all-linear takes all of the decoder layers'."""
+    full: bool = False
+    """Train all weights of a small checkpoint, without LoRA."""
+    adapter: Path | None = None
+    """PEFT LoRA adapter to start from."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    head_lr_scale: float = 0.2
+    """Learning rate of the classifier head, as a multiple of --learning-rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: to 0 along a cosine or a line, or not at all."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    epochs: float = 1.0
+    """Passes over the training set."""
+    max_steps: int | None = None
+    """Optimizer steps, instead of --epochs."""
+    batch_questions: int = 16
+    """Questions (task lm: blocks) an optimizer step, over all processes."""
+    micro_batch_tokens: int | None = None
+    """Tokens computed at a time; a batch is split to fit, gradients add up."""
+    max_grad_norm: float = 1.0
+    """Longest gradient: longer ones are scaled down to it; 0 leaves them."""
+    seed: int = 0
+    """Of everything random: order, shuffled options, initial weights, dropout, what is held out."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Compute dtype; auto is the checkpoint's own where the device is fast in it."""
+    base_storage: Literal["auto", "nf4"] = "auto"
+    """nf4 keeps the frozen weights in 4 bits (QLoRA; needs bitsandbytes and CUDA)."""
+    devices: str = "auto"
+    """auto, cpu, cuda:0, or with --streamed a list such as cuda:0,cuda:1."""
+    streamed: bool = False
+    """Read the frozen weights layer by layer from disk, forward and back, for models that memory cannot hold."""
+    memory_gib: float | None = None
+    """Budget for weights and activations on a device (on CPU: in host RAM)."""
+    boundary_store: Literal["ram", "disk"] = "ram"
+    """With --streamed: where the layers' inputs wait for the way back."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs and compute each layer again on the way back."""
+
+    eval_every: int = 100
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_limit: int | None = None
+    """Evaluate on the first N of the validation questions."""
+    early_stop: int = 0
+    """Stop after so many evaluations in a row without a better MAP@3 (task lm: loss); 0 never does."""
+    save_every: int = 100
+    """Steps between checkpoints for --resume; 0 leaves none."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest ones."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint in --out, to the same weights as without the interruption."""
+    tensorboard: Literal["auto", "yes", "no"] = "auto"
+    """Write curves for TensorBoard; auto does where the package is installed."""
+    wandb: str | None = None
+    """Weights & Biases project to log to."""
+    progress: bool = False
+    """Show a progress bar (the command line does so on a terminal)."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return self.valid is not None or self.valid_share > 0
+
+    def check(self) -> None:
+        """Raises InputError, naming the flag, when a setting means nothing or two contradict each other."""
+        self._check_counts()
+        self._check_numbers()
+        self._check_data()
+        self._check_combinations()
+
+    def _check_counts(self) -> None:
+        for flag, value, least in (
+            ("--limit", self.limit, 1),
+            ("--max-tokens", self.max_tokens, 1),
+            ("--block-tokens", self.block_tokens, 1),
+            ("--lora-r", self.lora_r, 1),
+            ("--max-steps", self.max_steps, 1),
+            ("--batch-questions", self.batch_questions, 1),
+            ("--micro-batch-tokens", self.micro_batch_tokens, 1),
+            ("--eval-limit", self.eval_limit, 1),
+            ("--keep-checkpoints", self.keep_checkpoints, 1),
+            ("--eval-every", self.eval_every, 0),
+            ("--early-stop", self.early_stop, 0),
+            ("--save-every", self.save_every, 0),
+            ("--seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{flag}: {value}; expected {least} or more")
+
+    def _check_numbers(self) -> None:
+        for flag, value in (
+            ("--lora-alpha", self.lora_alpha),
+            ("--learning-rate", self.learning_rate),
+            ("--head-lr-scale", self.head_lr_scale),
+            ("--epochs", self.epochs),
+            ("--soft-temperature", self.soft_temperature),
+            ("--memory-gib", self.memory_gib),
+        ):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{flag}: {value}; expected a number above 0")
+        for flag, value in (("--weight-decay", self.weight_decay), ("--max-grad-norm", self.max_grad_norm)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"{flag}: {value}; expected 0 or more")
+        for flag, value in (
+            ("--valid-share", self.valid_share),
+            ("--label-smoothing", self.label_smoothing),
+            ("--lora-dropout", self.lora_dropout),
+            ("--warmup-share", self.warmup_share),
+        ):
+            if not 0 <= value < 1:
+                raise InputError(f"{flag}: {value}; expected a share from 0 to below 1")
+        if not 0 < self.soft_weight <= 1:
+            raise InputError(f"--soft-weight: {self.soft_weight}; expected a share above 0, at most 1")
+
+    def _check_data(self) -> None:
+        given, other = ("passages", "questions") if self.task == "lm" else ("questions", "passages")
+        if getattr(self, given) is None:
+            raise InputError(f"--{given}: nothing to train on; --task {self.task} expects it")
+        if getattr(self, other) is not None:
+            raise InputError(f"--{other}: --task {self.task} does not read it; expected --{given} alone")
+        if self.task == "lm" and self.soft_labels is not None:
+            raise InputError("--soft-labels: --task lm has no options to label")
+        if self.valid is not None and self.valid_share:
+            raise InputError("--valid and --valid-share: expected one of them")
+        if self.early_stop and not (self.has_validation and self.eval_every):
+            raise InputError(
+                "--early-stop: needs evaluations; expected --valid or --valid-share, and --eval-every"
+            )
+
+    def _check_combinations(self) -> None:
+        if not self.lora_targets or not all(self.lora_targets):
+            raise InputError("--lora-targets: an empty name; expected all-linear or names such as q_proj")
+        for flag, value in (
+            ("--adapter", self.adapter is not None),
+            ("--base-storage nf4", self.base_storage == "nf4"),
+            ("--streamed", self.streamed),
+        ):
+            if self.full and value:
+                raise InputError(f"--full: trains all weights as they are; does not go with {flag}")
+        if self.streamed and self.task == "multiple-choice":
+            raise InputError("--streamed: only decoders are streamed; --task multiple-choice is an encoder's")

@@ -1,0 +1,78 @@
+"""What crosses between data, readers and the trainer. Knows no model, file or optimizer.
+
+Flow of a step: questions -> Example (rendered, options in the order shown) -> `Reader.accumulate_gradients`
+-> the trainer clips and steps. A reader is a model with what is trained of it, wherever its weights are:
+resident on a device, streamed through it a layer at a time, or an encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from strata.engine.types import Prompt, Question
+
+Task = Literal["binary", "contrast", "choice", "letters", "lm", "multiple-choice"]
+"""binary and contrast: BCE, a sample an option; choice and letters: cross-entropy over a question's options;
+lm: next tokens of passages; multiple-choice: an encoder's cross-entropy over options."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One question to learn from, or to evaluate on.
+
+    Attributes:
+        prompt: rendered for the task; `prompt.question.options` are in the order that is shown. Task lm: one
+            branch, whose targets are the tokens to predict. Encoders read `prompt.question` alone.
+        labels: [O] float64, the probability each option should get; they add up to 1. One-hot unless they
+            come from another model's scores, not yet smoothed. Task lm: [1].
+    """
+
+    prompt: Prompt
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters by name that share a learning rate: `base_lr` times `scale`."""
+
+    parameters: Mapping[str, torch.nn.Parameter]
+    scale: float
+
+
+class Reader(Protocol):
+    """A model that learns to score options."""
+
+    def render(self, questions: Sequence[Question]) -> list[Prompt]:
+        """Prompts of questions, options as they stand; what `Example.prompt` is made of."""
+        ...
+
+    def accumulate_gradients(self, batch: Sequence[Example], *, seed: int) -> float:
+        """Adds the gradient of the batch's mean loss to the parameters' `grad`; returns that loss.
+
+        Args:
+            batch: all examples of an optimizer step that this process computes.
+            seed: of everything random in it (dropout); the same seed repeats the step exactly.
+        """
+        ...
+
+    def score(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Scores [O] float64 of each example, without dropout or gradients; lm: [1] mean log-probability."""
+        ...
+
+    def loss(self, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
+        """The task's mean loss of scores that `score` gave, without label smoothing."""
+        ...
+
+    def parameter_groups(self) -> Iterable[ParameterGroup]:
+        """What is trained."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained so that others can load it: PEFT's layout, or a whole checkpoint."""
+        ...
