@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 from strata.engine.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.types import InputError
 from strata.kernels.prefix_attention.attend import attend
+from strata.kernels.prefix_attention.differentiable import attend_differentiable
 from strata.kernels.prefix_attention.tile import Tile
 
 ATTENTION_NAME = "strata_prefix"
@@ -37,8 +38,6 @@ UNSUPPORTED_SETTINGS = {
 
 TilesOf = Callable[[int | None], Sequence[Tile]]
 """Tiles of a micro-batch for a sliding window (None: full attention)."""
-Attend = Callable[..., torch.Tensor]
-"""Called as `strata.kernels.prefix_attention.attend.attend` is."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,7 +50,7 @@ class AttentionCall:
         window: the sliding window of this layer where transformers does not pass it, else None.
         mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
             over `key_values` left by a "keys" call before.
-        attend: computes the attention; training passes one with a backward pass.
+        differentiable: attend with a backward pass, which training needs.
         key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
     """
 
@@ -59,7 +58,7 @@ class AttentionCall:
     carried: torch.Tensor | None
     window: int | None = None
     mode: str = "all"
-    attend: Attend = attend
+    differentiable: bool = False
     key_values: torch.Tensor | None = None
 
 
@@ -97,7 +96,8 @@ def attend_prefix_tree(
     assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
     key_space, value_space = call.key_values
     tiles = call.tiles_of(sliding_window if sliding_window is not None else call.window)
-    attended = call.attend(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
+    compute = attend_differentiable if call.differentiable else attend
+    attended = compute(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
     return attended.to(query.dtype)[None], None
 
 

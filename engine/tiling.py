@@ -7,10 +7,12 @@ positions <= row position - W.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+import torch
 
 from strata.engine.packing import MicroBatch, Segment, ranges_in_order, segments_of, to_key_space
 from strata.engine.prefix_tree import (
@@ -23,6 +25,7 @@ from strata.engine.prefix_tree import (
     subtract,
     union,
 )
+from strata.kernels.prefix_attention.attend import TILE_ROWS
 from strata.kernels.prefix_attention.tile import Tile
 
 WASTE_LIMIT = 1.25
@@ -42,6 +45,14 @@ class RowSegment:
     def num_rows(self) -> int:
         """Query rows."""
         return self.end - self.start
+
+
+def tile_finder(
+    tree: PrefixTree, batch: MicroBatch, device: torch.device, *, scored: bool
+) -> Callable[[int | None], tuple[Tile, ...]]:
+    """Tiles of all rows, or of the scored ones, by sliding window (None: full attention); built once each."""
+    build = build_scored_tiles if scored else build_tiles
+    return cache(lambda window: build(tree, batch, TILE_ROWS[device.type], window))
 
 
 def build_tiles(

@@ -7,7 +7,7 @@ everything else in a tree. Independent check: each branch alone through transfor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,10 +16,7 @@ from strata.engine.heads import TargetTable, build_target_table
 from strata.engine.model import AttentionCall, TilesOf
 from strata.engine.packing import MicroBatch, split_lanes
 from strata.engine.prefix_tree import PrefixTree, build_prefix_tree
-from strata.engine.tiling import build_scored_tiles, build_tiles
-from strata.kernels.prefix_attention.attend import TILE_ROWS
-from strata.kernels.prefix_attention.differentiable import attend_differentiable
-from strata.kernels.prefix_attention.tile import Tile
+from strata.engine.tiling import tile_finder
 from strata.training.types import Example
 
 
@@ -27,7 +24,8 @@ from strata.training.types import Example
 class PackedBatch:
     """One micro-batch of training: all rows are in `batch`, none is carried.
 
-    `targets` gives for each target of each branch its row among the S readouts, in ascending row order.
+    `targets` gives for each target of each branch its row among the S readouts, in ascending row order;
+    `tiles` and `scored_tiles` are the attention tiles of all rows and of the scored ones, by window.
     """
 
     examples: tuple[Example, ...]
@@ -35,7 +33,8 @@ class PackedBatch:
     batch: MicroBatch
     targets: TargetTable
     device: torch.device
-    tiles: dict[tuple[int | None, bool], tuple[Tile, ...]] = field(default_factory=dict)
+    tiles: TilesOf
+    scored_tiles: TilesOf
 
     @property
     def num_tokens(self) -> int:
@@ -60,22 +59,12 @@ class PackedBatch:
     def attention_call(self, mode: str = "all", key_values: torch.Tensor | None = None) -> AttentionCall:
         """A call of one layer's attention over the batch, with a backward pass; see `AttentionCall`."""
         return AttentionCall(
-            tiles_of=self._tiles_of(scored=mode == "scored"),
+            tiles_of=self.scored_tiles if mode == "scored" else self.tiles,
             carried=None,
             mode=mode,
-            attend=attend_differentiable,
+            differentiable=True,
             key_values=key_values,
         )
-
-    def _tiles_of(self, *, scored: bool) -> TilesOf:
-        def find(window: int | None) -> tuple[Tile, ...]:
-            if (window, scored) not in self.tiles:
-                build = build_scored_tiles if scored else build_tiles
-                rows = TILE_ROWS[self.device.type]
-                self.tiles[window, scored] = build(self.tree, self.batch, rows, window)
-            return self.tiles[window, scored]
-
-        return find
 
 
 def pack_examples(examples: Sequence[Example], device: torch.device) -> PackedBatch:
@@ -85,7 +74,15 @@ def pack_examples(examples: Sequence[Example], device: torch.device) -> PackedBa
     targets = build_target_table(prompts, tree)
     (lane,) = split_lanes(tree, targets.scored, 1, tree.num_tokens)
     (batch,) = lane.micro_batches
-    return PackedBatch(examples=tuple(examples), tree=tree, batch=batch, targets=targets, device=device)
+    return PackedBatch(
+        examples=tuple(examples),
+        tree=tree,
+        batch=batch,
+        targets=targets,
+        device=device,
+        tiles=tile_finder(tree, batch, device, scored=False),
+        scored_tiles=tile_finder(tree, batch, device, scored=True),
+    )
 
 
 def split_examples(examples: Sequence[Example], micro_batch_tokens: int) -> list[list[Example]]:

@@ -6,8 +6,7 @@ both measured against the oracle. Shapes: query [N, T, H], key and value [K, C, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,111 +15,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from strata.kernels.prefix_attention.attend import attend
 from strata.kernels.prefix_attention.blocked import attend_blocked
-from strata.kernels.prefix_attention.differentiable import attend_differentiable
-from strata.kernels.prefix_attention.reference import reference_attention
 from strata.kernels.prefix_attention.sdpa import attend_sdpa
 from strata.kernels.prefix_attention.tile import Tile, gather_keys
 
+from .attention_work import Work, make_work, poisoned_memory
+
 BACKENDS = {"blocked": attend_blocked, "sdpa": attend_sdpa}
-KINDS = ("causal", "open", "masked")
-NUM_KEYS = 203
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty and its kin return NaN: what a backend forgets to write shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(8).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """Random inputs of one call, its tiles, and the same as a dense mask."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    tiles: tuple[Tile, ...]
-    visible: torch.Tensor
-
-    @property
-    def scaling(self) -> float:
-        """Not the usual 1 / sqrt(H), which is what a backend that forgets the factor would take."""
-        return 1.2 * self.query.shape[-1] ** -0.5
-
-    @property
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.query, self.key, self.value
-
-    def oracle(self, softcap: float | None = None) -> torch.Tensor:
-        return reference_attention(*self.inputs, self.visible, self.scaling, softcap)
-
-
-def make_work(
-    rows: int,
-    dtype: torch.dtype,
-    *,
-    groups: int = 4,
-    head_dim: int = 64,
-    num_kv_heads: int = 2,
-    spread: float = 1.0,
-    seed: int = 0,
-) -> Work:
-    """Tiles of 50 rows of all kinds in turn; `spread` is the standard deviation of the scores."""
-    generator = torch.Generator().manual_seed(seed)
-    tiles, visible = make_tiles(rows, np.random.default_rng(seed))
-    query, key, value = (
-        torch.randn(heads, length, head_dim, generator=generator, dtype=torch.float64)
-        for heads, length in (
-            (groups * num_kv_heads, rows),
-            (num_kv_heads, NUM_KEYS),
-            (num_kv_heads, NUM_KEYS),
-        )
-    )
-    return Work(
-        query=(query * spread).to(dtype),
-        key=key.to(dtype),
-        value=value.to(dtype),
-        tiles=tiles,
-        visible=visible,
-    )
-
-
-def make_tiles(rows: int, rng: np.random.Generator, size: int = 50) -> tuple[tuple[Tile, ...], torch.Tensor]:
-    """Tiles over all rows, and the dense mask [rows, NUM_KEYS] that they stand for."""
-    tiles, dense = [], np.zeros((rows, NUM_KEYS), bool)
-    for number, start in enumerate(range(0, rows, size)):
-        end = min(rows, start + size)
-        tile, visible = make_tile(KINDS[number % 3], start, end, rng)
-        keys = [key for first, last in tile.key_ranges for key in range(first, last)]
-        dense[np.ix_(range(start, end), keys)] = visible
-        tiles.append(tile)
-    return tuple(tiles), torch.from_numpy(dense)
-
-
-def make_tile(kind: str, start: int, end: int, rng: np.random.Generator) -> tuple[Tile, np.ndarray]:
-    """A tile whose keys lie in three ranges out of order, and what its rows see of them."""
-    rows, num_unmasked = end - start, 37
-    num_masked = {"causal": rows, "open": 0, "masked": 29}[kind]
-    first = int(rng.integers(100, NUM_KEYS - num_masked))
-    ranges = ((60, 90), (11, 18), (first, first + num_masked))
-    visible = np.ones((rows, num_unmasked + num_masked), bool)
-    if kind == "causal":
-        visible[:, num_unmasked:] = np.tri(rows, dtype=bool)
-    if kind == "masked":
-        visible[:, num_unmasked:] = rng.random((rows, num_masked)) < 0.5
-    tile = Tile(
-        rows=(start, end),
-        key_ranges=ranges if num_masked else ranges[:2],
-        num_keys=num_unmasked + num_masked,
-        num_unmasked=num_unmasked,
-        causal=kind == "causal",
-        visible=np.packbits(visible[:, num_unmasked:], axis=-1) if kind == "masked" else None,
-    )
-    return tile, visible
+__all__ = ["poisoned_memory"]
 
 
 def causal_work(rows: int, dtype: torch.dtype, *, spread: float, size: int = 128) -> Work:
@@ -361,57 +263,3 @@ def test_soft_capped_scores_in_float16_on_cuda():
     work = to_cuda(make_work(129, torch.float16, spread=3.0))
     attended = attend(*work.inputs, work.tiles, work.scaling, 5.0)
     assert_as_exact(attended, eager_attention(work, 5.0), work.oracle(5.0))
-
-
-def gradients_of(
-    attention: Callable[..., torch.Tensor], work: Work, dtype: torch.dtype, *rest: object
-) -> tuple[torch.Tensor, ...]:
-    """Output and gradients of query, key, value under one fixed random upstream gradient."""
-    leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in work.inputs]
-    output = attention(*leaves, *rest)
-    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    output.backward(upstream.to(output.dtype))
-    return (output.detach(), *(leaf.grad for leaf in leaves))
-
-
-def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
-
-
-@pytest.mark.parametrize("attention", [attend_differentiable, attend_sdpa], ids=["tiled", "sdpa"])
-@pytest.mark.parametrize(("rows", "groups", "softcap"), [(1, 1, None), (133, 4, None), (133, 2, 5.0)])
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_gradients_equal_those_of_the_oracle(attention, rows, groups, softcap, dtype, bound):
-    if attention is attend_sdpa and softcap is not None:
-        pytest.skip("SDPA has no soft-capping")
-    work = make_work(rows, torch.float64, groups=groups, head_dim=16)
-    rest = (work.scaling,) if softcap is None else (work.scaling, softcap)
-    exact = gradients_of(reference_attention, work, torch.float64, work.visible, *rest)
-    found = gradients_of(attention, work, dtype, work.tiles, *rest)
-    for name, mine, theirs in zip(("output", "query", "key", "value"), found, exact, strict=True):
-        assert relative_error(mine, theirs) < bound, name
-
-
-def test_bfloat16_gradients_are_as_good_as_those_of_torch():
-    work = make_work(133, torch.bfloat16, groups=4)
-    dense = torch.where(work.visible, 0.0, float("-inf")).to(torch.bfloat16)
-
-    def torch_attention(query, key, value):
-        keys, values = (states.repeat_interleave(4, dim=0) for states in (key, value))
-        found = scaled_dot_product_attention(query, keys, values, attn_mask=dense, scale=work.scaling)
-        return found.transpose(0, 1)
-
-    exact = gradients_of(reference_attention, work, torch.float64, work.visible, work.scaling)
-    theirs = gradients_of(torch_attention, work, torch.bfloat16)
-    mine = gradients_of(attend_differentiable, work, torch.bfloat16, work.tiles, work.scaling)
-    for name, own, other, truth in zip(("output", "query", "key", "value"), mine, theirs, exact, strict=True):
-        assert relative_error(own, truth) <= 2 * relative_error(other, truth) + 2**-9, name
-
-
-def test_gradcheck_of_tiled_attention():
-    work = make_work(7, torch.float64, groups=2, head_dim=4, num_kv_heads=1)
-    leaves = [tensor.requires_grad_() for tensor in work.inputs]
-    assert torch.autograd.gradcheck(
-        lambda query, key, value: attend_differentiable(query, key, value, work.tiles, work.scaling, 3.0),
-        leaves,
-    )
