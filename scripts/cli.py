@@ -25,12 +25,17 @@ from strata.scripts.bench.configs import (
     RetrievalBenchConfig,
     RetrievalSpeedConfig,
     SweepBenchConfig,
+    TrainBenchConfig,
 )
+from strata.training.train_config import TrainConfig
 
 DESCRIPTION = "Scores multiple-choice questions with decoder language models far too big for the machine."
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff)
 PAIRED_PARSING = PARSING[:2]
 """Where a setting that is on by default has both flags: `pack --double-quant`, `--no-double-quant`."""
+LISTED_PARSING = (PARSING[0], PARSING[2])
+"""Where a list replaces its default instead of adding to it: `train --lora-targets q_proj v_proj`."""
+PARSING_OF = {"pack": PAIRED_PARSING, "train": LISTED_PARSING}
 
 app = SubcommandApp()
 bench_app = SubcommandApp()
@@ -76,6 +81,17 @@ def pack(config: PackConfig) -> int:
     from strata.scripts.pack import run_pack
 
     return run_pack(replace(config, progress=config.progress or sys.stderr.isatty()))
+
+
+@app.command(name="train")
+def train(config: TrainConfig) -> int:
+    """Train a LoRA adapter (or all weights) on questions with answers; leaves what `strata score` reads.
+
+    Example: strata train --model DIR --questions train.csv --valid-share 0.1 --out runs/lora
+    """
+    from strata.scripts.train import run_train
+
+    return run_train(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="index")
@@ -154,6 +170,17 @@ def bench_large(config: LargeBenchConfig) -> int:
     return run_large_bench(config)
 
 
+@bench_app.command(name="train")
+def bench_train(config: TrainBenchConfig) -> int:
+    """Time training steps: prefixes shared or repeated, weights resident or streamed.
+
+    Example: strata bench train --parts packed streamed
+    """
+    from strata.scripts.bench.train import run_train_bench
+
+    return run_train_bench(config)
+
+
 @bench_app.command(name="calibrate")
 def bench_calibrate(config: CalibrateConfig) -> int:
     """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
@@ -226,7 +253,7 @@ def stop_on_sigterm() -> None:
 
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:
-    parsing = PAIRED_PARSING if arguments[:1] == ["pack"] else PARSING
+    parsing = PARSING_OF.get(arguments[0], PARSING) if arguments else PARSING
     try:
         return commands.cli(prog=program, description=DESCRIPTION, args=arguments, config=parsing)
     except SystemExit as stop:

@@ -6,10 +6,12 @@ Knows nothing of where the base weights are: that is `resident_reader` and `stre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.job import read_tokenizer
@@ -45,11 +47,15 @@ class DecoderReader:
         self, config: TrainConfig, checkpoint: Checkpoint, trained: TrainedModel, device: torch.device
     ) -> None:
         self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
-        self.tokenizer = read_tokenizer(config.model)
         self.warnings = RunWarnings()
         self._template = load_template(config.template, head=trained.head)
         self._micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
         self._rope_positions = 0
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own; synthetic examples need none."""
+        return read_tokenizer(self.config.model)
 
     def render(self, questions: Sequence[Question]) -> list[Prompt]:
         """Prompts of questions for the task's head, cut to --max-tokens or the model's window."""

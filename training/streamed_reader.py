@@ -37,6 +37,7 @@ from strata.training.devices import choose_device
 from strata.training.lora import TrainedModel, dtype_of, open_skeleton
 from strata.training.losses import count_units
 from strata.training.packed_batch import PackedBatch
+from strata.training.tail_linear import find_tail, gradient_only
 from strata.training.train_config import TrainConfig
 from strata.training.types import Example
 
@@ -82,6 +83,7 @@ class StreamedReader(DecoderReader):
             num_slots=NUM_SLOTS,
             coordinator=self._coordinator,
         )
+        self._tails = [find_tail(layer) for layer in trained.decoder.layers]
         self._load_ends()
         self._coordinator.start(self.stream.read_all, "layer-reader")
 
@@ -192,7 +194,9 @@ class StreamedReader(DecoderReader):
             first = layer * step.num_rows + step.first_rows[index]
             entering = boundaries.read(first, packed.num_tokens).detach().requires_grad_()
             own_seed = micro_batch_seed(seed, index)
-            run_layer(self.trained.decoder, layer, entering, packed, own_seed).backward(step.states[index])
+            with gradient_only(self._tails[layer]):
+                output = run_layer(self.trained.decoder, layer, entering, packed, own_seed)
+            output.backward(step.states[index])
             assert entering.grad is not None
             step.states[index] = entering.grad
 

@@ -118,13 +118,15 @@ class RetrievalBenchConfig:
     folder: Path = Path("runs/bench/retrieval")
     """Where indexes are built and kept (delete them when done)."""
     encoder: str | None = None
-    """Sentence-transformers encoder for dense search, a folder or name; left out without one."""
+    """Sentence-transformers encoder for dense search, a folder or name (all-MiniLM-L6-v2 is that of the extra
+    `encoder`); left out without one."""
     cross_encoder: Path | None = None
-    """Cross-encoder for reranking; left out without one."""
+    """Cross-encoder for reranking; without it and --member, documents are reranked by the encoder's nearest
+    sentence."""
     member: Path | None = None
-    """Decoder checkpoint for reranking; left out without one."""
-    keep: int = 100
-    """Documents a query that are reranked."""
+    """Decoder checkpoint for reranking."""
+    keep: int = 20
+    """Documents a query that are reranked; the others follow as they were."""
     limit: int | None = None
     """Only the first N queries or questions of each set."""
 
@@ -153,3 +155,37 @@ class RetrievalSpeedConfig:
     """Where the encoder runs."""
     rounds: int = 5
     """How often each is repeated; medians are reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBenchConfig:
+    """Settings of the training bench."""
+
+    parts: tuple[Literal["packed", "streamed", "large"], ...] = ()
+    """What to measure; packed and streamed by default."""
+    shape: Literal["tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "tinyllama-1.1b"
+    """Shape of the random checkpoint of parts packed and streamed."""
+    num_layers: int = 8
+    """Its layers."""
+    folder: Path = Path("runs/bench/train")
+    """Where checkpoints are made and kept (delete them when done)."""
+    num_questions: int = 2
+    """Questions a step."""
+    prefix_tokens: int = 1000
+    """Tokens that the options of a question share."""
+    option_tokens: int = 60
+    """Tokens an option."""
+    num_options: int = 5
+    """Options a question."""
+    rounds: int = 3
+    """How often each kind of step is repeated, in turns; medians are reported."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """What the base model computes in; LoRA and head are float32."""
+    device: str = "auto"
+    """cpu or cuda:0."""
+    large_shape: Literal["tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "llama2-7b"
+    """Shape of part large, which trains one streamed step under a memory limit."""
+    large_storage: Literal["nf4", "int8"] | None = None
+    """Format of its checkpoint; bfloat16 without one."""
+    limit_gib: float = 4.0
+    """The limit of part large: of the whole resident set, and of a memory cgroup where one can be made."""

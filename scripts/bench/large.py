@@ -41,7 +41,7 @@ def run_large_bench(config: LargeBenchConfig) -> int:
     print(f"checkpoint ready after {perf_counter() - started:.0f} s")
     try:
         with memory_cgroup(config.limit_gib) as cgroup:
-            measured = run_child(config, checkpoint, cgroup)
+            measured = run_module("strata.scripts.bench.large_child", checkpoint, asdict(config), cgroup)
     finally:
         if not config.keep:
             shutil.rmtree(checkpoint)
@@ -52,19 +52,13 @@ def run_large_bench(config: LargeBenchConfig) -> int:
     return 0 if measured["under_limit"] else 1
 
 
-def run_child(config: LargeBenchConfig, checkpoint: Path, cgroup: Path | None) -> dict:
-    """Scores in a process of its own.
+def run_module(module: str, checkpoint: Path, settings: dict, cgroup: Path | None) -> dict:
+    """Runs a bench module on a checkpoint in a process of its own; returns the JSON of its last line.
 
     Raises:
         InputError: the child failed; its last words are in the message.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "strata.scripts.bench.large_child",
-        str(checkpoint),
-        json.dumps(asdict(config), default=str),
-    ]
+    command = [sys.executable, "-m", module, str(checkpoint), json.dumps(settings, default=str)]
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -74,7 +68,7 @@ def run_child(config: LargeBenchConfig, checkpoint: Path, cgroup: Path | None) -
     )
     if done.returncode != 0:
         killed = " (killed: it exceeded the memory limit)" if done.returncode == -9 else ""
-        raise InputError(f"{checkpoint}: the scoring process ended with status {done.returncode}{killed}")
+        raise InputError(f"{checkpoint}: the process ended with status {done.returncode}{killed}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
