@@ -52,7 +52,7 @@ def tile_finder(
 ) -> Callable[[int | None], tuple[Tile, ...]]:
     """Tiles of all rows, or of the scored ones, by sliding window (None: full attention); built once each."""
     build = build_scored_tiles if scored else build_tiles
-    return cache(lambda window: build(tree, batch, TILE_ROWS[device.type], window))
+    return cache(lambda window: build(tree, batch, TILE_ROWS.get(device.type, TILE_ROWS["cpu"]), window))
 
 
 def build_tiles(

@@ -26,6 +26,7 @@ from strata.training.losses import (
     sum_loss,
     token_log_probabilities,
 )
+from strata.training.memory_plan import fit_micro_batch
 from strata.training.packed_batch import PackedBatch, pack_examples, split_examples
 from strata.training.train_config import TrainConfig
 from strata.training.types import Example, ParameterGroup
@@ -49,8 +50,15 @@ class DecoderReader:
         self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
         self.warnings = RunWarnings()
         self._template = load_template(config.template, head=trained.head)
-        self._micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
-        self._rope_positions = 0
+        self.micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
+        if config.memory_gib is not None and config.micro_batch_tokens is None:
+            self.micro_batch_tokens = fit_micro_batch(
+                config,
+                checkpoint,
+                config.memory_gib,
+                most=self.micro_batch_tokens,
+                on_cpu=device.type == "cpu",
+            )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -89,7 +97,7 @@ class DecoderReader:
 
     def pack(self, examples: Sequence[Example]) -> list[PackedBatch]:
         """Micro-batches of the examples, in order; rotary tables reach their longest prompt."""
-        parts = split_examples(examples, self._micro_batch_tokens)
+        parts = split_examples(examples, self.micro_batch_tokens)
         batches = [pack_examples(part, self.device) for part in parts]
         longest = max(int(batch.tree.position_ids.max()) for batch in batches)
         if longest >= self._rope_positions:

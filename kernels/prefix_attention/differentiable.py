@@ -33,7 +33,7 @@ def attend_differentiable(
     Peak extra memory: forward one tile's scores; backward three of them, and key and value gradients in
     float32. On CUDA without soft-capping it is SDPA under autograd.
     """
-    if query.device.type != "cpu" and softcap is None:
+    if query.is_cuda and softcap is None:
         return attend_sdpa(query, key, value, tiles, scaling)
     return _TiledAttention.apply(query, key, value, tiles, scaling, softcap)
 

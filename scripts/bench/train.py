@@ -4,7 +4,8 @@
     streamed   a step of the streamed reader against the resident one
     large      one streamed step of a model bigger than its memory, in a process of its own under a limit
 The ceiling of packed/unpacked is the ratio of tokens. That of streamed/resident is 2 / 3, since frozen
-weights need no gradient, so that backward costs what forward does; 2 / 2.7 without the last product of a Llama layer.
+weights need no gradient, so that backward costs what forward does; or 2 / 2.7 without the last product of a
+Llama layer.
 """
 
 from __future__ import annotations
