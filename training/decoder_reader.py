@@ -26,7 +26,7 @@ from strata.training.losses import (
     sum_loss,
     token_log_probabilities,
 )
-from strata.training.memory_plan import fit_micro_batch
+from strata.training.memory_plan import fit_micro_batch, shape_of
 from strata.training.packed_batch import PackedBatch, pack_examples, split_examples
 from strata.training.train_config import TrainConfig
 from strata.training.types import Example, ParameterGroup
@@ -47,6 +47,7 @@ class DecoderReader:
     def __init__(
         self, config: TrainConfig, checkpoint: Checkpoint, trained: TrainedModel, device: torch.device
     ) -> None:
+        self._rope_positions = 0
         self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
         self.warnings = RunWarnings()
         self._template = load_template(config.template, head=trained.head)
@@ -54,7 +55,7 @@ class DecoderReader:
         if config.memory_gib is not None and config.micro_batch_tokens is None:
             self.micro_batch_tokens = fit_micro_batch(
                 config,
-                checkpoint,
+                shape_of(config, checkpoint),
                 config.memory_gib,
                 most=self.micro_batch_tokens,
                 on_cpu=device.type == "cpu",

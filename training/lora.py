@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
 
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.model import ATTENTION_NAME, Decoder, build_decoder, refuse_unsupported
@@ -101,20 +106,33 @@ def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.dev
     base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
     if config.base_storage != "nf4":
         base = base.to(device)
-    return _finish(config, checkpoint, base, device)
+    return _finish(config, base, device, stored_score(config, checkpoint))
 
 
 def open_skeleton(config: TrainConfig, checkpoint: Checkpoint, device: torch.device) -> TrainedModel:
     """The same modules, of which only the adapter and the head take memory."""
+    return make_skeleton(
+        config, checkpoint.config, dtype_of(config, checkpoint), device, stored_score(config, checkpoint)
+    )
+
+
+def make_skeleton(
+    config: TrainConfig,
+    model: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    score: torch.Tensor | None = None,
+) -> TrainedModel:
+    """A skeleton of a model that need not be there; see `open_skeleton`. `score`: its classifier, if any."""
     with init_empty_weights(include_buffers=False):
-        base = _model_class(config).from_config(checkpoint.config, dtype=dtype_of(config, checkpoint))
+        base = _model_class(config).from_config(model, dtype=dtype)
     for module in base.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
                 # PEFT puts an adapter where its base weight is: one element, seen as the whole matrix.
                 shared = torch.zeros((), dtype=weight.dtype, device=device).expand(weight.shape)
                 module._parameters[name] = nn.Parameter(shared, requires_grad=False)
-    return _finish(config, checkpoint, base, device)
+    return _finish(config, base, device, score)
 
 
 def dtype_of(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
@@ -122,10 +140,11 @@ def dtype_of(config: TrainConfig, checkpoint: Checkpoint) -> torch.dtype:
     return checkpoint.stored_dtype if config.dtype == "auto" else getattr(torch, config.dtype)
 
 
-def _finish(config: TrainConfig, checkpoint: Checkpoint, base: Any, device: torch.device) -> TrainedModel:
+def _finish(config: TrainConfig, base: Any, device: torch.device, score: torch.Tensor | None) -> TrainedModel:
     head = HEADS[config.task]
     if head in ("binary", "contrast"):
-        base.score = _new_score(config, checkpoint, head).to(device)
+        width = _head_width(head, base.config.hidden_size)
+        base.score = _make_score(config.seed, width, score).to(device)
     inner = base.get_submodule(base.base_model_prefix)
     inner.config._attn_implementation = ATTENTION_NAME
     inner.embed_tokens.padding_idx = None  # a row like any other, as in the engine
@@ -187,18 +206,27 @@ def _seeded_initialization(seed: int) -> Iterator[None]:
         yield
 
 
-def _new_score(config: TrainConfig, checkpoint: Checkpoint, head: str) -> nn.Linear:
-    """The classifier in float32: the checkpoint's own where it fits, else small random numbers."""
-    width = checkpoint.config.hidden_size * (2 if head == "contrast" else 1)
-    score = nn.Linear(width, 1, bias=False)
+def stored_score(config: TrainConfig, checkpoint: Checkpoint) -> torch.Tensor | None:
+    """The checkpoint's own classifier, where it has one of the width that the task's head needs."""
     stored = checkpoint.weights.get("score.weight")
-    if stored is not None and stored.parts[0][0].shape == (1, width):
-        weight = TensorReader().read(checkpoint.require_plain("score.weight")).float()
-    else:
-        generator = torch.Generator().manual_seed(config.seed)
-        weight = torch.randn(1, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
-    score.weight = nn.Parameter(weight)
+    width = _head_width(HEADS[config.task], checkpoint.config.hidden_size)
+    if stored is None or stored.parts[0][0].shape != (1, width):
+        return None
+    return TensorReader().read(checkpoint.require_plain("score.weight")).float()
+
+
+def _make_score(seed: int, width: int, stored: torch.Tensor | None) -> nn.Linear:
+    """The classifier in float32, small random numbers where none is stored."""
+    score = nn.Linear(width, 1, bias=False)
+    if stored is None:
+        generator = torch.Generator().manual_seed(seed)
+        stored = torch.randn(1, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
+    score.weight = nn.Parameter(stored)
     return score
+
+
+def _head_width(head: str, hidden_size: int) -> int:
+    return 2 * hidden_size if head == "contrast" else hidden_size
 
 
 def _model_class(config: TrainConfig) -> Any:

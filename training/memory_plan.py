@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import PreTrainedConfig
 
 from strata.engine.checkpoint import Checkpoint
+from strata.engine.costs import ModelCosts, StorageFormat, model_costs, shape_costs
 from strata.engine.layer_loader import make_loader
 from strata.engine.model import build_decoder
 from strata.engine.safetensors_file import TensorReader
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 from strata.training.decoder_pass import run_layer
-from strata.training.lora import TrainedModel, dtype_of, open_skeleton
+from strata.training.lora import TrainedModel, dtype_of, make_skeleton
 from strata.training.packed_batch import pack_examples
 from strata.training.train_config import TrainConfig
 from strata.training.types import Example
@@ -82,48 +84,79 @@ class MemoryPlan:
         return [f"{name:40} {size / GIB:8.2f} GiB" for name, size in parts.items()]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedShape:
+    """What a plan has to know of a model, which need not be there.
+
+    Attributes:
+        model: its configuration.
+        dtype: what it computes in.
+        costs: bytes of its layers, as stored and as computed with.
+        skeleton: its modules on the meta device, adapter and head included.
+    """
+
+    model: PreTrainedConfig
+    dtype: torch.dtype
+    costs: ModelCosts
+    skeleton: TrainedModel
+
+
+def shape_of(config: TrainConfig, checkpoint: Checkpoint) -> TrainedShape:
+    """The shape of a run's base model; reads headers only."""
+    dtype = dtype_of(config, checkpoint)
+    decoder = build_decoder(checkpoint.config, dtype)
+    loader = make_loader(checkpoint, decoder, dtype, TensorReader(), ())
+    return TrainedShape(
+        model=checkpoint.config,
+        dtype=dtype,
+        costs=model_costs(checkpoint, decoder, loader, dtype),
+        skeleton=make_skeleton(config, checkpoint.config, dtype, META),
+    )
+
+
+def absent_shape(
+    config: TrainConfig, model: PreTrainedConfig, storage: StorageFormat, dtype: torch.dtype
+) -> TrainedShape:
+    """The shape of a model that is not there, as if its matrices were stored in a format."""
+    decoder = build_decoder(model, dtype)
+    costs = shape_costs(model, decoder, storage, dtype, "dense")
+    skeleton = make_skeleton(config, model, dtype, META)
+    return TrainedShape(model=model, dtype=dtype, costs=costs, skeleton=skeleton)
+
+
 def plan_memory(
-    config: TrainConfig,
-    checkpoint: Checkpoint,
-    *,
-    micro_batch_tokens: int,
-    step_tokens: int,
-    on_cpu: bool,
+    config: TrainConfig, shape: TrainedShape, *, micro_batch_tokens: int, step_tokens: int, on_cpu: bool
 ) -> MemoryPlan:
     """What a step of the run needs.
 
     Args:
         config: the run's settings.
-        checkpoint: its base model; headers are enough.
+        shape: its base model.
         micro_batch_tokens: tree tokens computed at a time.
         step_tokens: tree tokens of an optimizer step.
         on_cpu: computed in host memory, where layers are read and decoded in place.
     """
-    dtype = dtype_of(config, checkpoint)
-    num_layers = checkpoint.num_layers
-    skeleton = open_skeleton(config, checkpoint, META)
-    loader = make_loader(checkpoint, build_decoder(checkpoint.config, dtype), dtype, TensorReader(), ())
-    layer_bytes = [loader.weight_bytes(layer) for layer in range(num_layers)]
-    kept = count_saved_bytes(skeleton) * micro_batch_tokens
+    costs, num_layers = shape.costs, shape.model.num_hidden_layers
+    kept = count_saved_bytes(shape.skeleton) * micro_batch_tokens
     layers_kept = 1 if config.streamed or config.gradient_checkpointing else num_layers
-    width_bytes = checkpoint.config.hidden_size * dtype.itemsize
-    inputs = width_bytes * num_layers
-    stored = max(loader.buffer_bytes(layer) for layer in range(num_layers))
-    converted = max(loader.converted_bytes(layer) for layer in range(num_layers))
-    two_layers = 2 * (stored + converted) if on_cpu else 2 * max(layer_bytes) + min(converted, stored)
+    inputs = shape.model.hidden_size * shape.dtype.itemsize * num_layers
+    checkpointed = inputs * micro_batch_tokens if config.gradient_checkpointing else 0
+    stored, converted = max(costs.buffer_bytes), max(costs.converted_bytes)
+    two_layers = 2 * max(costs.weight_bytes) + min(converted, stored)
+    if on_cpu:
+        two_layers = 2 * (stored + converted)
     return MemoryPlan(
-        weights=two_layers if config.streamed else sum(layer_bytes),
+        weights=two_layers if config.streamed else sum(costs.weight_bytes),
         buffers=2 * stored if config.streamed and not on_cpu else 0,
-        trained=OPTIMIZED_BYTES * count_trained(skeleton),
-        activations=int(kept * (layers_kept - 1 + BACKWARD_FACTOR))
-        + (inputs * micro_batch_tokens if config.gradient_checkpointing else 0),
+        trained=OPTIMIZED_BYTES * count_trained(shape.skeleton),
+        activations=int(kept * (layers_kept - 1 + BACKWARD_FACTOR)) + checkpointed,
         boundaries=inputs * step_tokens if config.streamed else 0,
-        embedding=_embedding_bytes(config, checkpoint, skeleton, dtype),
+        embedding=_embedding_bytes(shape),
     )
 
 
 def fit_micro_batch(
-    config: TrainConfig, checkpoint: Checkpoint, budget_gib: float, *, most: int, on_cpu: bool
+    config: TrainConfig, shape: TrainedShape, budget_gib: float, *, most: int, on_cpu: bool
 ) -> int:
     """The largest micro-batch, in tree tokens up to `most`, that a budget for the device has room for.
 
@@ -131,7 +164,7 @@ def fit_micro_batch(
         InputError: not even LEAST_TOKENS fit.
     """
     least, large = (
-        plan_memory(config, checkpoint, micro_batch_tokens=tokens, step_tokens=0, on_cpu=on_cpu).device
+        plan_memory(config, shape, micro_batch_tokens=tokens, step_tokens=0, on_cpu=on_cpu).device
         for tokens in (LEAST_TOKENS, most)
     )
     room = budget_gib * GIB - least
@@ -185,9 +218,6 @@ def _chain(num_tokens: int) -> Example:
     return Example(prompt=Prompt(question=question, branches=(branch,)), labels=np.ones(1))
 
 
-def _embedding_bytes(
-    config: TrainConfig, checkpoint: Checkpoint, skeleton: TrainedModel, dtype: torch.dtype
-) -> int:
-    rows, width = checkpoint.require_plain("embed_tokens.weight").shape
-    heads = 0 if skeleton.head in ("binary", "contrast") else 1
-    return rows * width * dtype.itemsize * (1 + heads)
+def _embedding_bytes(shape: TrainedShape) -> int:
+    table = shape.model.vocab_size * shape.model.hidden_size * shape.dtype.itemsize
+    return table if shape.skeleton.head in ("binary", "contrast") else 2 * table

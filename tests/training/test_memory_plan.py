@@ -11,15 +11,19 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from strata.engine.checkpoint import open_checkpoint
 from strata.engine.types import InputError
+from strata.scripts.bench.shapes import SHAPES, to_llama_config
 from strata.training.decoder_pass import run_layer
 from strata.training.lora import open_skeleton
 from strata.training.memory_plan import (
     META,
     PROBE_TOKENS,
     _chain,
+    absent_shape,
     count_saved_bytes,
+    count_trained,
     fit_micro_batch,
     plan_memory,
+    shape_of,
 )
 from strata.training.packed_batch import pack_examples
 from strata.training.resident_reader import open_resident_reader
@@ -56,9 +60,10 @@ def test_what_is_counted_on_meta_is_what_a_real_layer_keeps(config):
 
 def test_streaming_and_checkpointing_keep_less(config):
     checkpoint = open_checkpoint(config.model)
+    shape = shape_of(config, checkpoint)
     sizes = {"micro_batch_tokens": 1000, "step_tokens": 4000, "on_cpu": True}
     resident, streamed, recomputed = (
-        plan_memory(own, checkpoint, **sizes)
+        plan_memory(own, shape, **sizes)
         for own in (config, replace(config, streamed=True), replace(config, gradient_checkpointing=True))
     )
     assert streamed.activations < recomputed.activations < resident.activations
@@ -69,16 +74,29 @@ def test_streaming_and_checkpointing_keep_less(config):
 
 
 def test_a_budget_sets_the_micro_batch(config):
-    checkpoint = open_checkpoint(config.model)
+    shape = shape_of(config, open_checkpoint(config.model))
     sizes = {"most": 4096, "on_cpu": True}
-    tokens = fit_micro_batch(config, checkpoint, 0.01, **sizes)
+    tokens = fit_micro_batch(config, shape, 0.01, **sizes)
     assert 256 < tokens < 4096
-    planned = plan_memory(config, checkpoint, micro_batch_tokens=tokens, step_tokens=0, on_cpu=True)
+    planned = plan_memory(config, shape, micro_batch_tokens=tokens, step_tokens=0, on_cpu=True)
     assert planned.device <= 0.01 * 2**30
-    assert fit_micro_batch(config, checkpoint, 10.0, **sizes) == 4096
+    assert fit_micro_batch(config, shape, 10.0, **sizes) == 4096
     assert open_resident_reader(replace(config, memory_gib=0.01)).micro_batch_tokens == tokens
 
 
 def test_a_budget_too_small_is_refused_with_what_is_needed(config):
+    shape = shape_of(config, open_checkpoint(config.model))
     with pytest.raises(InputError, match=r"--memory-gib 0.001: .* expected that much, or --streamed"):
-        fit_micro_batch(config, open_checkpoint(config.model), 0.001, most=4096, on_cpu=True)
+        fit_micro_batch(
+            config, shape_of(config, open_checkpoint(config.model)), 0.001, most=4096, on_cpu=True
+        )
+
+
+def test_a_70b_in_nf4_trains_on_one_card_of_16_gib(tmp_path):
+    config = TrainConfig(model=tmp_path, out=tmp_path, questions=Path("q.csv"), streamed=True)
+    shape = absent_shape(config, to_llama_config(SHAPES["llama2-70b"]), "nf4", torch.float16)
+    plan = plan_memory(config, shape, micro_batch_tokens=1300, step_tokens=16 * 1300, on_cpu=False)
+    assert count_trained(shape.skeleton) == 80 * 16 * 161_792 + 8192
+    assert plan.device < 14.5 * 2**30
+    assert plan.host < 31 * 2**30
+    assert any("on the device" in line for line in plan.describe())
