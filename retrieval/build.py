@@ -20,7 +20,7 @@ from strata.engine.types import InputError
 from strata.retrieval.build_journal import JOURNAL_FILE, WORK_FOLDER, BuildJournal, open_journal
 from strata.retrieval.chunk import ChunkLimit, chunk_page, limit_characters, limit_tokens
 from strata.retrieval.chunk_store import ChunkStore, ChunkWriter
-from strata.retrieval.corpus import list_corpus_files, read_pages
+from strata.retrieval.corpus import list_corpus_files, read_placed_pages
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.manifest import (
     CHUNKS_PART,
@@ -29,6 +29,7 @@ from strata.retrieval.manifest import (
     read_manifest,
     write_manifest,
 )
+from strata.retrieval.page_ids import refuse_repeats
 from strata.retrieval.records import FieldNames
 from strata.retrieval.types import Page
 
@@ -50,15 +51,15 @@ class BuildReport:
 def build_index(config: IndexConfig, report: Report = lambda stage, num_done: None) -> BuildReport:
     """Makes the chunks and the BM25 part of an index, or goes on where an interrupted call stopped.
 
-    Peak memory: one shard of chunks, one page, tantivy's writer; it does not grow with the corpus. Two builds
-    of one corpus with the same settings have equal chunks and find the same.
+    Peak memory: one shard of chunks, one page, tantivy's writer; with the corpus it grows by 8 bytes a page.
+    Two builds of one corpus with the same settings have equal chunks and find the same.
 
     Args:
         config: the settings; `config.out` may hold an unfinished or finished index of the same settings.
         report: progress.
 
     Raises:
-        InputError: the corpus cannot be read, or `config.out` holds something else.
+        InputError: the corpus cannot be read or has an id twice, or `config.out` holds something else.
     """
     from strata.retrieval.bm25 import TANTIVY_PART, build_tantivy
 
@@ -91,10 +92,15 @@ def describe_corpus(config: IndexConfig) -> list[dict[str, Any]]:
     return [{"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns} for path, stat in stats]
 
 
+def read_config_places(config: IndexConfig) -> Iterator[tuple[str, Page]]:
+    """The pages that a configuration names, with their places."""
+    names = FieldNames(id=config.id_field, title=config.title_field, text=config.text_field)
+    return islice(read_placed_pages(config.corpus, format=config.format, names=names), config.limit)
+
+
 def read_config_pages(config: IndexConfig) -> Iterator[Page]:
     """The pages that a configuration names."""
-    names = FieldNames(id=config.id_field, title=config.title_field, text=config.text_field)
-    return islice(read_pages(config.corpus, format=config.format, names=names), config.limit)
+    return (page for _, page in read_config_places(config))
 
 
 def write_chunks(config: IndexConfig, journal: BuildJournal, report: Report) -> None:
@@ -105,7 +111,9 @@ def write_chunks(config: IndexConfig, journal: BuildJournal, report: Report) -> 
     limit = chunk_limit(config)
     dropped = _near_duplicates(config, report)
     writer = ChunkWriter(config.out, config.chunks_per_shard, num_shards=len(progress.files))
-    pages = islice(read_config_pages(config), progress.num_pages, None)
+    # Pages that earlier shards hold are read again as well: their ids count.
+    distinct = refuse_repeats(read_config_pages(config), lambda: read_config_places(config))
+    pages = islice(distinct, progress.num_pages, None)
     for number, page in enumerate(pages, start=progress.num_pages):
         is_dropped = bool(dropped[number]) if len(dropped) else False
         is_empty = not is_dropped and not _add_page(page, limit, writer, journal)

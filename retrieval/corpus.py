@@ -42,10 +42,11 @@ MAX_TEXT_PAGE_CHARS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """One file of a corpus and how to read it."""
+    """One file of a corpus and how to read it; `name` is what it is called in ids, its path in a folder."""
 
     path: Path
     format: CorpusFormat
+    name: str
 
 
 def list_corpus_files(paths: Sequence[Path], format: CorpusFormat = "auto") -> list[CorpusFile]:
@@ -61,18 +62,22 @@ def _files_at(path: Path, format: CorpusFormat) -> list[CorpusFile]:
     if path.is_file():
         if format == "beir":
             raise InputError(f"{path}: is a file; expected a BEIR folder with {BEIR_FILE}")
-        return [CorpusFile(path=path, format=_format_of(path) if format == "auto" else format)]
+        return [_corpus_file(path, format, path.name)]
     if not path.is_dir():
         raise InputError(f"--corpus: {path} not found; expected a file or a folder")
     beir = [path / name for name in (BEIR_FILE, f"{BEIR_FILE}.gz") if (path / name).is_file()]
     if format in ("auto", "beir") and beir:
-        return [CorpusFile(path=beir[0], format="beir")]
+        return [_corpus_file(beir[0], "beir", beir[0].name)]
     if format == "beir":
         raise InputError(f"{path / BEIR_FILE}: not found; expected a BEIR folder")
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and _known_format(file)]
     if not found:
         raise InputError(f"{path}: no corpus file in it; expected {BEIR_FILE} or {', '.join(SUFFIXES)} files")
-    return [CorpusFile(path=file, format=_format_of(file) if format == "auto" else format) for file in found]
+    return [_corpus_file(file, format, file.relative_to(path).as_posix()) for file in found]
+
+
+def _corpus_file(path: Path, format: CorpusFormat, name: str) -> CorpusFile:
+    return CorpusFile(path=path, format=_format_of(path) if format == "auto" else format, name=name)
 
 
 def _known_format(path: Path) -> CorpusFormat | None:
@@ -95,8 +100,9 @@ def read_pages(
 ) -> Iterator[Page]:
     """Streams a corpus's pages; the same paths always give the same pages in the same order.
 
-    A page without an id of its own gets `<file name>:<line or row, from one>`. Text that no UTF-8 can hold
-    (half a surrogate pair) has it replaced by "?".
+    A page without an id of its own gets `<file>:<line or row, from one>`, a text file its name alone; a file
+    of a folder is called by its path in it. Text that no UTF-8 can hold (half a surrogate pair) has it
+    replaced by "?".
 
     Args:
         paths: files or folders.
@@ -106,22 +112,35 @@ def read_pages(
     Raises:
         InputError: naming file and line, when something is missing or cannot be read.
     """
+    for _, page in read_placed_pages(paths, format=format, names=names):
+        yield page
+
+
+def read_placed_pages(
+    paths: Sequence[Path], *, format: CorpusFormat = "auto", names: FieldNames | None = None
+) -> Iterator[tuple[str, Page]]:
+    """The same with the place that each page is at: file and line or row, for messages."""
     for file in list_corpus_files(paths, format):
         yield from _read_file(file, names or FieldNames())
 
 
-def _read_file(file: CorpusFile, names: FieldNames) -> Iterator[Page]:
+def _read_file(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str, Page]]:
     if file.format == "parquet":
-        yield from _read_parquet(file.path, names)
+        yield from _read_parquet(file, names)
     elif file.format == "text":
-        yield from _read_text(file.path)
-    elif file.format == "cirrus":
-        records = CirrusRecords()
-        for line, record in _read_json_lines(file.path):
-            yield from records.pages(record, f"{file.path}: line {line}")
+        yield from _read_text(file)
     else:
-        for line, record in _read_json_lines(file.path):
-            yield page_of_record(record, names, f"{file.path}: line {line}", f"{file.path.name}:{line}")
+        yield from _read_json_pages(file, names)
+
+
+def _read_json_pages(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str, Page]]:
+    dump = CirrusRecords()
+    for line, record in _read_json_lines(file.path):
+        place = f"{file.path}: line {line}"
+        if file.format == "cirrus":
+            yield from ((place, page) for page in dump.pages(record, place))
+        else:
+            yield place, page_of_record(record, names, place, f"{file.name}:{line}")
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -149,38 +168,39 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, record
 
 
-def _read_text(path: Path) -> Iterator[Page]:
+def _read_text(file: CorpusFile) -> Iterator[tuple[str, Page]]:
     """A file is a page; beyond MAX_TEXT_PAGE_CHARS it is cut between lines, `name~1` follows `name`."""
     lines: list[str] = []
     num_chars = num_pages = 0
-    for number, line in _read_lines(path):
+    for number, line in _read_lines(file.path):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: line {number}: not UTF-8 ({error.reason})") from None
+            raise InputError(f"{file.path}: line {number}: not UTF-8 ({error.reason})") from None
         num_chars += len(lines[-1])
         if num_chars >= MAX_TEXT_PAGE_CHARS:
-            yield _text_page(path, num_pages, lines)
+            yield str(file.path), _text_page(file, num_pages, lines)
             lines, num_chars, num_pages = [], 0, num_pages + 1
     if lines or not num_pages:
-        yield _text_page(path, num_pages, lines)
+        yield str(file.path), _text_page(file, num_pages, lines)
 
 
-def _text_page(path: Path, number: int, lines: list[str]) -> Page:
-    id = f"{path.name}~{number}" if number else path.name
-    return Page(id=id, title=path.name.split(".")[0], text="".join(lines))
+def _text_page(file: CorpusFile, number: int, lines: list[str]) -> Page:
+    id = f"{file.name}~{number}" if number else file.name
+    return Page(id=id, title=file.path.name.split(".")[0], text="".join(lines))
 
 
-def _read_parquet(path: Path, names: FieldNames) -> Iterator[Page]:
-    row = 0
+def _read_parquet(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str, Page]]:
+    path, row = file.path, 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path) as parquet:
             wanted = {*USUAL_NAMES, names.id, names.title, names.text}
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
+            columns = [name for name in parquet.schema_arrow.names if name in wanted]
+            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
                 for record in batch.to_pylist():
                     row += 1
-                    yield page_of_record(record, names, f"{path}: row {row}", f"{path.name}:{row}")
+                    place = f"{path}: row {row}"
+                    yield place, page_of_record(record, names, place, f"{file.name}:{row}")
     except pa.ArrowException as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as Parquet ({reason})") from None

@@ -16,7 +16,7 @@ from strata.engine.types import InputError
 from strata.retrieval.chunk import searchable_text
 from strata.retrieval.chunk_store import ChunkStore
 from strata.retrieval.encoders import Encoder
-from strata.retrieval.manifest import add_part, read_json_object, read_manifest, write_json
+from strata.retrieval.manifest import Manifest, add_part, read_json_object, read_manifest, write_json
 from strata.retrieval.types import Chunk
 from strata.retrieval.vector_shard import pack_signs, quantise_int8
 from strata.retrieval.vector_store import (
@@ -80,7 +80,7 @@ def encode_index(
         "chunks_sha256": chunks_digest(manifest),
     }
     claim_folder(folder, description)
-    if part in manifest.parts:
+    if is_finished(index, manifest, part):
         report(len(store))
         return part
     for number in range(store.num_shards):
@@ -88,6 +88,11 @@ def encode_index(
     files = list_files(folder, range(store.num_shards))
     add_part(index, part, [path.relative_to(index) for path in files], dim=encoder.dim, stored=stored)
     return part
+
+
+def is_finished(index: Path, manifest: Manifest, part: str) -> bool:
+    """Whether the manifest has a part whose files are all there: its folder may have been removed since."""
+    return part in manifest.parts and all((index / file).is_file() for file in manifest.parts[part]["files"])
 
 
 def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
@@ -154,8 +159,24 @@ def encode_block(
     return quantise_int8(vectors) if stored == "int8" else (halves, None)
 
 
-def write_codes(index: Path, name: str, codes: Codes, *, block_rows: int = BLOCK_ROWS) -> str:
-    """Adds codes for a first pass, made of an encoder's float16 vectors; finished shards are kept.
+def write_codes(
+    index: Path,
+    name: str,
+    codes: Codes,
+    *,
+    block_rows: int = BLOCK_ROWS,
+    report: Report = lambda num_done: None,
+) -> str:
+    """Adds codes for a first pass to an index, or goes on where an interrupted call stopped.
+
+    They are made of an encoder's float16 vectors. Peak memory: a block of vectors.
+
+    Args:
+        index: an index folder.
+        name: the encoder's folder name.
+        codes: 8 bits or 1 bit a dimension.
+        block_rows: vectors that are rounded and saved together.
+        report: progress.
 
     Returns:
         The name of the part in the manifest.
@@ -164,7 +185,7 @@ def write_codes(index: Path, name: str, codes: Codes, *, block_rows: int = BLOCK
         InputError: the vectors are missing or broken, or are themselves int8.
     """
     part, folder = part_name(name, codes), vector_folder(index, name, codes)
-    if part in read_manifest(index).parts:
+    if is_finished(index, read_manifest(index), part):
         return part
     store = VectorStore(index, name)
     if store.description["stored"] != "float16":
@@ -174,12 +195,12 @@ def write_codes(index: Path, name: str, codes: Codes, *, block_rows: int = BLOCK
     width = -(-store.dim // 8) if codes == "binary" else store.dim
     for number, shard in enumerate(store.open_shards()):
         writer = VectorWriter(shard_path(folder, number), (shard.num_rows, width), codes)
-        if writer.is_finished:
-            continue
         for start in range(writer.num_written, shard.num_rows, block_rows):
             vectors = shard.codes[start : start + block_rows]
             writer.append(*((pack_signs(vectors), None) if codes == "binary" else quantise_int8(vectors)))
-        writer.finish()
+            report(shard.first_row + writer.num_written)
+        if not writer.is_finished:
+            writer.finish()
     files = list_files(folder, range(store.num_shards))
     add_part(index, part, [path.relative_to(index) for path in files], dim=store.dim)
     return part

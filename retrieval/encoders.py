@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from strata.engine.types import InputError
+from strata.retrieval.packaged_encoder import PACKAGES, check_paraphrases, find_packaged_model
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,10 @@ def find_prompts(name: str, own: Mapping[str, str]) -> Prompts:
 class EncoderSettings:
     """How to load a sentence-transformers model.
 
-    `query_prompt` and `passage_prompt` replace those of the model or its family. `max_tokens` shortens the
-    model's own window. `batch_size` and `device` have no part in the vectors' meaning.
+    `model` is a folder, or the name of a model that an installed package holds or that is in the local
+    Hugging Face cache. `query_prompt` and `passage_prompt` replace those of the model or its family.
+    `max_tokens` shortens the model's own window. `batch_size` and `device` have no part in the vectors'
+    meaning.
     """
 
     model: str
@@ -123,13 +126,14 @@ class SentenceEncoder:
     """A sentence-transformers model; vectors have length 1.
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: the model cannot be loaded, or comes as a package and encodes no sense.
     """
 
     normalised = True
 
     def __init__(self, settings: EncoderSettings) -> None:
-        self._model = _load(settings)
+        packaged = find_packaged_model(settings.model)
+        self._model = _load(settings, packaged)
         self._settings = settings
         found = find_prompts(settings.model, self._model.prompts or {})
         self.prompts = Prompts(
@@ -148,6 +152,8 @@ class SentenceEncoder:
             "dim": self.dim,
             "normalised": self.normalised,
         }
+        if packaged is not None:
+            check_paraphrases(lambda texts: self._encode(texts, ""), settings.model)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of queries, [N, D] float32."""
@@ -170,16 +176,17 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def _load(settings: EncoderSettings) -> Any:
+def _load(settings: EncoderSettings, packaged: Path | None) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(settings.model, device=settings.device)
+        model = SentenceTransformer(str(packaged or settings.model), device=settings.device)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{settings.model}: cannot be loaded as a sentence-transformers model ({reason}); expected a "
-            "folder of one, or a name in the local Hugging Face cache"
+            "folder of one, a name in the local Hugging Face cache, or, with the extra "
+            f'"strata-score[encoder]", {" or ".join(PACKAGES)}'
         ) from None
     if settings.max_tokens is not None:
         model.max_seq_length = min(settings.max_tokens, model.max_seq_length or settings.max_tokens)

@@ -69,6 +69,9 @@ class IndexConfig:
     """Chunks the encoder takes at once."""
     stored: Literal["float16", "int8"] = "float16"
     """How embeddings are stored; int8 takes half the space and has a scale a chunk."""
+    codes: tuple[Literal["int8", "binary"], ...] = ()
+    """Add codes of 8 bits or 1 bit a dimension for `strata search --first-pass`: of the vectors of --encoder,
+    or of all the index has. Takes half or a sixteenth of their space; may be given twice."""
     progress: bool = False
     """Show a progress bar (the command line does so on a terminal)."""
 
@@ -87,6 +90,8 @@ class IndexConfig:
                 raise InputError(f"{flag}: {value}; expected 1 or more")
         if (self.chunk_tokens is None) != (self.tokenizer is None):
             raise InputError("--chunk-tokens and --tokenizer go together; one of them is missing")
+        if self.codes and self.stored == "int8":
+            raise InputError("--codes: are made of vectors in float16; expected --stored float16")
         threshold = self.near_duplicates
         if threshold is not None and not MIN_NEAR_DUPLICATES <= threshold <= 1:
             raise InputError(

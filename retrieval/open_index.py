@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from strata.engine.types import InputError
 from strata.retrieval.chunk_store import ChunkStore
@@ -27,10 +28,11 @@ def open_tools(
         encoder: the query encoder; None loads the index's own where the settings need one.
 
     Returns:
-        The tools of `search`.
+        The tools of `search`; call their `close` when done. The index is only read.
 
     Raises:
-        InputError: no index, another version, a damaged part, or a model that cannot be loaded.
+        InputError: no index, another version, a part missing or damaged, a model that cannot be loaded, or no
+            Ray cluster where one is named.
     """
     store = ChunkStore(config.index)
     language: Language = read_manifest(config.index).settings["language"]
@@ -41,19 +43,24 @@ def open_tools(
     if reranker is None and config.cross_encoder is not None:
         reranker = CrossEncoderScorer(config.cross_encoder, device=devices[0], show_progress=config.progress)
     embedding = None if encoder is None else EmbeddingScorer(encoder.encode_queries, encoder.encode_passages)
-    return SearchTools(
-        searchers={
-            method: _open_dense(config, encoder, devices)
+    sentences = _sentence_scorer(config, language, embedding)
+    # So that what one searcher started ends when another cannot be opened.
+    with ExitStack() as opened:
+        searchers = {
+            method: _open_dense(config, encoder, devices, opened)
             if method == "dense"
             else _open_sparse(method, store, language)
             for method in config.methods
-        },
-        read_chunks=store.chunks,
-        num_rows=len(store),
-        embedding=embedding,
-        sentences=_sentence_scorer(config, language, embedding),
-        reranker=reranker,
-    )
+        }
+        return SearchTools(
+            searchers=searchers,
+            read_chunks=store.chunks,
+            num_rows=len(store),
+            embedding=embedding,
+            sentences=sentences,
+            reranker=reranker,
+            close=opened.pop_all().close,
+        )
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
@@ -102,11 +109,28 @@ def _open_sparse(method: Method, store: ChunkStore, language: Language) -> Searc
     return TantivyBm25(store.folder) if method == "bm25" else Bm25s(store, language)
 
 
-def _open_dense(config: SearchConfig, encoder: Encoder | None, devices: Sequence[str]) -> Searcher:
+def _open_dense(
+    config: SearchConfig, encoder: Encoder | None, devices: Sequence[str], opened: ExitStack
+) -> Searcher:
     from strata.retrieval.dense import DenseIndex
-    from strata.retrieval.encode import write_codes
 
     assert encoder is not None, "needs_encoder is true for dense"
+    if config.ray is not None:
+        from strata.retrieval.ray_search import RayDenseIndex
+
+        cluster = RayDenseIndex(config.index, encoder, address=config.ray)
+        opened.callback(cluster.close)
+        return cluster
     if config.first_pass is not None:
-        write_codes(config.index, encoder.name, config.first_pass)
+        _check_codes(config, encoder.name)
     return DenseIndex(config.index, encoder, devices=devices, first_pass=config.first_pass)
+
+
+def _check_codes(config: SearchConfig, encoder: str) -> None:
+    from strata.retrieval.vector_store import part_name
+
+    if part_name(encoder, config.first_pass) not in read_manifest(config.index).parts:
+        raise InputError(
+            f"--first-pass: {config.index} has no {config.first_pass} codes of encoder {encoder!r}; expected "
+            f"what `strata index` with the flags it was made with and --codes {config.first_pass} adds"
+        )

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from strata.retrieval.rerank import TextScorer
+from strata.retrieval.hits import Hit
+from strata.retrieval.rerank import TextScorer, rerank_hits
 
 Order = Literal["score", "edit-distance", "embedding"]
 
@@ -76,6 +77,28 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     vectors = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def order_hits(
+    queries: Sequence[str], hits: Sequence[Sequence[Hit]], scorer: TextScorer, top_k: int
+) -> list[list[Hit]]:
+    """Sorts the best `top_k` hits of every query by a scorer's opinion; the later ones follow as they were.
+
+    Args:
+        queries: [Q] texts.
+        hits: [Q] hits, best first.
+        scorer: sees the best hits only.
+        top_k: how many hits a query are sorted.
+
+    Returns:
+        [Q] all hits: those sorted have the scorer's scores, those that follow the scores they had.
+
+    Raises:
+        ValueError: the scorer does not return one score a text.
+        FloatingPointError: it returns NaN.
+    """
+    ordered = rerank_hits(queries, hits, scorer, top_k)
+    return [[*first, *own[top_k:]] for first, own in zip(ordered, hits, strict=True)]
 
 
 def pick_order(order: Order, embedding: TextScorer | None) -> TextScorer | None:

@@ -7,6 +7,7 @@ encodes the queries and joins what comes. Legend: Q queries, D dimensions, k top
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,14 @@ from strata.retrieval.vector_store import VectorStore
 MAX_RESTARTS = 2
 """How often a worker that died is started again, and what it was asked repeated."""
 
+START_TIMEOUT_S = 300.0
+"""A worker waits for its node's CPUs or GPUs to be free; then it imports torch."""
+
+CONNECT_TIMEOUT_S = 10.0
+
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0, Ray listens on 127.0.0.1 alone, as it does by itself on macOS and Windows."""
+
 
 class ShardWorker:
     """Searches some shards of an index on one node; runs as a Ray actor.
@@ -40,6 +49,11 @@ class ShardWorker:
         self._place = (index, name)
         self._numbers = tuple(numbers)
         self._devices = tuple(devices)
+
+    def open(self) -> int:
+        """Looks at the index as its node sees it; returns how many shards it has of it."""
+        VectorStore(*self._place, digests=False)
+        return len(self._numbers)
 
     def find(self, queries_QD: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows [Q, k] int64 and scores [Q, k] float64 of the best rows among its shards."""
@@ -69,22 +83,31 @@ class RayDenseIndex:
     Args:
         index: an index folder that every node sees at this path (a network file system, or copies).
         encoder: embeds the queries, here; has to be the one that made the vectors.
-        address: of the cluster's head; `auto` for the one that runs on this machine, `local` to start one
-            that ends with this process.
+        address: of the cluster's head; `auto` for the one that this machine is in, `local` to start one here
+            that listens on 127.0.0.1 alone and ends with `close`. A connection that this process has already
+            is kept, and used.
 
     Raises:
         InputError: Ray is not installed, no cluster is at the address, or the vectors cannot be used.
+        OSError: a node has nothing free to search with, or was lost.
     """
 
     def __init__(self, index: Path, encoder: Encoder, *, address: str = "auto") -> None:
         self.encoder = encoder
         self._vectors = VectorStore(index, encoder.name)
         check_encoder(self._vectors, encoder)
-        connect(address)
-        shares = share_out(range(self._vectors.num_shards), list_nodes())
-        self._workers = [
-            start_worker(node, index.resolve(), encoder.name, numbers) for node, numbers in shares
-        ]
+        self._workers: list[Any] = []
+        self._is_own_connection = connect(address)
+        try:
+            self._start(index.resolve())
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, index: Path) -> None:
+        for node, numbers in share_out(range(self._vectors.num_shards), list_nodes()):
+            self._workers.append(start_worker(node, index, self.encoder.name, numbers))
+        collect([worker.open.remote() for worker in self._workers], timeout_s=START_TIMEOUT_S)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -108,30 +131,53 @@ class RayDenseIndex:
         import ray
 
         queries = ray.put(queries_QD)
-        asked = [worker.find.remote(queries, top_k) for worker in self._workers]
-        try:
-            parts = ray.get(asked)
-        except InputError as error:
-            # What Ray raises has the worker's traceback as its message.
-            raise InputError(str(getattr(error, "cause", error))) from None
-        except ray.exceptions.RayActorError as error:
-            raise OSError(
-                f"a node of the Ray cluster was lost while it searched ({type(error).__name__})"
-            ) from error
+        parts = collect([worker.find.remote(queries, top_k) for worker in self._workers])
         return merge_top_k(parts, len(queries_QD), top_k).ranking()
 
     def close(self) -> None:
-        """Ends the workers; the cluster and the connection stay."""
+        """Ends the workers, and the connection unless this process had it before; a cluster stays."""
         import ray
 
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
+        if self._is_own_connection:
+            ray.shutdown()
+            self._is_own_connection = False
 
 
-def connect(address: str) -> None:
-    """Joins a cluster, or keeps the connection that there is."""
+def collect(asked: Sequence[Any], timeout_s: float | None = None) -> list[Any]:
+    """Waits for what workers were asked.
+
+    Raises:
+        InputError: what a worker raised.
+        OSError: a node was lost, or the time is over.
+    """
+    import ray
+
+    try:
+        return ray.get(list(asked), timeout=timeout_s)
+    except InputError as error:
+        # What Ray raises has the worker's traceback as its message.
+        raise InputError(str(getattr(error, "cause", error))) from None
+    except ray.exceptions.GetTimeoutError:
+        raise OSError(
+            f"--ray: not every node was ready in {timeout_s:g} s; expected all GPUs of each, or else all "
+            "of its CPUs, to be free"
+        ) from None
+    except ray.exceptions.RayActorError as error:
+        raise OSError(f"a node of the Ray cluster was lost ({one_line(error)})") from error
+
+
+def connect(address: str) -> bool:
+    """Joins a cluster, or starts one; returns whether it did, False where there is a connection already.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster is at the address.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        os.environ.setdefault(LOOPBACK_SWITCH, "0")
     try:
         import ray
     except ImportError:
@@ -139,15 +185,29 @@ def connect(address: str) -> None:
             '--ray: needs Ray; expected an install with the extra: pip install "strata-score[ray]"'
         ) from None
     if ray.is_initialized():
-        return
+        return False
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, log_to_driver=False, **options)
-    except (ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        check_reachable(address)
+        ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"--ray: {address}: no cluster there ({reason}); expected HOST:PORT of its head, auto or local"
+            f"--ray: {address}: no cluster there ({one_line(error)}); expected HOST:PORT of the head of one "
+            "that this machine is in, auto or local"
         ) from None
+    return True
+
+
+def check_reachable(address: str) -> None:
+    """Raises OSError when nothing listens at HOST:PORT, where Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return " ".join(str(error).split())[:200]
 
 
 def list_nodes() -> list[Node]:

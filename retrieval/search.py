@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from strata.engine.types import Question
 from strata.retrieval.fuse import fuse
 from strata.retrieval.hits import Hit, ReadChunks, load_hits
-from strata.retrieval.order import pick_order
+from strata.retrieval.order import order_hits, pick_order
 from strata.retrieval.queries import build_queries, reader_query, search_questions
 from strata.retrieval.rerank import TextScorer, rerank_hits
 from strata.retrieval.search_config import SearchConfig
@@ -27,6 +27,7 @@ class SearchTools:
 
     `searchers` by method; `read_chunks` and `num_rows` are the index's. `embedding` compares texts by the
     index's encoder, `sentences` compares queries with sentences, `reranker` reranks; None where not wanted.
+    `close` ends what some of them started outside this process.
     """
 
     searchers: Mapping[str, Searcher]
@@ -35,6 +36,7 @@ class SearchTools:
     embedding: TextScorer | None = None
     sentences: TextScorer | None = None
     reranker: TextScorer | None = None
+    close: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,7 +128,7 @@ def _refine(
         hits = stages["reranked"] = rerank_hits(texts, hits, tools.reranker, config.keep)
     advance(1)
     if (scorer := pick_order(config.order, tools.embedding)) is not None:
-        stages["ordered"] = rerank_hits(texts, hits, scorer, config.order_top)
+        stages["ordered"] = order_hits(texts, hits, scorer, config.order_top)
     advance(1)
     return stages
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,8 +28,12 @@ class SearchConfig:
     encoder: str | None = None
     """With dense: which of the index's encoders; not needed when it has one."""
     first_pass: Literal["int8", "binary"] | None = None
-    """With dense: search codes of 8 bits or 1 bit a dimension first (made when missing) and rescore the best
-    exactly; the recall against an exact search is measured and printed."""
+    """With dense: search codes of 8 bits or 1 bit a dimension first (`strata index --codes` makes them) and
+    rescore the best exactly; the recall against an exact search is measured and printed."""
+    ray: str | None = None
+    """With dense: share the search out over the nodes of a Ray cluster, with the same result. HOST:PORT of
+    its head, auto for the one that this machine is in, or local to start one here. Every node has to see the
+    index at the same path; --devices is then for the models here alone."""
     query: Literal["prompt", "prompt-options", "prompt3-options", "option"] = "prompt-options"
     """What is asked: prompt and all options, the prompt three times and all options, or one query an option
     (a chunk keeps the best of its scores)."""
@@ -59,7 +64,7 @@ class SearchConfig:
     order: Literal["score", "edit-distance", "embedding"] = "score"
     """Order of the chunks of a context, best first."""
     order_top: int = 20
-    """With another --order than score: the best so many chunks are put into it, later ones dropped."""
+    """With another --order than score: the best so many chunks are put into it; others follow by score."""
     tokenizer: Path | None = None
     """Folder of the reader's tokenizer, which the budget is counted in; without it, 3 characters a token."""
     context_tokens: int = 1000
@@ -77,7 +82,7 @@ class SearchConfig:
     per_query: Path | None = None
     """With --qrels: CSV of the measures of every query."""
     devices: str = "auto"
-    """Devices of dense search, such as cpu or cuda:0,cuda:1."""
+    """Devices of dense search, such as cpu or cuda:0,cuda:1; the first also has the encoder."""
     limit: int | None = None
     """Only the first N questions."""
     progress: bool = False
@@ -135,5 +140,16 @@ class SearchConfig:
             raise InputError("--member-adapter and --member-template: need --member; it is missing")
         if self.first_pass is not None and "dense" not in self.methods:
             raise InputError("--first-pass: is for --method dense, which is missing")
+        self._check_ray()
         if not self.context_column.strip():
             raise InputError("--context-column: is blank; expected a name")
+
+    def _check_ray(self) -> None:
+        if self.ray is None:
+            return
+        if "dense" not in self.methods:
+            raise InputError("--ray: is for --method dense, which is missing")
+        if self.first_pass is not None:
+            raise InputError("--ray and --first-pass: a cluster searches exactly; expected one of them")
+        if self.ray not in ("auto", "local") and not re.fullmatch(r"[^\s/]+:\d{1,5}", self.ray):
+            raise InputError(f"--ray: {self.ray!r}; expected auto, local or HOST:PORT of the cluster's head")

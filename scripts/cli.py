@@ -27,6 +27,7 @@ from strata.scripts.bench.configs import (
     SweepBenchConfig,
     TrainBenchConfig,
 )
+from strata.scripts.bench.train_encoder_config import TrainEncoderBenchConfig
 from strata.training.train_config import TrainConfig
 
 DESCRIPTION = "Scores multiple-choice questions with decoder language models far too big for the machine."
@@ -179,6 +180,17 @@ def bench_train(config: TrainBenchConfig) -> int:
     from strata.scripts.bench.train import run_train_bench
 
     return run_train_bench(config)
+
+
+@bench_app.command(name="train-encoder")
+def bench_train_encoder(config: TrainEncoderBenchConfig) -> int:
+    """Train a small encoder on questions with retrieved contexts; MAP@3 beside what needs no training.
+
+    Example: strata bench train-encoder --data DIR
+    """
+    from strata.scripts.bench.train_encoder import run_train_encoder_bench
+
+    return run_train_encoder_bench(config)
 
 
 @bench_app.command(name="calibrate")

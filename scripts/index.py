@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,25 +20,28 @@ STAGES = {
     "pages": "pages cut into chunks",
     "chunks": "chunks indexed for BM25",
     "vectors": "chunks embedded",
+    "codes": "vectors rounded to codes",
 }
 
 
 def run_index(config: IndexConfig) -> int:
     """Builds and prints a summary. Returns the exit status."""
+    config.check()
     require_packages(REQUIRED)
+    check_codes(config)
     from strata.retrieval.build import build_index
 
     with count_stages(shown=config.progress) as report:
         done = build_index(config, report)
-        for encoder in config.encoder:
-            add_encoder(config, encoder, report)
+        names = [add_encoder(config, encoder, report) for encoder in config.encoder]
+        add_codes(config, names, report)
     for line in describe_index(done, config):
         print(line)
     return 0
 
 
-def add_encoder(config: IndexConfig, model: str, report: Callable[[str, int], object]) -> None:
-    """Embeds the chunks with one encoder, as a further part of the index.
+def add_encoder(config: IndexConfig, model: str, report: Callable[[str, int], object]) -> str:
+    """Embeds the chunks with one encoder, as a further part of the index; returns its name there.
 
     Raises:
         InputError: sentence-transformers is not installed, or the model cannot be loaded.
@@ -52,6 +55,30 @@ def add_encoder(config: IndexConfig, model: str, report: Callable[[str, int], ob
     encode_index(
         config.out, encoder, stored=config.stored, report=lambda num_done: report("vectors", num_done)
     )
+    return encoder.name
+
+
+def check_codes(config: IndexConfig) -> None:
+    """Refuses --codes where there will be no vectors to make them of, before anything is built."""
+    if not config.codes or config.encoder:
+        return
+    from strata.retrieval.manifest import MANIFEST_FILE
+    from strata.retrieval.vector_store import list_encoders
+
+    if not (config.out / MANIFEST_FILE).exists() or not list_encoders(config.out):
+        raise InputError(f"--codes: {config.out} has no vectors to make them of; expected an --encoder")
+
+
+def add_codes(config: IndexConfig, names: Sequence[str], report: Callable[[str, int], object]) -> None:
+    """Makes the codes of a first pass, of these encoders' vectors or else of all there are."""
+    if not config.codes:
+        return
+    from strata.retrieval.encode import write_codes
+    from strata.retrieval.vector_store import list_encoders
+
+    for name in names or list_encoders(config.out):
+        for codes in config.codes:
+            write_codes(config.out, name, codes, report=lambda num_done: report("codes", num_done))
 
 
 def describe_index(done: BuildReport, config: IndexConfig) -> list[str]:
@@ -65,6 +92,7 @@ def describe_index(done: BuildReport, config: IndexConfig) -> list[str]:
     if done.num_dropped_pages:
         lines.append(f"{done.num_dropped_pages:,} page(s) left out as near-duplicates of earlier ones")
     lines += [f"embedded by {encoder}" for encoder in config.encoder]
+    lines += [f"with {codes} codes for a first pass" for codes in dict.fromkeys(config.codes)]
     return [*lines, f"{manifest.num_pages:,} page(s), {manifest.num_chunks:,} chunk(s): {config.out}"]
 
 
@@ -92,7 +120,7 @@ def count_stages(*, shown: bool) -> Iterator[Callable[[str, int], None]]:
         task = progress.add_task("reading the corpus", total=None)
 
         def report(stage: str, num_done: int) -> None:
-            if stage in ("chunks", "vectors") or num_done % REFRESH_EVERY == 0:
+            if stage in ("chunks", "vectors", "codes") or num_done % REFRESH_EVERY == 0:
                 progress.update(task, description=f"{num_done:,} {STAGES[stage]}")
 
         yield report

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -42,23 +43,19 @@ def run_search(config: SearchConfig) -> int:
     qrels = None if config.qrels is None else read_qrels(config.qrels)
     count_tokens = None if config.out is None else token_counter(config.tokenizer, warnings)
     member = member_scorer(config)
-    tools = open_tools(config, member)
-    with progress_bar("search", num_stages(config), shown=config.progress) as advance:
-        result = search(questions, config, tools, advance)
-    for message in member.warnings if member else ():
-        warnings.say(f"--member: {message}")
     record: dict[str, Any] = {"config": asdict(config), "num_questions": len(questions)}
-    if config.first_pass is not None:
-        record["first_pass_recall"] = measure_first_pass(questions, config, tools)
-    if qrels is not None:
-        evaluations = evaluate_stages(qrels, questions, result, tools)
-        print_evaluations(evaluations)
-        record["metrics"] = {method: evaluation.means for method, evaluation in evaluations.items()}
-        if config.per_query is not None:
-            write_per_query(config.per_query, tabulate_per_query(evaluations))
-    if config.out is not None and count_tokens is not None:
-        contexts = build_contexts(questions, result, config, tools, count_tokens)
-        record["contexts"] = write_contexts(config, questions, contexts, warnings)
+    with closing(open_tools(config, member)) as tools:
+        with progress_bar("search", num_stages(config), shown=config.progress) as advance:
+            result = search(questions, config, tools, advance)
+        for message in member.warnings if member else ():
+            warnings.say(f"--member: {message}")
+        if config.first_pass is not None:
+            record["first_pass_recall"] = measure_first_pass(questions, config, tools)
+        if qrels is not None:
+            record["metrics"] = measure_stages(qrels, questions, result, config, tools)
+        if config.out is not None and count_tokens is not None:
+            contexts = build_contexts(questions, result, config, tools, count_tokens)
+            record["contexts"] = write_contexts(config, questions, contexts, warnings)
     record |= {"seconds": perf_counter() - started, "warnings": warnings.lines()}
     if config.out is not None:
         _write_record(config.out, record)
@@ -132,6 +129,21 @@ def measure_first_pass(questions: Sequence[Question], config: SearchConfig, tool
     where = f"recall@{config.candidates} of the {config.first_pass} first pass"
     print(f"{where}: {recall:.4f} ({len(texts)} queries)")
     return recall
+
+
+def measure_stages(
+    qrels: Mapping[str, Mapping[str, int]],
+    questions: Sequence[Question],
+    result: SearchResult,
+    config: SearchConfig,
+    tools: SearchTools,
+) -> dict[str, dict[str, float]]:
+    """Prints the measures, writes those of every query if wanted; returns the means by method and stage."""
+    evaluations = evaluate_stages(qrels, questions, result, tools)
+    print_evaluations(evaluations)
+    if config.per_query is not None:
+        write_per_query(config.per_query, tabulate_per_query(evaluations))
+    return {method: dict(evaluation.means) for method, evaluation in evaluations.items()}
 
 
 def evaluate_stages(

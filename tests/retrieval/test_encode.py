@@ -120,6 +120,37 @@ def test_codes_are_what_the_vectors_say(store: ChunkStore, codes: str) -> None:
     assert write_codes(store.folder, "fake", codes) == f"dense/fake/{codes}"
 
 
+@pytest.mark.parametrize("codes", ["int8", "binary"])
+@pytest.mark.parametrize("stop_after", [16, 100, 132, 220])
+def test_interrupted_codes_go_on(store: ChunkStore, tmp_path: Path, codes: str, stop_after: int) -> None:
+    encode_index(store.folder, FakeEncoder())
+    whole = shutil.copytree(store.folder, tmp_path / "whole")
+    write_codes(whole, "fake", codes, block_rows=16)
+
+    def stop(num_done: int) -> None:
+        if num_done >= stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_codes(store.folder, "fake", codes, block_rows=16, report=stop)
+    assert f"dense/fake/{codes}" not in read_manifest(store.folder).parts
+    told: list[int] = []
+    write_codes(store.folder, "fake", codes, block_rows=16, report=told.append)
+    assert min(told, default=230) > stop_after
+    assert digests(store.folder / "dense") == digests(whole / "dense")
+    assert read_manifest(store.folder).parts == read_manifest(whole).parts
+
+
+def test_vectors_and_codes_whose_folder_was_removed_are_made_again(store: ChunkStore) -> None:
+    encode_index(store.folder, FakeEncoder())
+    write_codes(store.folder, "fake", "int8")
+    before = digests(store.folder)
+    shutil.rmtree(store.folder / "dense" / "fake")
+    encode_index(store.folder, FakeEncoder())
+    write_codes(store.folder, "fake", "int8")
+    assert digests(store.folder) == before
+
+
 def test_codes_of_int8_vectors_are_refused(store: ChunkStore) -> None:
     encode_index(store.folder, FakeEncoder(), stored="int8")
     with pytest.raises(InputError, match="stored as int8; expected float16"):

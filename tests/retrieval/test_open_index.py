@@ -14,7 +14,7 @@ from strata.engine.types import InputError, Question
 from strata.retrieval.build import build_index
 from strata.retrieval.chunk import searchable_text
 from strata.retrieval.chunk_store import ChunkStore
-from strata.retrieval.encode import encode_index
+from strata.retrieval.encode import encode_index, write_codes
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.open_index import open_tools, parse_devices
 from strata.retrieval.search import search
@@ -54,7 +54,14 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus.jsonl").write_text("".join(rows), encoding="utf-8")
     build_index(IndexConfig(corpus=(folder / "corpus.jsonl",), out=folder / "index"))
     encode_index(folder / "index", WordEncoder())
+    write_codes(folder / "index", "words", "int8")
     return folder / "index"
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file and folder in it, its own included."""
+    found = {str(path): path.stat() for path in (folder, *folder.rglob("*"))}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def config(index: Path, **settings) -> SearchConfig:
@@ -74,6 +81,19 @@ def test_every_method_is_opened(index: Path) -> None:
     assert list(result.rankings) == ["bm25", "bm25s", "tfidf", "dense", "rrf"]
     assert [own[0].chunk.page for own in result.hits] == ["a", "d"]
     assert tools.num_rows == len(TEXTS)
+
+
+def test_a_search_only_reads_the_index(index: Path) -> None:
+    methods = ("bm25", "bm25s", "tfidf", "dense")
+    before = snapshot(index)
+    settings = config(index, method=methods, first_pass="int8", pages=2, order="embedding")
+    result = search(QUESTIONS, settings, open_tools(settings, encoder=WordEncoder()))
+    assert all(result.hits)
+    with pytest.raises(
+        InputError, match=r"--first-pass: .* no binary codes of encoder 'words'.* --codes binary"
+    ):
+        open_tools(config(index, method=("dense",), first_pass="binary"), encoder=WordEncoder())
+    assert snapshot(index) == before
 
 
 @pytest.mark.parametrize("first_pass", [None, "int8"])

@@ -99,8 +99,32 @@ def test_sentences_then_reranking_then_order() -> None:
     result = search(QUESTIONS[:1], settings, tools(sentences=in_text, reranker=shortest_last))
     assert list(result.stages) == ["found", "sentences", "reranked", "ordered"]
     assert [hit.chunk.text for hit in result.stages["sentences"][0]] == ["Old dog.", "red dog."]
-    assert [hit.chunk.text for hit in result.hits[0]] == ["Old dog."]
-    assert result.hits[0][0].score == pytest.approx(edit_similarity(["dog red old"], [["Old dog."]])[0][0])
+    assert [hit.chunk.text for hit in result.stages["reranked"][0]] == ["Old dog.", "red dog."]
+    # Of the sentences, the order sees the best one only; the other follows with the score it had.
+    assert [hit.chunk.text for hit in result.hits[0]] == ["Old dog.", "red dog."]
+    similarity = edit_similarity(["dog red old"], [["Old dog."]])[0][0]
+    assert [hit.score for hit in result.hits[0]] == pytest.approx([similarity, 8.0])
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"), [(1, [2, 0, 1]), (2, [0, 2, 1]), (3, [1, 0, 2]), (9, [1, 0, 2])]
+)
+def test_what_is_not_ordered_follows_by_score(
+    top: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts_seen: list[int] = []
+
+    def longest_last(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        texts_seen.extend(len(own) for own in texts)
+        return [
+            [-float(TEXTS.index(text) % 2 == 0) * 10 - TEXTS.index(text) for text in own] for own in texts
+        ]
+
+    monkeypatch.setattr("strata.retrieval.order.edit_similarity", longest_last)
+    result = search(QUESTIONS[:1], config(order="edit-distance", order_top=top), tools())
+    assert rows(result.stages["found"]) == [[2, 0, 1]]
+    assert rows(result.hits) == [expected]
+    assert texts_seen == [min(top, 3)]
 
 
 def test_each_method_alone_gives_its_own_hits() -> None:

@@ -43,11 +43,20 @@ def test_what_needs_an_encoder(settings: dict) -> None:
         ({"member_template": "t"}, "need --member"),
         ({"first_pass": "int8"}, "--first-pass: is for --method dense"),
         ({"context_column": " "}, "--context-column"),
+        ({"ray": "auto"}, "--ray: is for --method dense"),
+        ({"ray": "auto", "method": ("dense",), "first_pass": "int8"}, "--ray and --first-pass"),
+        ({"ray": "here", "method": ("dense",)}, "--ray: 'here'; expected auto, local or HOST:PORT"),
+        ({"ray": "ray://head:10001", "method": ("dense",)}, "--ray: 'ray://head:10001'"),
     ],
 )
 def test_what_means_nothing_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchConfig(**GOOD | settings).check()
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "head:6379", "10.0.0.1:6379", "[fe80::1]:6379"])
+def test_addresses_of_a_cluster(address: str) -> None:
+    SearchConfig(**GOOD | {"ray": address, "method": ("dense",)}).check()
 
 
 def test_measuring_needs_no_out() -> None:

@@ -17,6 +17,7 @@ from strata.retrieval.top_k import find_top_k, search_top_k
 from strata.retrieval.vector_shard import VectorShard, pack_signs, quantise_int8, unpack_signs
 
 DTYPES = ("float32", "bfloat16")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def brute_force(queries: np.ndarray, vectors: np.ndarray, top_k: int) -> np.ndarray:
@@ -69,6 +70,40 @@ def test_equals_brute_force(shard_rows: int, tile_rows: int, devices: tuple[str,
     np.testing.assert_array_equal(found.rows, expected)
     exact = np.einsum("qd,qkd->qk", queries.astype(np.float64), vectors[expected].astype(np.float64))
     np.testing.assert_allclose(found.scores, exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["auto", *DTYPES])
+@pytest.mark.parametrize("devices", [("cuda:0",), ("cuda:0", "cuda:0"), ("cuda:0", "cpu")])
+@pytest.mark.parametrize("stored", ["float16", "int8", "binary"])
+def test_equals_brute_force_on_cuda(stored: str, devices: tuple[str, ...], dtype: str) -> None:
+    """Rows that tie and rows that only float64 tells apart, on one device or shared with another."""
+    vectors, scales = unit_vectors(3000, 64, seed=1), None
+    vectors[1020:1040] = vectors[:20]
+    vectors[2000:2400] = vectors[7]
+    vectors[2000:2400, 0] = (np.random.default_rng(4).permutation(400) * 2.0**-14).astype(np.float16)
+    queries = unit_vectors(9, 64, seed=2).astype(np.float32) * np.linspace(0.1, 40, 9)[:, None]
+    queries[3] = vectors[7]
+    queries[4] = 0
+    rows = vectors.astype(np.float64)
+    if stored == "int8":
+        vectors, scales = quantise_int8(vectors)
+        rows = vectors.astype(np.float64) * scales[:, None]
+    elif stored == "binary":
+        rows = np.where(vectors > 0, 1.0, -1.0)
+        vectors = pack_signs(vectors)
+    shards = [
+        VectorShard(
+            first_row=start,
+            codes=vectors[start : start + 700],
+            scales=None if scales is None else scales[start : start + 700],
+            dim=64,
+        )
+        for start in range(0, 3000, 700)
+    ]
+    found = search_top_k(queries, shards, 50, devices=devices, fast_dtype=dtype, tile_rows=257)
+    np.testing.assert_array_equal(found.rows, brute_force(queries, rows, 50))
 
 
 @settings(max_examples=60, deadline=None)

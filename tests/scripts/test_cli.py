@@ -30,16 +30,17 @@ COMMANDS = {
     "index": "strata index --corpus",
     "search": "strata search --index",
 }
+HEAVY = ("torch", "transformers", "pyarrow", "pandas", "sklearn", "sentence_transformers", "tantivy", "ray")
 ASK_FOR_HELP = """
 import contextlib, io, json, sys
 from strata.scripts.cli import main
 
 told = {}
-for command in sys.argv[1:]:
+for command in sys.argv[2:]:
     stdout = io.StringIO()
     with contextlib.redirect_stdout(stdout):
         status = main([*command.split(), "--help"])
-    heavy = [name for name in ("torch", "transformers", "pyarrow", "pandas") if name in sys.modules]
+    heavy = [name for name in sys.argv[1].split() if name in sys.modules]
     told[command] = {"status": status, "text": stdout.getvalue(), "heavy": heavy}
 print(json.dumps(told))
 """
@@ -48,7 +49,7 @@ print(json.dumps(told))
 @pytest.fixture(scope="module")
 def help_told() -> dict[str, dict]:
     """Exit status, text and heavy modules of `--help`, of all commands in one fresh process."""
-    command = [sys.executable, "-c", ASK_FOR_HELP, "", *COMMANDS]
+    command = [sys.executable, "-c", ASK_FOR_HELP, " ".join(HEAVY), "", *COMMANDS]
     environment = os.environ | {"COLUMNS": "100"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])

@@ -44,6 +44,9 @@ def test_builds_and_says_so(corpus: Path, tmp_path: Path, capsys: pytest.Capture
         (["--corpus", "absent.jsonl"], "absent.jsonl not found"),
         (["--corpus", "CORPUS", "--chunk-chars", "0"], "--chunk-chars: 0"),
         (["--corpus", "CORPUS", "--text-field", "body"], "line 1: no field 'body' (--text-field)"),
+        (["--corpus", "CORPUS", "--id-field", "text"], "line 2: the page's id 'Stars shine.' is that of"),
+        (["--corpus", "CORPUS", "--codes", "int8"], "--codes: "),
+        (["--corpus", "CORPUS", "--codes", "int8", "--encoder", "x", "--stored", "int8"], "--stored float16"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -81,8 +84,14 @@ def test_an_encoder_is_added_to_a_finished_index(
     assert main(flags) == 0
     assert main([*flags, "--encoder", "models/fake", "--encoder-batch", "7"]) == 0
     assert "embedded by models/fake" in capsys.readouterr().out
-    assert np.load(tmp_path / "out" / "dense" / "fake" / "00000.npy").tolist() == [[12, 1], [12, 1]]
-    assert "dense/fake" in read_manifest(tmp_path / "out").parts
+    vectors = tmp_path / "out" / "dense" / "fake"
+    assert np.load(vectors / "00000.npy").tolist() == [[12, 1], [12, 1]]
+    assert set(read_manifest(tmp_path / "out").parts) == {"chunks", "tantivy", "dense/fake"}
+    assert main([*flags, "--codes", "binary", "--codes", "int8"]) == 0
+    assert "with binary codes for a first pass\nwith int8 codes" in capsys.readouterr().out
+    assert np.load(vectors / "binary" / "00000.npy").tolist() == [[0b11000000]] * 2
+    assert np.load(vectors / "int8" / "00000.npy").tolist() == [[127, 11]] * 2
+    assert {"dense/fake/binary", "dense/fake/int8"} < set(read_manifest(tmp_path / "out").parts)
 
 
 def test_an_encoder_that_cannot_be_loaded_is_named(

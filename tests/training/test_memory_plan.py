@@ -87,9 +87,7 @@ def test_a_budget_sets_the_micro_batch(config):
 def test_a_budget_too_small_is_refused_with_what_is_needed(config):
     shape = shape_of(config, open_checkpoint(config.model))
     with pytest.raises(InputError, match=r"--memory-gib 0.001: .* expected that much, or --streamed"):
-        fit_micro_batch(
-            config, shape_of(config, open_checkpoint(config.model)), 0.001, most=4096, on_cpu=True
-        )
+        fit_micro_batch(config, shape, 0.001, most=4096, on_cpu=True)
 
 
 def test_a_70b_in_nf4_trains_on_one_card_of_16_gib(tmp_path):
