@@ -1,12 +1,12 @@
 """The main job: from a question file to the artefacts of a run. Composes the stages; each is elsewhere.
 
 prepare (read, render, plan) -> sweep (readouts) -> head (scores) -> artefacts (submission.csv,
-scores.parquet, run.json, report.html, prompts.jsonl on request).
+scores.parquet, run.json, report.html, prompts.jsonl on request). Encoders: see `encoder_score`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from time import perf_counter
 
 from strata.engine.byte_sources import ByteSource, FileSource
 from strata.engine.checksums import read_checksums
+from strata.engine.encoder_model import is_encoder
 from strata.engine.group_scorer import GroupScorer, guess
 from strata.engine.int8_check import check_int8
 from strata.engine.job import PhaseTimer, ScoringJob, describe_plan, prepare_job
@@ -29,7 +30,7 @@ from strata.engine.run_record import RunRecord
 from strata.engine.safetensors_file import TensorReader
 from strata.engine.score_config import ScoreConfig, parse_duration_s
 from strata.engine.sweep import SweepResult, run_sweep
-from strata.engine.types import QuestionScores, RunWarnings
+from strata.engine.types import Question, QuestionScores, RunWarnings
 
 __all__ = ["ScoreConfig", "ScoreRun", "score_questions"]
 
@@ -56,6 +57,11 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
         OutputError: an artefact cannot be written; run.json says so where it can.
         FloatingPointError: hidden states that are not finite even in float32.
     """
+    if is_encoder(config.model):
+        # Here, as that module takes the artefacts' functions from this one.
+        from strata.engine.encoder_score import score_with_encoder
+
+        return score_with_encoder(config)
     started = perf_counter()
     warnings = RunWarnings(strict=config.strict)
     timer = PhaseTimer()
@@ -63,13 +69,13 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
         job = prepare_job(config, warnings, timer)
         record.plan = describe_plan(job)
         record.begin()
-        _remove_artefacts(config.out)
+        remove_artefacts(config.out)
         reset_device_peaks(job.plan.devices)
         source = _open_source(config)
         with closing(_open_reader(job, source)) as reader:
             _verify_partly_read(job, reader, timer)
             swept, by_id = _sweep(job, reader, timer, started)
-        scores = _collect(job, by_id, warnings)
+        scores = collect_scores(job.questions, by_id, warnings)
         record.metrics = evaluate(scores)
         with timer.phase("write"):
             _write_artefacts(job, scores)
@@ -140,17 +146,17 @@ def _sweep(
     return swept, {**job.done, **scorer.scores}
 
 
-def _collect(
-    job: ScoringJob, by_id: dict[str, QuestionScores], warnings: RunWarnings
+def collect_scores(
+    questions: Sequence[Question], by_id: Mapping[str, QuestionScores], warnings: RunWarnings
 ) -> list[QuestionScores]:
     """Scores in the file's order, guesses for the questions that the deadline left out."""
-    missing = [question.id for question in job.questions if question.id not in by_id]
+    missing = [question.id for question in questions if question.id not in by_id]
     if missing:
         warnings.rows[UNREACHED] = missing
-    return [by_id[question.id] if question.id in by_id else guess(question) for question in job.questions]
+    return [by_id[question.id] if question.id in by_id else guess(question) for question in questions]
 
 
-def _remove_artefacts(out: Path) -> None:
+def remove_artefacts(out: Path) -> None:
     """Removes what an earlier run left: a folder never holds artefacts of two runs."""
     for name in ("submission.csv", "scores.parquet", "report.html", "prompts.jsonl"):
         (out / name).unlink(missing_ok=True)

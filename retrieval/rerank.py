@@ -1,4 +1,4 @@
-"""Scores hits again with something slower and better: a cross-encoder, or any text scorer.
+"""Scores hits again with something slower and better: a cross-encoder, sentences, or any text scorer.
 
 A text scorer gets all queries at once, so that a scorer which streams its weights (a strata member) reads
 them once. Knows nothing of indexes or engines.
@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from strata.engine.types import InputError
-from strata.retrieval.chunk import searchable_text
+from strata.retrieval.chunk import searchable_text, split_sentences
+from strata.retrieval.fuse import scale_to_unit
 from strata.retrieval.hits import Hit, rank_hits
 
 
@@ -59,6 +60,66 @@ def rerank_hits(
     for query, own_scores in zip(asked, scores, strict=True):
         kept[query] = rank_hits(kept[query], own_scores)
     return kept
+
+
+def blend_hits(
+    found: Sequence[Sequence[Hit]], reranked: Sequence[Sequence[Hit]], weight: float = 0.5
+) -> list[list[Hit]]:
+    """Sorts reranked hits by (1 - weight) x the score they were found with + weight x the reranker's.
+
+    Both scores are scaled to 0..1 among the reranked hits of a query. Helps a reranker that alone is no
+    better than the search.
+
+    Source: Wang, Zhuang and Zuccon, "BERT-based dense retrievers require interpolation with BM25 for
+    effective passage retrieval", ICTIR 2021.
+
+    Args:
+        found: [Q] hits as they were found, best first.
+        reranked: [Q] what `rerank_hits` made of them.
+        weight: the reranker's share, 0..1.
+
+    Returns:
+        [Q] hits, best first; ties keep the order in which they were found. Hits that were not reranked are
+        left out.
+    """
+    return [_blend(*pair, weight) for pair in zip(found, reranked, strict=True)]
+
+
+def _blend(found: Sequence[Hit], reranked: Sequence[Hit], weight: float) -> list[Hit]:
+    kept = found[: len(reranked)]
+    opinions = {hit.chunk.id: hit.score for hit in reranked}
+    old = scale_to_unit(np.array([hit.score for hit in kept]))
+    new = scale_to_unit(np.array([opinions[hit.chunk.id] for hit in kept]))
+    return rank_hits(kept, (1 - weight) * old + weight * new)
+
+
+class SentenceScorer:
+    """Scores a text by its best sentence (the title is one), as another scorer sees sentences.
+
+    Source: the passage score MaxP of Dai and Callan, "Deeper text understanding for IR with contextual neural
+    language modeling", SIGIR 2019, over sentences.
+
+    Args:
+        scorer: compares queries with sentences. It gets those of all queries in one call, so that it can
+            encode a sentence that several queries share once; peak memory is what it takes for that.
+    """
+
+    def __init__(self, scorer: TextScorer) -> None:
+        self._scorer = scorer
+
+    def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """[Q] arrays of float32, one score a text."""
+        # A blank text has no sentence and is scored as it is.
+        sentences = [[split_sentences(text) or [text] for text in own] for own in texts]
+        flat = [[sentence for own_text in own for sentence in own_text] for own in sentences]
+        scores = self._scorer(queries, flat)
+        return [_best_of_each(values, own) for values, own in zip(scores, sentences, strict=True)]
+
+
+def _best_of_each(values: Sequence[float] | np.ndarray, groups: Sequence[Sequence[str]]) -> np.ndarray:
+    """[n] float32: the highest of the values of each of n groups, which follow one another."""
+    starts = np.cumsum([0, *(len(group) for group in groups)])[:-1]
+    return np.maximum.reduceat(np.asarray(values, dtype=np.float32), starts) if len(groups) else np.empty(0)
 
 
 class CrossEncoderScorer:

@@ -23,6 +23,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from strata.engine.checkpoint import Checkpoint
 from strata.engine.model import ATTENTION_NAME, Decoder, build_decoder, refuse_unsupported
@@ -103,10 +104,22 @@ def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.dev
         options["device_map"] = {"": str(device)}
     refuse_unsupported(checkpoint.config)
     build_decoder(checkpoint.config)  # refuses families whose layers do not fit, before any weight is read
-    base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
+    with _quiet_loading():
+        base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
     if config.base_storage != "nf4":
         base = base.to(device)
     return _finish(config, base, device, stored_score(config, checkpoint))
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' table of weights that a new head does not find in the checkpoint."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def open_skeleton(config: TrainConfig, checkpoint: Checkpoint, device: torch.device) -> TrainedModel:

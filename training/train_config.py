@@ -94,9 +94,9 @@ class TrainConfig:
     base_storage: Literal["auto", "nf4"] = "auto"
     """nf4 keeps the frozen weights in 4 bits (QLoRA; needs bitsandbytes and CUDA)."""
     devices: str = "auto"
-    """auto, cpu, cuda:0, or with --streamed a list such as cuda:0,cuda:1."""
+    """auto (the GPU of this process, else the CPU), cpu, or one such as cuda:0."""
     streamed: bool = False
-    """Read the frozen weights layer by layer from disk, forward and back, for models that memory cannot hold."""
+    """Read the frozen weights from disk, a layer at a time, forward and back: for models beyond memory."""
     memory_gib: float | None = None
     """Budget for weights and activations on a device (on CPU: in host RAM)."""
     boundary_store: Literal["ram", "disk"] = "ram"

@@ -9,7 +9,7 @@ import pytest
 
 from strata.engine.types import InputError
 from strata.retrieval.hits import Hit, load_hits, rank_hits
-from strata.retrieval.rerank import CrossEncoderScorer, rerank_hits, score_each
+from strata.retrieval.rerank import CrossEncoderScorer, SentenceScorer, blend_hits, rerank_hits, score_each
 from strata.retrieval.types import Chunk
 
 
@@ -71,6 +71,38 @@ def test_load_hits_leaves_out_empty_places() -> None:
         [],
     ]
     assert rows(load_hits(ranking, lambda wanted: [chunks[row] for row in wanted], top_k=1)[0]) == [2]
+
+
+def test_a_text_is_as_good_as_its_best_sentence() -> None:
+    calls = []
+
+    def count_characters(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        calls.append((list(queries), [list(own) for own in texts]))
+        return [[float(len(text)) for text in own] for own in texts]
+
+    texts = [["Title\nA one. A longer one. B two.", ""], [], ["Only."]]
+    scores = SentenceScorer(count_characters)(["q", "r", "s"], texts)
+    assert [own.tolist() for own in scores] == [[13.0, 0.0], [], [5.0]]
+    assert calls == [(["q", "r", "s"], [["Title", "A one.", "A longer one.", "B two.", ""], [], ["Only."]])]
+
+
+def test_the_best_sentence_may_score_below_zero() -> None:
+    negative = score_each(lambda query, texts: [-float(len(text)) for text in texts])
+    assert [own.tolist() for own in SentenceScorer(negative)(["q"], [["Aa. Bbb.", "Cccc."]])] == [
+        [-3.0, -5.0]
+    ]
+
+
+def test_blended_scores_by_hand() -> None:
+    found = [[hit(0, "a", 30.0), hit(1, "ccc", 25.0), hit(2, "bb", 10.0), hit(3, "dddd", 9.0)], []]
+    lengths = score_each(lambda query, texts: [float(len(text)) for text in texts])
+    reranked = rerank_hits(["q", "r"], found, lengths, top_k=3)
+    # Found with 1, 0.75, 0 of the way up; the scorer says 0, 1, 0.5.
+    blended = blend_hits(found, reranked, 0.5)
+    assert [(own.row, own.score) for own in blended[0]] == [(1, 0.875), (0, 0.5), (2, 0.25)]
+    assert blended[1] == []
+    assert rows(blend_hits(found, reranked, 1.0)[0]) == rows(reranked[0])
+    assert rows(blend_hits(found, reranked, 0.0)[0]) == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""`strata train`: reads the data, opens the model, trains it, prints what came out.
+
+Under torchrun or `accelerate launch` every process runs this; the main one writes and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Protocol, cast, runtime_checkable
+
+from rich.console import Console
+
+from strata.engine.peak_memory import PeakMemory
+from strata.engine.run_record import RunRecord, package_version
+from strata.engine.types import InputError, RunWarnings
+from strata.retrieval.corpus import read_pages
+from strata.scripts.score import print_warnings
+from strata.training.data import TrainingSet, read_training_set
+from strata.training.passages import LanguageReader, read_passages
+from strata.training.processes import OneProcess, Processes
+from strata.training.train_config import TrainConfig
+from strata.training.train_log import check_sinks
+from strata.training.trainer import Trainer
+from strata.training.types import Reader
+
+RECORD_NAME = "train.json"
+PACKAGES = ("peft", "accelerate", "bitsandbytes", "safetensors", "tensorboard", "wandb")
+"""Whose versions train.json tells beside those that every run tells."""
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """A reader that holds threads or files."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Warned(Protocol):
+    """A reader that collects warnings of its own."""
+
+    warnings: RunWarnings
+
+
+def run_train(config: TrainConfig) -> int:
+    """Trains and prints a summary. Returns the exit status."""
+    config.check()
+    check_paths(config)
+    check_sinks(config)
+    processes = open_processes(config)
+    with ExitStack() as stack:
+        record = None
+        if processes.is_main_process:
+            record = stack.enter_context(RunRecord(config.out / RECORD_NAME, asdict(config)))
+        trainer = train(config, processes, record, stack)
+    close_processes(processes)
+    if record is not None:
+        print_warnings(record.as_dict()["warnings"])
+        print_summary(config, trainer)
+    return 0
+
+
+def train(config: TrainConfig, processes: Processes, record: RunRecord | None, stack: ExitStack) -> Trainer:
+    """Runs a training; `record` is filled on the way, and once more when it ends, whatever the end."""
+    warnings = RunWarnings() if record is None else record.warnings
+    data = None if config.task == "lm" else read_training_set(config, warnings)
+    started = perf_counter()
+    reader = open_reader(config)
+    if isinstance(reader, Closeable):
+        stack.enter_context(closing(reader))
+    if data is None:
+        data = read_lm_set(config, reader)
+    trainer = Trainer(config, reader, data, processes)
+    trainer.start()
+    if record is None:
+        trainer.run()
+        return trainer
+    record.plan = trainer.describe()
+    record.begin()
+    opened_s = perf_counter() - started
+    memory = PeakMemory()
+    try:
+        with memory:
+            trainer.run()
+    finally:
+        seconds_by_phase = {"open": opened_s, "train": perf_counter() - started - opened_s}
+        record.measured = measure(trainer, seconds_by_phase, memory)
+        record.metrics = last_evaluation(trainer.lines)
+        add_warnings(warnings, reader)
+    return trainer
+
+
+def open_reader(config: TrainConfig) -> Reader:
+    """Opens the model: an encoder, a decoder streamed layer by layer, or one in memory.
+
+    Raises:
+        InputError: the checkpoint cannot be trained so.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if config.task == "multiple-choice":
+        from strata.training.encoder_reader import open_encoder_reader
+
+        return open_encoder_reader(config)
+    if config.streamed:
+        from strata.training.streamed_reader import open_streamed_reader
+
+        return open_streamed_reader(config)
+    from strata.training.resident_reader import open_resident_reader
+
+    return open_resident_reader(config)
+
+
+def open_processes(config: TrainConfig) -> Processes:
+    """The processes that a launcher (torchrun, accelerate launch) has started, or just this one."""
+    # The variable is the launchers' interface; PartialState reads the others itself.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return OneProcess()
+    from accelerate import PartialState
+
+    return PartialState(cpu=config.devices == "cpu")
+
+
+def close_processes(processes: Processes) -> None:
+    """Parts from the other processes, which torch wants to be told."""
+    if processes.num_processes > 1:
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()
+
+
+def read_lm_set(config: TrainConfig, reader: Reader) -> TrainingSet:
+    """The passages of a corpus as training set."""
+    assert config.passages is not None
+    valid_texts = None if config.valid is None else read_texts(config.valid)
+    return read_passages(config, read_texts(config.passages), valid_texts, cast(LanguageReader, reader))
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Title and text of every page, a line between them."""
+    for page in read_pages([path]):
+        yield f"{page.title}\n{page.text}" if page.title else page.text
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raises InputError when a file that is to be read is missing, or --out is a file."""
+    for flag, path in (
+        ("--model", config.model),
+        ("--questions", config.questions),
+        ("--passages", config.passages),
+        ("--valid", config.valid),
+        ("--soft-labels", config.soft_labels),
+        ("--adapter", config.adapter),
+    ):
+        if path is not None and not path.exists():
+            raise InputError(f"{flag}: {path} not found")
+    existing = next((folder for folder in (config.out, *config.out.parents) if folder.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise InputError(f"--out: {existing} is a file; expected a folder")
+
+
+def measure(trainer: Trainer, seconds_by_phase: dict[str, float], memory: PeakMemory) -> dict[str, object]:
+    """What train.json says of the way a run went."""
+    lines = trainer.lines
+    seconds = sum(line["seconds"] for line in lines)
+    columns = ("step", "loss", "learning_rate", "grad_norm")
+    return {
+        "steps_done": trainer.progress.step,
+        "stopped_early": trainer.has_stopped_early,
+        "best_step": trainer.progress.best_step,
+        "seconds_by_phase": seconds_by_phase,
+        "seconds_in_steps": seconds,
+        "examples_per_s": sum(line["examples"] for line in lines) / seconds if seconds else None,
+        "peak_host_bytes": memory.peak_bytes,
+        "history": {column: [line[column] for line in lines] for column in columns},
+        "evaluations": evaluations_of(lines),
+        "versions": {name: package_version(name) for name in PACKAGES},
+    }
+
+
+def evaluations_of(lines: Sequence[dict]) -> list[dict]:
+    """The evaluations of a log, with their steps."""
+    return [{"step": line["step"]} | line["evaluation"] for line in lines if "evaluation" in line]
+
+
+def last_evaluation(lines: Sequence[dict]) -> dict | None:
+    """The last evaluation of a log."""
+    return next(reversed(evaluations_of(lines)), None)
+
+
+def add_warnings(warnings: RunWarnings, reader: Reader) -> None:
+    """Adds what the reader has found; the same question, met every epoch, counts once."""
+    if not isinstance(reader, Warned):
+        return
+    for kind, ids in reader.warnings.rows.items():
+        warnings.rows[kind] = list(dict.fromkeys([*warnings.rows.get(kind, []), *ids]))
+    for message in reader.warnings.messages:
+        warnings.say(message)
+
+
+def print_summary(config: TrainConfig, trainer: Trainer) -> None:
+    """Loss, metrics and where the results are."""
+    console = Console(highlight=False)
+    lines, progress = trainer.lines, trainer.progress
+    if lines:
+        console.print(f"step {progress.step} of {trainer.num_steps}, loss {lines[-1]['loss']:.4f}")
+    if trainer.has_stopped_early:
+        console.print(f"stopped early: {config.early_stop} evaluation(s) without a better one")
+    if found := last_evaluation(lines):
+        console.print(describe_evaluation(found), soft_wrap=True)
+    if progress.best_step is not None:
+        console.print(
+            f"best evaluation at step {progress.best_step}: {config.out / 'best'}",
+            markup=False,
+            soft_wrap=True,
+        )
+    name = "model" if config.full else "adapter"
+    console.print(f"{name}, log.jsonl, {RECORD_NAME} in {config.out}", markup=False, soft_wrap=True)
+
+
+def describe_evaluation(found: dict) -> str:
+    """One line of an evaluation, heuristics beside it."""
+    if "map_at_3" not in found:
+        return f"validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}"
+    heuristics = found["heuristics"]
+    return (
+        f"validation MAP@3 {found['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}, "
+        f"longest option {heuristics['longest_option_map_at_3']:.3f}), "
+        f"accuracy {found['accuracy']:.3f}, loss {found['loss']:.4f}"
+    )
