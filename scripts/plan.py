@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from strata.engine.encoder_model import is_encoder
 from strata.engine.job import PhaseTimer, ScoringJob, prepare_job
 from strata.engine.machine import GIB
 from strata.engine.score_config import PlanConfig
@@ -28,6 +29,8 @@ def run_plan(config: PlanConfig) -> int:
     if config.model is None or config.questions is None:
         absent = "--model" if config.model is None else "--questions"
         raise InputError(f"{absent}: missing; expected --model DIR and --questions FILE, or --shape")
+    if is_encoder(config.model):
+        raise InputError(f"--model: {config.model} is an encoder, which has no sweep; expected a decoder")
     warnings = RunWarnings(strict=config.strict)
     job = prepare_job(config, warnings, PhaseTimer())
     console = Console(highlight=False)

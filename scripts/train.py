@@ -52,6 +52,8 @@ def run_train(config: TrainConfig) -> int:
     config.check()
     check_paths(config)
     check_sinks(config)
+    if config.plan:
+        return print_plan(config)
     processes = open_processes(config)
     with ExitStack() as stack:
         record = None
@@ -62,6 +64,17 @@ def run_train(config: TrainConfig) -> int:
     if record is not None:
         print_warnings(record.as_dict()["warnings"])
         print_summary(config, trainer)
+    return 0
+
+
+def print_plan(config: TrainConfig) -> int:
+    """What a step needs of memory: headers of the checkpoint and a sample of the questions are read."""
+    if config.task in ("lm", "multiple-choice"):
+        raise InputError(f"--plan: task {config.task}; expected binary, contrast, choice or letters")
+    from strata.training.run_plan import plan_run
+
+    for line in plan_run(config, read_training_set(config, RunWarnings())).describe():
+        print(line)
     return 0
 
 

@@ -120,6 +120,8 @@ class TrainConfig:
     """Write curves for TensorBoard; auto does where the package is installed."""
     wandb: str | None = None
     """Weights & Biases project to log to."""
+    plan: bool = False
+    """Only print what a step needs of memory; trains nothing."""
     progress: bool = False
     """Show a progress bar (the command line does so on a terminal)."""
 

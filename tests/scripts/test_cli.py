@@ -27,6 +27,9 @@ COMMANDS = {
     "bench plan-error": "strata bench plan-error",
     "bench retrieval": "strata bench retrieval",
     "pack": "strata pack --model DIR",
+    "train": "strata train --model DIR",
+    "bench train": "strata bench train",
+    "bench train-encoder": "strata bench train-encoder",
     "index": "strata index --corpus",
     "search": "strata search --index",
 }

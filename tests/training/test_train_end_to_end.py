@@ -95,3 +95,21 @@ def test_a_checkpoint_trained_whole_is_one_like_any_other(checkpoint, tmp_path, 
     loaded = AutoModelForSequenceClassification.from_pretrained(out / "model")
     assert loaded.score.weight.shape == (1, loaded.config.hidden_size)
     assert loaded.config._attn_implementation == "sdpa"
+
+
+def test_plan_prints_what_a_step_needs_and_trains_nothing(checkpoint, tmp_path, capsys):
+    train = write_planted(tmp_path / "train.jsonl", 20, 0)
+    out = tmp_path / "run"
+    asked = ["train", "--model", str(checkpoint("llama-gqa")), "--questions", str(train), "--out", str(out)]
+    assert main([*asked, *QUIET, "--plan", "--streamed"]) == 0
+    printed = capsys.readouterr().out
+    assert "on the device" in printed
+    assert "layer inputs (host)" in printed
+    assert not out.exists()
+
+
+def test_plan_of_scoring_refuses_an_encoder_by_name(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    asked = ["plan", "--model", str(tmp_path), "--questions", str(tmp_path / "q.csv")]
+    assert main(asked) == 2
+    assert "is an encoder" in capsys.readouterr().err
