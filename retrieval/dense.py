@@ -19,7 +19,7 @@ from strata.retrieval.types import NO_ROW, Ranking
 from strata.retrieval.vector_shard import VectorShard, exact_scores
 from strata.retrieval.vector_store import Codes, VectorStore, list_encoders
 
-OVERSAMPLE: dict[Codes, int] = {"int8": 4, "binary": 16}
+OVERSAMPLE: dict[Codes, int] = {"int8": 2, "binary": 16}
 """Candidates of a first pass a wanted place."""
 
 

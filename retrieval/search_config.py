@@ -34,12 +34,12 @@ class SearchConfig:
     """With dense: share the search out over the nodes of a Ray cluster, with the same result. HOST:PORT of
     its head, auto for the one that this machine is in, or local to start one here. Every node has to see the
     index at the same path; --devices is then for the models here alone."""
-    query: Literal["prompt", "prompt-options", "prompt3-options", "option"] = "prompt-options"
+    query: Literal["prompt", "prompt-options", "prompt3-options", "option"] = "prompt3-options"
     """What is asked: prompt and all options, the prompt three times and all options, or one query an option
     (a chunk keeps the best of its scores)."""
     candidates: int = 100
     """Chunks that each method finds a question."""
-    fusion: Literal["rrf", "scores"] = "rrf"
+    fusion: Literal["rrf", "scores"] = "scores"
     """How several methods become one: by reciprocal ranks or by scores scaled to 0..1."""
     weight: tuple[float, ...] = ()
     """Weight of a method in the fusion; one for each --method, in their order."""

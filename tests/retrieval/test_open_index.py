@@ -78,7 +78,7 @@ def test_every_method_is_opened(index: Path) -> None:
         "DenseIndex",
     ]
     result = search(QUESTIONS, settings, tools)
-    assert list(result.rankings) == ["bm25", "bm25s", "tfidf", "dense", "rrf"]
+    assert list(result.rankings) == ["bm25", "bm25s", "tfidf", "dense", "scores"]
     assert [own[0].chunk.page for own in result.hits] == ["a", "d"]
     assert tools.num_rows == len(TEXTS)
 

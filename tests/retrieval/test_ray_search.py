@@ -70,7 +70,13 @@ def two_nodes(ray_on_loopback: None) -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     # Short, since Ray puts sockets under it.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # Beside its temporary folder Ray writes the address to $RAY_TMPDIR/ray, which it does not make.
+        patch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
         node = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
         head = {**node, "include_dashboard": False, "temp_dir": folder}
         cluster = Cluster(initialize_head=True, head_node_args=head)

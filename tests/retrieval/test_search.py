@@ -71,12 +71,15 @@ def test_one_method() -> None:
 
 def test_two_methods_are_fused_with_their_weights() -> None:
     result = search(QUESTIONS, config(method=("bm25", "tfidf"), weight=(0.0, 1.0)), tools())
-    assert list(result.rankings) == ["bm25", "tfidf", "rrf"]
+    assert list(result.rankings) == ["bm25", "tfidf", "scores"]
     # tfidf alone: dog scores 2 + 4, 1 + 2, 1 + 0 by row.
     assert rows(result.hits)[0] == [2, 1, 0]
     assert rows(result.hits)[2] == [3, 0]
-    by_scores = search(QUESTIONS, config(method=("bm25", "tfidf"), fusion="scores"), tools())
-    assert by_scores.rankings["scores"].scores[0, 0] == pytest.approx(2.0)
+    evenly = search(QUESTIONS, config(method=("bm25", "tfidf")), tools())
+    assert evenly.rankings["scores"].scores[0, 0] == pytest.approx(2.0)
+    by_ranks = search(QUESTIONS, config(method=("bm25", "tfidf"), fusion="rrf"), tools())
+    assert list(by_ranks.rankings) == ["bm25", "tfidf", "rrf"]
+    assert by_ranks.rankings["rrf"].scores[0, 0] == pytest.approx(2 / 61)
 
 
 def test_kept_hits_are_those_that_go_on() -> None:

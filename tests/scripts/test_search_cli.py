@@ -210,7 +210,7 @@ def test_measures_on_judged_queries(index, tmp_path, capsys) -> None:
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line.count("|") == 6][1:] == [
         "bm25",
         "bm25s",
-        "rrf",
+        "scores",
     ]
     rows = read_rows(table)
     assert [(row["query"], float(row["bm25 nDCG@10"])) for row in rows] == [("1", 1.0), ("2", 0.0)]
