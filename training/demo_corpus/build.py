@@ -41,12 +41,19 @@ class BuildConfig:
     without_context: float = 0.0
     """Share of the synthetic questions that have an empty context."""
 
+    in_context: float = 0.7
+    """Share of the synthetic questions whose wrong options are in their contexts, too."""
+
     def __post_init__(self) -> None:
         for name in ("synthetic", "reading"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name}: {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.without_context <= 1:
-            raise InputError(f"--without-context: {self.without_context}; expected a share, 0 to 1")
+        for flag, share in (
+            ("--without-context", self.without_context),
+            ("--in-context", self.in_context),
+        ):
+            if not 0 <= share <= 1:
+                raise InputError(f"{flag}: {share}; expected a share, 0 to 1")
 
 
 def build_corpus(config: BuildConfig) -> dict[str, int]:
@@ -70,7 +77,7 @@ def build_corpus(config: BuildConfig) -> dict[str, int]:
         questions = write_questions(splits[split], others, kinds, config.seed)
         own = (_question_row(f"{split}-{number}", q) for number, q in enumerate(questions))
         rows[f"{split}.csv"] = _write_csv(config.out / f"{split}.csv", own)
-    inventor = make_inventor(kinds, splits["train"])
+    inventor = make_inventor(kinds, splits["train"], config.in_context)
     if config.synthetic:
         scenes = invent_scenes(inventor, config.seed)
         made = islice(synthetic_rows(scenes, config.without_context, config.seed), config.synthetic)

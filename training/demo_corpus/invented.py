@@ -24,8 +24,6 @@ ENDINGS = ("", "", "ium", "us", "ite", "on", "a", "in", "er", "ia", "is", "um", 
 WORD = re.compile(r"[A-Za-z]{3,12}")
 REAL_VALUE_SHARE = 0.5
 NUM_BYSTANDERS = 12
-IN_CONTEXT_SHARE = 0.7
-"""Of the questions whose wrong options are in the context, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +36,15 @@ class Scene:
 
 @dataclass(frozen=True, kw_only=True)
 class Inventor:
-    """Invents things of every kind; `pools` are real values and `words` real words to draw from."""
+    """Invents things of every kind; `pools` are real values and `words` real words to draw from.
+
+    `in_context` is the share of the questions whose wrong options are in the context, too.
+    """
 
     kinds: Mapping[str, Kind]
     pools: Mapping[tuple[str, str], Sequence[str]]
     words: Sequence[str]
+    in_context: float = 0.7
 
     def invent_entity(self, kind: Kind, rng: Random) -> Entity:
         """A thing with a made-up name and a value for every attribute."""
@@ -82,7 +84,7 @@ class Inventor:
         rng: Random,
     ) -> QuizQuestion | None:
         others = [*shown, *bystanders]
-        in_context = shown if rng.random() < IN_CONTEXT_SHARE else None
+        in_context = shown if rng.random() < self.in_context else None
         return write_question(entity, attribute, self.kinds, others, rng, shown=in_context)
 
     def _invent_name(self, rng: Random) -> str:
@@ -132,12 +134,13 @@ def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def make_inventor(kinds: Mapping[str, Kind], entities: Sequence[Entity]) -> Inventor:
+def make_inventor(kinds: Mapping[str, Kind], entities: Sequence[Entity], in_context: float = 0.7) -> Inventor:
     """An inventor that knows the values of some things and the words of those values and of the templates.
 
     Args:
         kinds: every kind by name.
         entities: the things it may know of; held-out ones do not belong here.
+        in_context: see `Inventor`.
     """
     pools: dict[tuple[str, str], list[str]] = {}
     for entity in entities:
@@ -146,7 +149,7 @@ def make_inventor(kinds: Mapping[str, Kind], entities: Sequence[Entity]) -> Inve
     texts = [value for values in pools.values() for value in values]
     texts += [text for kind in kinds.values() for attribute in kind.attributes for text in attribute.says]
     words = sorted({word.lower() for text in texts for word in WORD.findall(text)} - {"value", "it"})
-    return Inventor(kinds=kinds, pools=pools, words=words)
+    return Inventor(kinds=kinds, pools=pools, words=words, in_context=in_context)
 
 
 def invent_scenes(inventor: Inventor, seed: int) -> Iterator[Scene]:
