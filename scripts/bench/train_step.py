@@ -55,13 +55,15 @@ def reader_step(reader: Reader, examples: Sequence[Example]) -> float:
     return loss
 
 
-def load_peft_model(checkpoint: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_peft_model(
+    checkpoint: Path, dtype: torch.dtype, device: torch.device, attention: str = "sdpa"
+) -> nn.Module:
     """What a public trainer makes: a sequence classifier with one label, LoRA on all linear layers."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, num_labels=1, dtype=dtype, attn_implementation="sdpa", pad_token_id=0
+        checkpoint, num_labels=1, dtype=dtype, attn_implementation=attention, pad_token_id=0
     ).to(device)
     settings = LoraConfig(
         task_type="SEQ_CLS", r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules="all-linear"
