@@ -12,10 +12,11 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo demo-model test lint clean
 
 help:
-	@echo "make demo    score the bundled questions with a small untrained model (no download of weights)"
+	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
+	@echo "make demo-model  train that model again, from nothing (about half an hour on two cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    check formatting, style, types and spelling"
 	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
@@ -35,6 +36,18 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/strata demo
+
+DEMO_WORK := runs/demo-model
+DEMO_DATA := scripts/demo_data
+
+demo-model: $(INSTALLED)
+	sh training/demo_corpus/train.sh $(BIN) $(DEMO_WORK)
+	rm -rf $(DEMO_DATA)/model $(DEMO_DATA)/adapter
+	cp -r $(DEMO_WORK)/model $(DEMO_DATA)/model
+	mkdir $(DEMO_DATA)/adapter
+	cp $(DEMO_WORK)/stage-3/adapter/adapter_* $(DEMO_DATA)/adapter
+	cp $(DEMO_WORK)/corpus/passages.jsonl $(DEMO_DATA)/passages.jsonl
+	cp $(DEMO_WORK)/corpus/test.csv $(DEMO_DATA)/questions.csv
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

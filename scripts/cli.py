@@ -261,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def stop_on_sigterm() -> None:
     """Makes SIGTERM end a run as Ctrl-C does, so that run.json tells of it."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+        # Not raise_signal(SIGINT): a job in the background of a script ignores that one.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:

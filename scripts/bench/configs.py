@@ -161,8 +161,8 @@ class RetrievalSpeedConfig:
 class TrainBenchConfig:
     """Settings of the training bench."""
 
-    parts: tuple[Literal["packed", "streamed", "large"], ...] = ()
-    """What to measure; packed and streamed by default."""
+    parts: tuple[Literal["packed", "streamed", "demo", "large"], ...] = ()
+    """What to measure; all but large by default."""
     shape: Literal["tinyllama-1.1b", "llama2-7b", "llama2-13b", "llama2-70b"] = "tinyllama-1.1b"
     """Shape of the random checkpoint of parts packed and streamed."""
     num_layers: int = 8

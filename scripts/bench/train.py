@@ -2,6 +2,7 @@
 
     packed     a step of the resident reader against transformers + PEFT with every option's prefix repeated
     streamed   a step of the streamed reader against the resident one
+    demo       how well the bundled model answers
     large      one streamed step of a model bigger than its memory, in a process of its own under a limit
 The ceiling of packed/unpacked is the ratio of tokens. That of streamed/resident is 2 / 3, since frozen
 weights need no gradient, so that backward costs what forward does; or 2 / 2.7 without the last product of a
@@ -22,6 +23,7 @@ import torch
 
 from strata.scripts.bench.baselines import SyntheticQuestion, synthetic_questions
 from strata.scripts.bench.configs import TrainBenchConfig
+from strata.scripts.bench.demo_part import run_demo_part
 from strata.scripts.bench.large import memory_cgroup, run_module
 from strata.scripts.bench.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.record import Stopwatch, append_result, environment_line, print_table
@@ -38,7 +40,7 @@ from strata.training.resident_reader import open_resident_reader
 from strata.training.streamed_reader import open_streamed_reader
 
 RESULTS = Path(__file__).parent / "results"
-DEFAULT_PARTS = ("packed", "streamed")
+DEFAULT_PARTS = ("packed", "streamed", "demo")
 ATTENTIONS = ("sdpa", "eager")
 """Of transformers, for the unpacked step; the faster one counts."""
 
@@ -47,7 +49,12 @@ def run_train_bench(config: TrainBenchConfig) -> int:
     """Runs the parts, prints tables and one JSON line, and appends it to the results."""
     print(environment_line())
     config.folder.mkdir(parents=True, exist_ok=True)
-    parts = {"packed": run_packed_part, "streamed": run_streamed_part, "large": run_large_part}
+    parts = {
+        "packed": run_packed_part,
+        "streamed": run_streamed_part,
+        "demo": run_demo_part,
+        "large": run_large_part,
+    }
     result: dict[str, Any] = {}
     for name in config.parts or DEFAULT_PARTS:
         print(f"-- {name}")

@@ -26,6 +26,7 @@ def test_figures_and_config_are_recorded(config, tmp_path, monkeypatch, capsys):
     assert result["train_packed_ceiling_tokens"] == pytest.approx(5 * 28 / 44)
     assert result["train_packed_over_unpacked"] > 0
     assert result["train_streamed_over_resident"] > 0
+    assert result["demo_map3"] >= 0.85 > result["demo_map3_without_retrieval"]
     assert str(tmp_path) not in json.dumps(result)
 
 

@@ -19,14 +19,26 @@ SLOW = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_and_is_told(number, checkpoint, questions, tmp_path):
+def ignore_interrupts() -> None:
+    """As for a job that a script started in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize(
+    ("number", "before"),
+    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, ignore_interrupts)],
+    ids=["SIGINT", "SIGTERM", "SIGTERM-in-background"],
+)
+def test_a_signal_ends_a_run_and_is_told(number, before, checkpoint, questions, tmp_path):
     out = tmp_path / "out"
     flags = {"--model": checkpoint("llama-gqa"), "--questions": questions, "--out": out}
     flags |= {"--devices": "cpu", "--micro-batch-tokens": 16}
     arguments = [str(text) for pair in flags.items() for text in pair]
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "score", *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, "score", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=before,
     )
     deadline = time.monotonic() + 60
     while not (out / "run.json").exists() and time.monotonic() < deadline:
