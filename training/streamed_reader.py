@@ -34,6 +34,7 @@ from strata.engine.types import InputError
 from strata.training.decoder_pass import micro_batch_seed, run_last_layer, run_layer
 from strata.training.decoder_reader import DecoderReader
 from strata.training.devices import choose_device
+from strata.training.host_memory import map_large_blocks
 from strata.training.lora import TrainedModel, dtype_of, open_skeleton
 from strata.training.losses import count_units
 from strata.training.packed_batch import PackedBatch
@@ -67,6 +68,8 @@ class StreamedReader(DecoderReader):
         self, config: TrainConfig, checkpoint: Checkpoint, trained: TrainedModel, device: torch.device
     ) -> None:
         super().__init__(config, checkpoint, trained, device)
+        if device.type == "cpu":
+            map_large_blocks()
         self.reader = TensorReader()
         self._coordinator = Coordinator()
         self._asked: deque[range] = deque()
