@@ -1,8 +1,9 @@
 """Keeps freed host memory from staying with the process. Knows no tensors.
 
-glibc keeps freed blocks of less than 32 MiB in its heap, and steps that free thousands of activations of odd sizes
-leave it in pieces: a streamed step of a 7B shape grew by 0.1 GiB a layer until it held twice what it used. Blocks
-that are mapped one by one go back when they are freed (measured: 1.8 GiB instead of 2.7 over five layers).
+glibc keeps freed blocks of less than 32 MiB in its heap, and steps that free thousands of activations of odd
+sizes leave it in pieces: a streamed step of a 7B shape grew by 0.1 GiB a layer until it held twice what it
+used. Blocks that are mapped one by one go back when they are freed (measured: 1.8 GiB instead of 2.7 over
+five layers).
 """
 
 from __future__ import annotations
