@@ -5,6 +5,7 @@ Under torchrun or `accelerate launch` every process runs this; the main one writ
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol, cast, runtime_checkable
+from warnings import filterwarnings
 
 from rich.console import Console
 
@@ -114,9 +116,7 @@ def open_reader(config: TrainConfig) -> Reader:
     Raises:
         InputError: the checkpoint cannot be trained so.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    quiet_libraries()
     if config.task == "multiple-choice":
         from strata.training.encoder_reader import open_encoder_reader
 
@@ -128,6 +128,16 @@ def open_reader(config: TrainConfig) -> Reader:
     from strata.training.resident_reader import open_resident_reader
 
     return open_resident_reader(config)
+
+
+def quiet_libraries() -> None:
+    """Silences what the libraries say to their developers: progress bars of loading, optional kernels."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT asks transformers for a property under its old name.
+    filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def open_processes(config: TrainConfig) -> Processes:
