@@ -68,7 +68,7 @@ class StreamedReader(DecoderReader):
         self, config: TrainConfig, checkpoint: Checkpoint, trained: TrainedModel, device: torch.device
     ) -> None:
         super().__init__(config, checkpoint, trained, device)
-        if device.type == "cpu":
+        if device.type == "cpu" and config.memory_gib is not None:
             map_large_blocks()
         self.reader = TensorReader()
         self._coordinator = Coordinator()

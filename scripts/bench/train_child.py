@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -26,6 +27,7 @@ def main(checkpoint: Path, settings: dict) -> dict[str, float]:
     questions = make_questions(config, SHAPES[config.large_shape])
     device = "cpu" if config.device == "auto" else config.device
     plain = train_settings(checkpoint, checkpoint.parent, config.dtype, device, streamed=True)
+    plain = replace(plain, memory_gib=config.limit_gib)
     reader = open_streamed_reader(plain)
     started = perf_counter()
     loss = reader_step(reader, to_examples(questions))
