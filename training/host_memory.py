@@ -2,7 +2,7 @@
 
 glibc keeps freed blocks of less than 32 MiB in its heap, and steps that free thousands of activations of odd
 sizes leave it in pieces: a streamed step of a 7B shape grew by 0.1 GiB a layer until it held twice what it
-used. Mapping blocks one by one keeps the process at what it uses (1.8 GiB instead of 2.7 over five layers), but
+used. Mapping blocks one by one keeps the process at what it uses (1.8 GiB, not 2.7, over five layers), but
 the system then clears every block anew: steps took 1.7 times as long. So it is for those who set a budget.
 """
 
