@@ -129,3 +129,6 @@ class RunWarnings:
             for kind, count in counts.items()
         ]
         return rows + self.messages
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from strata.engine.types import InputError
-from strata.retrieval.chunk_store import ChunkStore
-from strata.retrieval.encoders import Encoder
+from strata.retrieval.index.chunk_store import ChunkStore
+from strata.retrieval.index.encoders import Encoder
+from strata.retrieval.index.manifest import read_manifest
 from strata.retrieval.index_config import Language
-from strata.retrieval.manifest import read_manifest
-from strata.retrieval.order import EmbeddingScorer
-from strata.retrieval.rerank import CrossEncoderScorer, TextScorer
+from strata.retrieval.refine.order import EmbeddingScorer
+from strata.retrieval.refine.rerank import CrossEncoderScorer, TextScorer
 from strata.retrieval.search import SearchTools
 from strata.retrieval.search_config import Method, SearchConfig
 from strata.retrieval.types import Searcher
@@ -82,7 +82,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
 
 
 def _load_encoder(config: SearchConfig, device: str) -> Encoder:
-    from strata.retrieval.dense import load_index_encoder
+    from strata.retrieval.searchers.dense import load_index_encoder
 
     return load_index_encoder(config.index, config.encoder, device=device)
 
@@ -94,17 +94,17 @@ def _sentence_scorer(
         return None
     if config.sentences == "embedding":
         return embedding
-    from strata.retrieval.two_stage import LexicalScorer
+    from strata.retrieval.refine.two_stage import LexicalScorer
 
     return LexicalScorer(language)
 
 
 def _open_sparse(method: Method, store: ChunkStore, language: Language) -> Searcher:
     if method == "tfidf":
-        from strata.retrieval.tfidf import QuestionTfidf
+        from strata.retrieval.searchers.tfidf import QuestionTfidf
 
         return QuestionTfidf(store)
-    from strata.retrieval.bm25 import Bm25s, TantivyBm25
+    from strata.retrieval.searchers.bm25 import Bm25s, TantivyBm25
 
     return TantivyBm25(store.folder) if method == "bm25" else Bm25s(store, language)
 
@@ -112,11 +112,11 @@ def _open_sparse(method: Method, store: ChunkStore, language: Language) -> Searc
 def _open_dense(
     config: SearchConfig, encoder: Encoder | None, devices: Sequence[str], opened: ExitStack
 ) -> Searcher:
-    from strata.retrieval.dense import DenseIndex
+    from strata.retrieval.searchers.dense import DenseIndex
 
     assert encoder is not None, "needs_encoder is true for dense"
     if config.ray is not None:
-        from strata.retrieval.ray_search import RayDenseIndex
+        from strata.retrieval.searchers.ray_search import RayDenseIndex
 
         cluster = RayDenseIndex(config.index, encoder, address=config.ray)
         opened.callback(cluster.close)
@@ -127,7 +127,7 @@ def _open_dense(
 
 
 def _check_codes(config: SearchConfig, encoder: str) -> None:
-    from strata.retrieval.vector_store import part_name
+    from strata.retrieval.index.vector_store import part_name
 
     if part_name(encoder, config.first_pass) not in read_manifest(config.index).parts:
         raise InputError(

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from strata.engine.types import Question
-from strata.retrieval.candidates import best_by_row, found, rank_candidates
+from strata.retrieval.searchers.candidates import best_by_row, found, rank_candidates
 from strata.retrieval.types import Ranking, Searcher
 
 QueryForm = Literal["prompt", "prompt-options", "prompt3-options", "option"]

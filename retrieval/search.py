@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strata.engine.types import Question
-from strata.retrieval.fuse import fuse
-from strata.retrieval.hits import Hit, ReadChunks, load_hits
-from strata.retrieval.order import order_hits, pick_order
 from strata.retrieval.queries import build_queries, reader_query, search_questions
-from strata.retrieval.rerank import TextScorer, rerank_hits
+from strata.retrieval.refine.fuse import fuse
+from strata.retrieval.refine.hits import Hit, ReadChunks, load_hits
+from strata.retrieval.refine.order import order_hits, pick_order
+from strata.retrieval.refine.rerank import TextScorer, rerank_hits
+from strata.retrieval.refine.two_stage import PageReader, search_sentences
 from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.two_stage import PageReader, search_sentences
 from strata.retrieval.types import Ranking, Searcher
 
 Advance = Callable[[int], object]

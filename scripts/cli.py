@@ -13,8 +13,8 @@ from pathlib import Path
 import tyro
 from tyro.extras import SubcommandApp
 
-from strata.engine.pack_config import PackConfig
-from strata.engine.score_config import PlanConfig, ScoreConfig
+from strata.engine.config import PlanConfig, ScoreConfig
+from strata.engine.pack.config import PackConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
@@ -27,8 +27,8 @@ from strata.scripts.bench.configs import (
     SweepBenchConfig,
     TrainBenchConfig,
 )
-from strata.scripts.bench.train_encoder_config import TrainEncoderBenchConfig
-from strata.training.train_config import TrainConfig
+from strata.scripts.bench.train.encoder_config import TrainEncoderBenchConfig
+from strata.training.config import TrainConfig
 
 DESCRIPTION = "Scores multiple-choice questions with decoder language models far too big for the machine."
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff)
@@ -143,7 +143,7 @@ def bench_sweep(config: SweepBenchConfig) -> int:
 
     Example: strata bench sweep --shape tinyllama-1.1b
     """
-    from strata.scripts.bench.sweep import run_sweep_bench
+    from strata.scripts.bench.sweep.sweep import run_sweep_bench
 
     return run_sweep_bench(config)
 
@@ -154,7 +154,7 @@ def bench_checkpoint(config: SweepBenchConfig) -> int:
 
     Example: strata bench checkpoint --shape llama2-7b
     """
-    from strata.scripts.bench.sweep import make_checkpoint
+    from strata.scripts.bench.sweep.sweep import make_checkpoint
 
     print(make_checkpoint(config))
     return 0
@@ -166,7 +166,7 @@ def bench_large(config: LargeBenchConfig) -> int:
 
     Example: strata bench large --shape llama2-70b --storage nf4 --limit-gib 8 --memory-gib 6.5
     """
-    from strata.scripts.bench.large import run_large_bench
+    from strata.scripts.bench.large.large import run_large_bench
 
     return run_large_bench(config)
 
@@ -177,7 +177,7 @@ def bench_train(config: TrainBenchConfig) -> int:
 
     Example: strata bench train --parts packed streamed
     """
-    from strata.scripts.bench.train import run_train_bench
+    from strata.scripts.bench.train.train import run_train_bench
 
     return run_train_bench(config)
 
@@ -188,7 +188,7 @@ def bench_train_encoder(config: TrainEncoderBenchConfig) -> int:
 
     Example: strata bench train-encoder --data DIR
     """
-    from strata.scripts.bench.train_encoder import run_train_encoder_bench
+    from strata.scripts.bench.train.encoder import run_train_encoder_bench
 
     return run_train_encoder_bench(config)
 
@@ -199,7 +199,7 @@ def bench_calibrate(config: CalibrateConfig) -> int:
 
     Example: strata bench calibrate
     """
-    from strata.scripts.bench.calibrate import run_calibration
+    from strata.scripts.bench.calibrate.calibrate import run_calibration
 
     return run_calibration(config)
 
@@ -210,7 +210,7 @@ def bench_plan_error(config: PlanErrorConfig) -> int:
 
     Example: strata bench plan-error
     """
-    from strata.scripts.bench.plan_error import run_plan_error
+    from strata.scripts.bench.calibrate.plan_error import run_plan_error
 
     return run_plan_error(config)
 
@@ -221,7 +221,7 @@ def bench_retrieval(config: RetrievalBenchConfig) -> int:
 
     Example: strata bench retrieval --data DIR --encoder DIR
     """
-    from strata.scripts.bench.retrieval import run_retrieval_bench
+    from strata.scripts.bench.retrieval.retrieval import run_retrieval_bench
 
     return run_retrieval_bench(config)
 
@@ -232,7 +232,7 @@ def bench_retrieval_speed(config: RetrievalSpeedConfig) -> int:
 
     Example: strata bench retrieval-speed --parts topk bm25
     """
-    from strata.scripts.bench.retrieval_speed import run_retrieval_speed_bench
+    from strata.scripts.bench.retrieval.speed import run_retrieval_speed_bench
 
     return run_retrieval_speed_bench(config)
 

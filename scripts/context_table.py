@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from strata.engine.question_rows import read_records, read_utf8
-from strata.engine.questions import LETTERS
-from strata.engine.results import write_atomically
-from strata.engine.types import Question
+from strata.engine.files import read_utf8, write_atomically
+from strata.engine.questions.records import read_records
+from strata.engine.types import LETTERS, Question
 
 Columns = Mapping[str, Sequence[str]]
 """Contexts, one a question, by the column's name."""

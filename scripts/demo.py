@@ -13,9 +13,9 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strata.engine.metrics import evaluate
-from strata.engine.questions import read_questions
-from strata.engine.results import best_letters
+from strata.engine.questions.metrics import evaluate
+from strata.engine.questions.question_file import read_questions
+from strata.engine.results.tables import best_letters
 from strata.engine.types import Question, QuestionScores, RunWarnings
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def find_contexts(out: Path) -> Path:
 
 def score(questions: Path, out: Path) -> list[QuestionScores]:
     """Scores a question file with the bundled model and adapter."""
-    from strata.engine.score import ScoreConfig, score_questions
+    from strata.engine.config import ScoreConfig
+    from strata.engine.run.score import score_questions
 
     config = ScoreConfig(model=MODEL, adapter=(ADAPTER,), questions=questions, out=out, dtype="float32")
     return score_questions(config).scores

@@ -11,7 +11,7 @@ from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 
 if TYPE_CHECKING:
-    from strata.retrieval.build import BuildReport
+    from strata.retrieval.index.build import BuildReport
 
 REQUIRED = ("tantivy", "datasketch")
 REFRESH_EVERY = 64
@@ -29,7 +29,7 @@ def run_index(config: IndexConfig) -> int:
     config.check()
     require_packages(REQUIRED)
     check_codes(config)
-    from strata.retrieval.build import build_index
+    from strata.retrieval.index.build import build_index
 
     with count_stages(shown=config.progress) as report:
         done = build_index(config, report)
@@ -47,8 +47,8 @@ def add_encoder(config: IndexConfig, model: str, report: Callable[[str, int], ob
         InputError: sentence-transformers is not installed, or the model cannot be loaded.
     """
     require_packages(("sentence_transformers",))
-    from strata.retrieval.encode import encode_index
-    from strata.retrieval.encoders import EncoderSettings, SentenceEncoder
+    from strata.retrieval.index.encode import encode_index
+    from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder
 
     settings = EncoderSettings(model=model, device=config.encoder_device, batch_size=config.encoder_batch)
     encoder = SentenceEncoder(settings)
@@ -62,8 +62,8 @@ def check_codes(config: IndexConfig) -> None:
     """Refuses --codes where there will be no vectors to make them of, before anything is built."""
     if not config.codes or config.encoder:
         return
-    from strata.retrieval.manifest import MANIFEST_FILE
-    from strata.retrieval.vector_store import list_encoders
+    from strata.retrieval.index.manifest import MANIFEST_FILE
+    from strata.retrieval.index.vector_store import list_encoders
 
     if not (config.out / MANIFEST_FILE).exists() or not list_encoders(config.out):
         raise InputError(f"--codes: {config.out} has no vectors to make them of; expected an --encoder")
@@ -73,8 +73,8 @@ def add_codes(config: IndexConfig, names: Sequence[str], report: Callable[[str, 
     """Makes the codes of a first pass, of these encoders' vectors or else of all there are."""
     if not config.codes:
         return
-    from strata.retrieval.encode import write_codes
-    from strata.retrieval.vector_store import list_encoders
+    from strata.retrieval.index.encode import write_codes
+    from strata.retrieval.index.vector_store import list_encoders
 
     for name in names or list_encoders(config.out):
         for codes in config.codes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from strata.engine.pack import PackReport, interrupted_line, pack_checkpoint
-from strata.engine.pack_config import GIB, PackConfig
+from strata.engine.pack.config import GIB, PackConfig
+from strata.engine.pack.pack import PackReport, interrupted_line, pack_checkpoint
 
 MIB = 1 << 20
 EXPERTS_NOTES = {

@@ -7,10 +7,12 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from strata.engine.encoder_model import is_encoder
-from strata.engine.job import PhaseTimer, ScoringJob, prepare_job
-from strata.engine.machine import GIB
-from strata.engine.score_config import PlanConfig
+from strata.engine.config import PlanConfig
+from strata.engine.encoders.encoder import is_encoder
+from strata.engine.machine.devices import GIB
+from strata.engine.results.phases import PhaseTimer
+from strata.engine.run.decoder_job import prepare_job
+from strata.engine.scorer import ScoringJob
 from strata.engine.types import InputError, RunWarnings
 
 MIB = 1 << 20

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PreTrainedConfig
 
-from strata.engine.costs import ModelCosts, StorageFormat, shape_costs
-from strata.engine.machine import DTYPES, GIB, LinearKind
-from strata.engine.machine_profile import MachineProfile, load_profile
-from strata.engine.model import build_decoder
-from strata.engine.plan import SweepPlan, Workload, measure_workload
-from strata.engine.plan_machine import overrides_of, plan_on, profiled_machine
-from strata.engine.score_config import PlanConfig
+from strata.engine.config import PlanConfig
+from strata.engine.machine.devices import GIB
+from strata.engine.machine.machine import profiled_machine
+from strata.engine.machine.profile import MachineProfile, load_profile
+from strata.engine.model.decoder import build_decoder
+from strata.engine.plan.costs import StorageFormat, shape_costs
+from strata.engine.plan.planner import plan_on
+from strata.engine.plan.shapes import linear_kinds, read_shape, shape_workload
+from strata.engine.plan.sweep_plan import SweepPlan, overrides_of
 from strata.engine.types import InputError
-from strata.scripts.bench.shapes import SHAPES, to_llama_config
 
 STORAGES: tuple[StorageFormat, ...] = ("fp16", "int8", "nf4")
-LABEL_ROWS = 2
 COLUMNS = (
     *("stored", "computed", "hours", "questions/h", "bottleneck", "micro-batch", "groups"),
     *("resident layers", "hidden in", "device GiB", "RAM GiB"),
@@ -106,37 +103,6 @@ def plan_shape(config: PlanConfig, profile: MachineProfile) -> list[ShapePlan]:
     return plans
 
 
-def linear_kinds(config: PlanConfig, profile: MachineProfile) -> Sequence[LinearKind]:
-    """The ways of computing that are asked for and known."""
-    if config.dtype == "int8":
-        return ("int8",)
-    return ("dense", "int8") if config.dtype not in DTYPES and "int8" in profile.compute else ("dense",)
-
-
-def read_shape(name: str) -> PreTrainedConfig:
-    """The configuration of a shape by name, or of a config.json or its folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name in SHAPES:
-        return to_llama_config(SHAPES[name])
-    path = Path(name)
-    folder = path.parent if path.name == "config.json" else path
-    if not (folder / "config.json").is_file():
-        known = ", ".join(SHAPES)
-        raise InputError(
-            f"--shape: {name!r} is unknown; expected one of {known}, or a folder with config.json"
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{folder}: transformers cannot read config.json: {str(error).splitlines()[0]}"
-        ) from None
-    return config.get_text_config()
-
-
 def question_count(config: PlanConfig) -> int:
     """`--questions` as a number.
 
@@ -156,34 +122,6 @@ def question_count(config: PlanConfig) -> int:
             f"expected more than {config.options * config.option_tokens}"
         )
     return int(text)
-
-
-def shape_workload(config: PlanConfig, num_questions: int, costs: ModelCosts, vocab_size: int) -> Workload:
-    """The size of a job of equal questions; every token id of the vocabulary may occur."""
-    branch = np.arange(config.option_tokens, dtype=np.int32)
-    prefix_tokens = config.tokens - config.options * config.option_tokens
-    prefix = np.arange(prefix_tokens, dtype=np.int32)
-    position_ids = np.concatenate([prefix, *[prefix_tokens + branch] * config.options])
-    ends = prefix_tokens + config.option_tokens * np.arange(1, config.options + 1) - 1
-    row_bytes = costs.hidden_size * costs.itemsize
-    one = measure_workload(
-        costs,
-        token_ids=position_ids,
-        position_ids=position_ids,
-        scored=ends,
-        num_members=1,
-        norm_bytes=row_bytes,
-        head_bytes=LABEL_ROWS * row_bytes,
-        embedding_row_bytes=row_bytes,
-    )
-    return replace(
-        one,
-        num_tokens=one.num_tokens * num_questions,
-        num_scored=one.num_scored * num_questions,
-        distinct_tokens=min(vocab_size, one.num_tokens * num_questions),
-        gemm_flops=one.gemm_flops * num_questions,
-        attention_flops=one.attention_flops * num_questions,
-    )
 
 
 def tabulate(config: PlanConfig, profile: MachineProfile, plans: Sequence[ShapePlan]) -> Table:

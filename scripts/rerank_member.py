@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from strata.engine.questions import LETTERS
-from strata.engine.score import score_questions
-from strata.engine.score_config import ScoreConfig
+from strata.engine.config import ScoreConfig
+from strata.engine.run.score import score_questions
+from strata.engine.types import LETTERS
 
 MAX_OPTIONS = len(LETTERS)
 

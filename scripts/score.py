@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from strata.engine.results import best_letters
-from strata.engine.score import ScoreRun, score_questions
-from strata.engine.score_config import ScoreConfig
+from strata.engine.config import ScoreConfig
+from strata.engine.results.tables import best_letters
+from strata.engine.run.artefacts import ScoreRun
+from strata.engine.run.score import score_questions
 
 NUM_SHOWN = 5
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from strata.engine.files import write_atomically
 from strata.engine.progress import progress_bar
-from strata.engine.question_rows import read_records
-from strata.engine.questions import read_questions
-from strata.engine.results import write_atomically
+from strata.engine.questions.question_file import read_questions
+from strata.engine.questions.records import read_records
 from strata.engine.types import InputError, Question, RunWarnings
 from strata.retrieval.evaluate import Evaluation, evaluate_ranking, rank_pages, read_qrels, tabulate_per_query
-from strata.retrieval.hits import load_hits
 from strata.retrieval.open_index import open_tools
 from strata.retrieval.queries import build_queries
+from strata.retrieval.refine.hits import load_hits
 from strata.retrieval.search import SearchResult, SearchTools, num_stages, search
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.index import require_packages
@@ -118,7 +118,7 @@ def member_scorer(config: SearchConfig) -> MemberScorer | None:
 
 def measure_first_pass(questions: Sequence[Question], config: SearchConfig, tools: SearchTools) -> float:
     """Share of what an exact search finds that the first pass found too, on the first queries; printed."""
-    from strata.retrieval.dense import DenseIndex, measure_recall
+    from strata.retrieval.searchers.dense import DenseIndex, measure_recall
 
     dense = tools.searchers["dense"]
     assert isinstance(dense, DenseIndex)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from strata.engine.types import Question, RunWarnings
-from strata.retrieval.assemble import Context, CountTokens, assemble_context, deal_hits
-from strata.retrieval.hits import Hit
+from strata.retrieval.refine.assemble import Context, CountTokens, assemble_context, deal_hits
+from strata.retrieval.refine.hits import Hit
 from strata.retrieval.search import SearchResult, SearchTools, refine_method
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.context_table import write_with_contexts
@@ -24,7 +24,7 @@ def token_counter(tokenizer: Path | None, warnings: RunWarnings) -> CountTokens:
     if tokenizer is None:
         warnings.say(f"no --tokenizer: budgets take {CHARACTERS_PER_TOKEN} characters for a token")
         return lambda text: -(-len(text) // CHARACTERS_PER_TOKEN)
-    from strata.engine.job import read_tokenizer
+    from strata.engine.prompts.tokenizer import read_tokenizer
 
     loaded = read_tokenizer(tokenizer)
     # A context is longer than some tokenizers' limit, which is the model's matter.

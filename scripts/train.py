@@ -17,17 +17,18 @@ from warnings import filterwarnings
 
 from rich.console import Console
 
-from strata.engine.peak_memory import PeakMemory
-from strata.engine.run_record import RunRecord, package_version
+from strata.engine.results.machine_facts import package_version
+from strata.engine.results.peak_memory import PeakMemory
+from strata.engine.results.run_record import RunRecord
 from strata.engine.types import InputError, RunWarnings
-from strata.retrieval.corpus import read_pages
+from strata.retrieval.corpus.pages import read_pages
 from strata.scripts.score import print_warnings
-from strata.training.data import TrainingSet, read_training_set
-from strata.training.passages import LanguageReader, read_passages
-from strata.training.processes import OneProcess, Processes
-from strata.training.train_config import TrainConfig
-from strata.training.train_log import check_sinks
-from strata.training.trainer import Trainer
+from strata.training.config import TrainConfig
+from strata.training.data.passages import LanguageReader, read_passages
+from strata.training.data.training_set import TrainingSet, read_training_set
+from strata.training.loop.processes import OneProcess, Processes
+from strata.training.loop.train_log import check_sinks
+from strata.training.loop.trainer import Trainer
 from strata.training.types import Reader
 
 RECORD_NAME = "train.json"
@@ -73,7 +74,7 @@ def print_plan(config: TrainConfig) -> int:
     """What a step needs of memory: headers of the checkpoint and a sample of the questions are read."""
     if config.task in ("lm", "multiple-choice"):
         raise InputError(f"--plan: task {config.task}; expected binary, contrast, choice or letters")
-    from strata.training.run_plan import plan_run
+    from strata.training.readers.run_plan import plan_run
 
     for line in plan_run(config, read_training_set(config, RunWarnings())).describe():
         print(line)
@@ -118,14 +119,14 @@ def open_reader(config: TrainConfig) -> Reader:
     """
     quiet_libraries()
     if config.task == "multiple-choice":
-        from strata.training.encoder_reader import open_encoder_reader
+        from strata.training.readers.encoder_reader import open_encoder_reader
 
         return open_encoder_reader(config)
     if config.streamed:
-        from strata.training.streamed_reader import open_streamed_reader
+        from strata.training.readers.streamed_reader import open_streamed_reader
 
         return open_streamed_reader(config)
-    from strata.training.resident_reader import open_resident_reader
+    from strata.training.readers.resident_reader import open_resident_reader
 
     return open_resident_reader(config)
 

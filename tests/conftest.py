@@ -73,19 +73,20 @@ def reference() -> Callable[..., Reference]:
 @pytest.fixture(scope="session")
 def fixed_rates() -> Iterator[None]:
     """Gives the planner a made-up machine: plans repeat, and no run spends 0.2 s on measuring this one."""
-    from strata.engine import job_plan
-    from strata.engine.machine import MachineRates
+    from strata.engine.machine import machine
+    from strata.engine.machine.rates import MachineRates
 
     rates = MachineRates(gemm_flop_per_s=1e11, disk_bytes_per_s=1e9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_plan, "measure_rates", lambda *arguments: rates)
+        patch.setattr(machine, "measure_rates", lambda *arguments: rates)
         yield
 
 
 @pytest.fixture
 def score(tmp_path: Path, questions: Path, fixed_rates: None) -> Callable[..., object]:
     """`score(model=..., **settings)` -> ScoreRun; float32 and one CPU device unless told otherwise."""
-    from strata.engine.score import ScoreConfig, score_questions
+    from strata.engine.config import ScoreConfig
+    from strata.engine.run.score import score_questions
 
     numbers = iter(range(1000))
 

@@ -46,6 +46,10 @@ class Stopwatch:
             torch.cuda.synchronize(self._device)
 
 
+RESULTS = Path(__file__).parent / "results"
+"""Where benches append what they measured, one JSON object a run."""
+
+
 def environment_line() -> str:
     """Where a figure comes from, in one line: CPU, cores, RAM, GPUs, torch, transformers, commit, date."""
     machine, versions = _machine(), _versions()

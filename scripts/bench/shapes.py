@@ -7,112 +7,12 @@ vocabulary rows a score needs are left out: together they are below one percent 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from strata.engine.plan.shapes import LayerPart, ModelShape
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
-
-LayerPart = Literal["full", "keys_values", "rest"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """The sizes that decide what a Llama-style decoder costs; embedding and vocabulary head are not tied."""
-
-    name: str
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_position: int
-
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"{self.name}: num_heads {self.num_heads} must be a multiple of "
-                f"num_kv_heads {self.num_kv_heads}"
-            )
-
-
-TINY = ModelShape(
-    name="tiny",
-    hidden_size=64,
-    intermediate_size=176,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=256,
-    max_position=512,
-)
-TINYLLAMA_1B = ModelShape(
-    name="tinyllama-1.1b",
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_layers=22,
-    num_heads=32,
-    num_kv_heads=4,
-    head_dim=64,
-    vocab_size=32000,
-    max_position=2048,
-)
-LLAMA2_7B = ModelShape(
-    name="llama2-7b",
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    vocab_size=32000,
-    max_position=4096,
-)
-LLAMA2_13B = ModelShape(
-    name="llama2-13b",
-    hidden_size=5120,
-    intermediate_size=13824,
-    num_layers=40,
-    num_heads=40,
-    num_kv_heads=40,
-    head_dim=128,
-    vocab_size=32000,
-    max_position=4096,
-)
-LLAMA2_70B = ModelShape(
-    name="llama2-70b",
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_layers=80,
-    num_heads=64,
-    num_kv_heads=8,
-    head_dim=128,
-    vocab_size=32000,
-    max_position=4096,
-)
-SHAPES = {shape.name: shape for shape in (TINY, TINYLLAMA_1B, LLAMA2_7B, LLAMA2_13B, LLAMA2_70B)}
-
-
-def to_llama_config(shape: ModelShape) -> LlamaConfig:
-    """The transformers configuration of a Llama model of this shape, with Llama 2's other settings."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_position,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-    )
+    pass
 
 
 def num_parameters(shape: ModelShape) -> int:

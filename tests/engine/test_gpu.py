@@ -88,7 +88,7 @@ def test_auto_devices_are_all_gpus(checkpoint, score):
 
 
 def test_a_failing_kernel_ends_the_run(checkpoint, score, monkeypatch):
-    from strata.engine.lane_worker import LaneWorker
+    from strata.engine.sweep.lane_worker import LaneWorker
 
     def run_layer(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from strata.engine.checkpoint import open_checkpoint
-from strata.engine.plan import SweepPlan
-from strata.engine.prefix_tree import build_prefix_tree
-from strata.engine.safetensors_file import TensorReader
-from strata.engine.sweep import BASE_MEMBER, SweepJob, run_sweep
-from strata.engine.vocabulary import target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.plan.sweep_job import BASE_MEMBER, SweepJob
+from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.sweep.sweep import run_sweep
+from strata.engine.tree.prefix_tree import build_prefix_tree
+from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.tensor_reader import TensorReader
 
 KNOWN_TEXT = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 QUESTIONS = Path(__file__).parents[3] / "shared" / "data" / "kaggle200.csv"

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from strata.kernels.dequant import blocks
-from strata.kernels.dequant.four_bit import (
+from strata.kernels.dequant.four_bit import dequantize_4bit, dequantize_absmax
+from strata.kernels.dequant.four_bit_encode import (
     NF4_QUANT_MAP,
     build_dynamic_map,
-    dequantize_4bit,
-    dequantize_absmax,
     quantize_absmax,
     quantize_nf4,
 )

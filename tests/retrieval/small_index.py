@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from strata.retrieval.build import build_index
-from strata.retrieval.chunk_store import ChunkStore
+from strata.retrieval.index.build import build_index
+from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index_config import IndexConfig
 
 

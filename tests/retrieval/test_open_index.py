@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from strata.engine.types import InputError, Question
-from strata.retrieval.build import build_index
-from strata.retrieval.chunk import searchable_text
-from strata.retrieval.chunk_store import ChunkStore
-from strata.retrieval.encode import encode_index, write_codes
+from strata.retrieval.corpus.chunk import searchable_text
+from strata.retrieval.index.build import build_index
+from strata.retrieval.index.chunk_store import ChunkStore
+from strata.retrieval.index.encode import encode_index, write_codes
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.open_index import open_tools, parse_devices
 from strata.retrieval.search import search

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from strata.engine.types import Question
-from strata.retrieval.candidates import rank_candidates
-from strata.retrieval.order import edit_similarity
-from strata.retrieval.rerank import score_each
+from strata.retrieval.refine.order import edit_similarity
+from strata.retrieval.refine.rerank import score_each
 from strata.retrieval.search import SearchTools, num_stages, refine_method, search
 from strata.retrieval.search_config import SearchConfig
+from strata.retrieval.searchers.candidates import rank_candidates
 from strata.retrieval.types import Chunk, Ranking
 
 TEXTS = ["red cat. blue cat.", "green dog.", "red dog. Old dog.", "blue bird."]
@@ -123,7 +123,7 @@ def test_what_is_not_ordered_follows_by_score(
             [-float(TEXTS.index(text) % 2 == 0) * 10 - TEXTS.index(text) for text in own] for own in texts
         ]
 
-    monkeypatch.setattr("strata.retrieval.order.edit_similarity", longest_last)
+    monkeypatch.setattr("strata.retrieval.refine.order.edit_similarity", longest_last)
     result = search(QUESTIONS[:1], config(order="edit-distance", order_top=top), tools())
     assert rows(result.stages["found"]) == [[2, 0, 1]]
     assert rows(result.hits) == [expected]

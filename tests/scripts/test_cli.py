@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from strata.engine import results
+from strata.engine import files
+from strata.engine.results import tables
 from strata.scripts.cli import main
 
 pytestmark = pytest.mark.usefixtures("fixed_rates")
@@ -249,14 +250,14 @@ def assert_submission_is_whole_or_absent(out: Path, *, absent: bool) -> None:
 
 
 def refuse_to_write(monkeypatch, name: str, number: int) -> None:
-    original = results.flush_to_disk
+    original = files.flush_to_disk
 
     def flush_to_disk(path: Path) -> None:
         if name in path.name:
             raise OSError(number, os.strerror(number), str(path))
         original(path)
 
-    monkeypatch.setattr(results, "flush_to_disk", flush_to_disk)
+    monkeypatch.setattr(files, "flush_to_disk", flush_to_disk)
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
@@ -279,7 +280,7 @@ def test_a_disk_that_fills_up_while_parquet_is_written(given, out, monkeypatch, 
         Path(path).write_bytes(b"PAR1 and no more")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(results.pq, "write_table", write_table)
+    monkeypatch.setattr(tables.pq, "write_table", write_table)
     assert main(given) == 1
     assert_one_line(capsys, "scores.parquet", "No space left on device")
     assert_submission_is_whole_or_absent(out, absent=False)
@@ -340,7 +341,7 @@ def test_a_run_in_a_child_process(given, out):
 def test_parts_of_the_sweep_bench_are_those_asked_for(flags, parts, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "strata.scripts.bench.sweep.run_sweep_bench", lambda config: asked.append(config) or 0
+        "strata.scripts.bench.sweep.sweep.run_sweep_bench", lambda config: asked.append(config) or 0
     )
     assert main(["bench", "sweep", *flags]) == 0
     assert asked[0].parts == parts

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from strata.engine.questions import read_questions
+from strata.engine.questions.question_file import read_questions
 from strata.engine.types import Question, RunWarnings
 from strata.scripts.context_table import write_with_contexts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.engine.questions import read_questions
+from strata.engine.questions.question_file import read_questions
 from strata.engine.types import Question, RunWarnings
 from strata.scripts.demo import (
     ADAPTER,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strata.retrieval.encoders import EncoderSettings
-from strata.retrieval.manifest import read_manifest
+from strata.retrieval.index.encoders import EncoderSettings
+from strata.retrieval.index.manifest import read_manifest
 from strata.scripts import index
 from strata.scripts.cli import main
 
@@ -79,7 +79,7 @@ def test_an_encoder_is_added_to_a_finished_index(
         def encode_passages(self, texts: list[str]) -> np.ndarray:
             return np.array([[len(text), 1] for text in texts], dtype=np.float32)
 
-    monkeypatch.setattr("strata.retrieval.encoders.SentenceEncoder", Fake)
+    monkeypatch.setattr("strata.retrieval.index.encoders.SentenceEncoder", Fake)
     flags = ["index", "--corpus", str(corpus), "--out", str(tmp_path / "out")]
     assert main(flags) == 0
     assert main([*flags, "--encoder", "models/fake", "--encoder-batch", "7"]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from strata.engine.checkpoint import open_checkpoint
+from strata.engine.weights.checkpoint import open_checkpoint
 from strata.scripts.cli import main
 
 
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_made_is_status_1(checkpoint, tmp_path, capsys):
 
 SLOW = """
 import sys, time
-from strata.engine.safetensors_writer import SafetensorsWriter
+from strata.engine.pack.safetensors_writer import SafetensorsWriter
 write = SafetensorsWriter.write
 SafetensorsWriter.write = lambda *call: (time.sleep(0.02), write(*call))[1]
 from strata.scripts.cli import main

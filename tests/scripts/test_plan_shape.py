@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from strata.engine.costs import shape_costs
-from strata.engine.machine_profile import load_profile
-from strata.engine.model import build_decoder
-from strata.engine.score_config import PlanConfig
+from strata.engine.config import PlanConfig
+from strata.engine.machine.profile import load_profile
+from strata.engine.model.decoder import build_decoder
+from strata.engine.plan.costs import shape_costs
+from strata.engine.plan.shapes import LLAMA2_70B, SHAPES, TINY, read_shape, shape_workload, to_llama_config
 from strata.engine.types import InputError
-from strata.scripts.bench.random_checkpoint import make_random_checkpoint
-from strata.scripts.bench.shapes import LLAMA2_70B, SHAPES, TINY, to_llama_config, useful_flops
+from strata.scripts.bench.shapes import useful_flops
+from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.cli import main
-from strata.scripts.plan_shape import plan_shape, read_shape, shape_workload
+from strata.scripts.plan_shape import plan_shape
 
 ASKED = ["plan", "--profile", "kaggle-2xt4", "--shape", "tinyllama-1.1b", "--questions", "4000"]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strata.engine.score import ScoreConfig, score_questions
+from strata.engine.config import ScoreConfig
+from strata.engine.run.score import score_questions
 from strata.scripts.rerank_member import RELEVANCE_TEMPLATE, MemberScorer, deal_options
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strata.engine.questions import read_questions
+from strata.engine.questions.question_file import read_questions
 from strata.engine.types import RunWarnings
-from strata.retrieval.chunk import searchable_text
-from strata.retrieval.chunk_store import ChunkStore
-from strata.retrieval.encode import encode_index, write_codes
-from strata.retrieval.encoders import EncoderSettings, SentenceEncoder
+from strata.retrieval.corpus.chunk import searchable_text
+from strata.retrieval.index.chunk_store import ChunkStore
+from strata.retrieval.index.encode import encode_index, write_codes
+from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder
 from strata.scripts.cli import main
 from strata.scripts.rerank_member import MemberScorer
 

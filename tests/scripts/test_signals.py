@@ -11,7 +11,7 @@ import pytest
 
 SLOW = (
     "import sys, time\n"
-    "from strata.engine.lane_worker import LaneWorker\n"
+    "from strata.engine.sweep.lane_worker import LaneWorker\n"
     "run = LaneWorker.run_layer\n"
     "LaneWorker.run_layer = lambda *call: (time.sleep(0.5), run(*call))[1]\n"
     "from strata.scripts.cli import main\n"

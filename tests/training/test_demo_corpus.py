@@ -10,9 +10,9 @@ from random import Random
 
 import pytest
 
-from strata.engine.questions import read_questions
+from strata.engine.questions.question_file import read_questions
 from strata.engine.types import InputError, RunWarnings
-from strata.retrieval.corpus import read_pages
+from strata.retrieval.corpus.pages import read_pages
 from strata.training.demo_corpus.build import BuildConfig, build_corpus, write_questions
 from strata.training.demo_corpus.facts import FOLDER, load_entities, load_kinds
 from strata.training.demo_corpus.invented import invent_scenes, make_inventor

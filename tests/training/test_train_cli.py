@@ -14,7 +14,7 @@ import torch
 
 from strata.scripts import train as command
 from strata.scripts.cli import main
-from strata.training.losses import count_units
+from strata.training.readers.losses import count_units
 from strata.training.types import Example, ParameterGroup
 
 from ..families import build_tokenizer
@@ -156,7 +156,7 @@ def test_the_reader_is_chosen_by_task_and_flag(arguments, module, given, monkeyp
 
     stand_in = types.ModuleType(name)
     setattr(stand_in, function, open_tiny)
-    monkeypatch.setitem(sys.modules, f"strata.training.{name}", stand_in)
+    monkeypatch.setitem(sys.modules, f"strata.training.readers.{name}", stand_in)
     assert main([*given, *arguments]) == 0
     assert len(opened) == 1
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from strata.engine.types import InputError
-from strata.training.train_config import TaskName, TrainConfig
+from strata.training.config import TaskName, TrainConfig
 from strata.training.types import Task
 
 GIVEN = {"model": Path("model"), "out": Path("out"), "questions": Path("train.csv")}

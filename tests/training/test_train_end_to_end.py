@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from strata.engine.metrics import evaluate
+from strata.engine.questions.metrics import evaluate
 from strata.scripts.cli import main
 
 from ..sample_questions import write_jsonl

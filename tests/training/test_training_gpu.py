@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from strata.engine.questions import read_questions
+from strata.engine.questions.question_file import read_questions
 from strata.engine.types import RunWarnings
-from strata.training.resident_reader import open_resident_reader
-from strata.training.streamed_reader import open_streamed_reader
-from strata.training.train_config import TrainConfig
+from strata.training.config import TrainConfig
+from strata.training.readers.resident_reader import open_resident_reader
+from strata.training.readers.streamed_reader import open_streamed_reader
 from strata.training.types import Example, Reader
 
 pytestmark = [

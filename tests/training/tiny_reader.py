@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strata.engine.types import Prompt, Question
-from strata.training.losses import count_units, sum_loss
-from strata.training.train_config import TrainConfig
+from strata.training.config import TrainConfig
+from strata.training.readers.losses import count_units, sum_loss
 from strata.training.types import Example, ParameterGroup
 
 NUM_BUCKETS = 128

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
 from strata.scripts.bench.peers.batched_forward import answer_command_line, score_questions
 from strata.scripts.bench.peers.exchange import find_missing
+from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

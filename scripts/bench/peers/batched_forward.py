@@ -10,14 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
-from strata.scripts.bench.peers.exchange import (
-    answer_request,
-    load_questions,
-    peer_parser,
-    warm_up_question,
-)
+from strata.scripts.bench.peers.exchange import answer_request, load_questions, peer_parser, warm_up_question
 from strata.scripts.bench.record import Stopwatch
+from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
 from strata.scripts.bench.process_memory import peak_resident_bytes
+from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
 
 WARM_UP_TOKENS = 8
 

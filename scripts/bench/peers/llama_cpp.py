@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strata.scripts.bench.baselines import BaselineRun, SyntheticQuestion
 from strata.scripts.bench.peers.exchange import (
     answer_request,
     find_missing,
@@ -26,6 +25,7 @@ from strata.scripts.bench.peers.exchange import (
 )
 from strata.scripts.bench.peers.gguf_file import OUTPUT_TYPE, write_gguf
 from strata.scripts.bench.record import Stopwatch
+from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
 
 if TYPE_CHECKING:
     from llama_cpp import llama_batch, llama_context_p

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from strata.engine.types import InputError
-from strata.scripts.bench.baselines import SyntheticQuestion
 from strata.scripts.bench.peers.exchange import PeerRun, parse_answer, save_questions
+from strata.scripts.bench.workloads.baselines import SyntheticQuestion
 
 # Each as its users run it, at its best settings.
 PEERS = ("airllm", "accelerate_disk", "llama_cpp_bf16", "llama_cpp_q8_0", "llama_cpp_q4_0")

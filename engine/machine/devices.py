@@ -1,0 +1,97 @@
+"""What the machine offers: devices, memory budgets, the dtype that is fast, and quickly measured rates."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+
+from strata.engine.types import InputError
+
+GIB = 1 << 30
+SHARE_OF_FREE_MEMORY = 0.8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_devices(setting: str) -> tuple[str, ...]:
+    """Turns `--devices` into device names, one a worker.
+
+    Raises:
+        InputError: an unknown or absent device.
+    """
+    if setting == "auto":
+        count = torch.cuda.device_count()
+        return tuple(f"cuda:{index}" for index in range(count)) or ("cpu",)
+    names = tuple(name.strip() for name in setting.split(","))
+    for name in names:
+        if name == "cpu":
+            continue
+        index = name.removeprefix("cuda:")
+        if not name.startswith("cuda:") or not index.isdigit():
+            raise InputError(
+                f"--devices: {name!r} is unknown; expected auto, cpu, or a list such as cuda:0,cuda:1"
+            )
+        if int(index) >= torch.cuda.device_count():
+            raise InputError(
+                f"--devices: {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices"
+            )
+    if len({name.split(":")[0] for name in names}) > 1:
+        raise InputError(f"--devices: {setting!r} mixes CPU and CUDA; expected one kind")
+    return names
+
+
+def resolve_dtype(setting: str, stored: torch.dtype, devices: tuple[str, ...]) -> torch.dtype:
+    """Turns `--dtype` into a dtype of activations: the checkpoint's own where devices compute it natively.
+
+    With int8 that is the fast 16-bit dtype, whatever the checkpoint's. A T4 says that it supports bfloat16
+    but emulates it, so compute capability decides.
+    """
+    if setting in DTYPES:
+        return DTYPES[setting]
+    if stored not in (torch.float16, torch.bfloat16):
+        if setting != "int8":
+            return torch.float32
+        stored = torch.bfloat16
+    if devices[0] == "cpu":
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in cpu_flags()
+        return torch.bfloat16 if fast else torch.float32
+    oldest = min(torch.cuda.get_device_capability(name) for name in devices)
+    return stored if oldest >= (8, 0) else torch.float16
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it, else as Python does."""
+    names = [line for line in cpu_flags().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cpu_flags() -> str:
+    """The CPU's feature flags as Linux lists them; empty elsewhere."""
+    listing = Path("/proc/cpuinfo")
+    return listing.read_text() if listing.is_file() else ""
+
+
+def device_budget_bytes(devices: tuple[str, ...], memory_gib: float | None) -> int:
+    """Bytes that weights and activations may take on each device."""
+    if memory_gib is not None:
+        return int(memory_gib * GIB)
+    if devices[0] == "cpu":
+        return int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)
+    free = min(torch.cuda.mem_get_info(name)[0] for name in devices)
+    return int(free * SHARE_OF_FREE_MEMORY)
+
+
+def host_budget_bytes(host_memory_gib: float | None) -> int:
+    """Bytes that a run may take in host RAM."""
+    if host_memory_gib is not None:
+        return int(host_memory_gib * GIB)
+    return int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY)

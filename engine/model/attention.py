@@ -1,0 +1,103 @@
+"""The attention function that transformers' layers call: prefix attention over carried and new keys.
+
+Knows no layer and no weights; what a call needs beside query, key and value comes in an AttentionCall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from strata.kernels.prefix_attention.attend import attend
+from strata.kernels.prefix_attention.differentiable import attend_differentiable
+from strata.kernels.prefix_attention.tile import Tile
+
+
+@dataclass(kw_only=True, eq=False)
+class AttentionCall:
+    """What one call of one layer's attention needs and leaves behind.
+
+    Attributes:
+        tiles_of: tiles of the query rows.
+        carried: keys and values [2, K, C, H] of the carried tokens, None when there are none.
+        window: the sliding window of this layer where transformers does not pass it, else None.
+        mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
+            over `key_values` left by a "keys" call before.
+        differentiable: attend with a backward pass, which training needs.
+        key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
+    """
+
+    tiles_of: TilesOf
+    carried: torch.Tensor | None
+    window: int | None = None
+    mode: str = "all"
+    differentiable: bool = False
+    key_values: torch.Tensor | None = None
+
+
+TilesOf = Callable[[int | None], Sequence[Tile]]
+"""Tiles of a micro-batch for a sliding window (None: full attention)."""
+
+
+def attend_prefix_tree(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    attention_call: AttentionCall | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that transformers' layers call: query [1, N, T, H] -> output [1, T, N, H].
+
+    Raises:
+        NotImplementedError: the family asks for something that prefix attention does not know.
+    """
+    unknown = [
+        name for name, setting in settings.items() if setting is not None and name not in IGNORED_SETTINGS
+    ]
+    if unknown:
+        raise NotImplementedError(
+            f"attention setting {unknown[0]} of {type(module).__name__} is not supported"
+        )
+    assert attention_call is not None, "strata's attention runs inside strata's sweep only"
+    call = attention_call
+    if call.mode != "scored":
+        call.key_values = _append_keys(call.carried, key[0], value[0])
+    if call.mode == "keys":
+        return query.new_zeros(()).expand(1, query.shape[2], query.shape[1], query.shape[3]), None
+    assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
+    key_space, value_space = call.key_values
+    tiles = call.tiles_of(sliding_window if sliding_window is not None else call.window)
+    compute = attend_differentiable if call.differentiable else attend
+    attended = compute(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
+    return attended.to(query.dtype)[None], None
+
+
+IGNORED_SETTINGS = {
+    "position_ids",
+    "use_cache",
+    "is_causal",
+    "output_attentions",
+    "cache_position",
+    "position_bias",
+}
+
+
+def _append_keys(carried: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    own = torch.stack((key, value))
+    if carried is None:
+        return own
+    dtype = torch.promote_types(carried.dtype, own.dtype)
+    return torch.cat((carried.to(dtype), own.to(dtype)), dim=2)
+
+
+ATTENTION_NAME = "strata_prefix"

@@ -1,0 +1,122 @@
+"""Log-probabilities of target tokens from readouts, the vocabulary projection streamed in blocks of rows.
+
+Data flow: readouts [S, D] and targets (readout row, token id) [n] -> for each block of the projection [B, D],
+read from disk: logits [S, B] in float32 -> running log-sum-exp [S] and the targets' logits [n] ->
+log-probabilities [n].
+Peak memory: one block of rows and its logits, whatever V and S are. Without normalization only the target
+tokens' rows are read, and the result is logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from strata.engine.types import InputError
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.safetensors_file import StoredTensor
+from strata.engine.weights.tensor_reader import TensorReader
+
+BLOCK_BYTES = 32 << 20
+READOUT_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VocabularyProjection:
+    """The stored output embedding [V, D] of a checkpoint, its bias [V] if any, and the final soft cap."""
+
+    stored: StoredTensor
+    bias: StoredTensor | None
+    softcap: float | None
+
+    def bytes_needed(self, token_ids: np.ndarray, *, normalized: bool) -> int:
+        """Bytes read for targets with these token ids."""
+        bias_bytes = self.bias.num_bytes if self.bias else 0
+        if normalized:
+            return self.stored.num_bytes + bias_bytes
+        return len(np.unique(token_ids)) * (self.stored.num_bytes // self.stored.shape[0]) + bias_bytes
+
+
+def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
+    """The projection of a causal language model.
+
+    Raises:
+        InputError: the checkpoint has none.
+    """
+    name = checkpoint.output_embedding
+    if name is None:
+        raise InputError(
+            f"{checkpoint.path}: no lm_head.weight; heads on label tokens need a causal language model"
+        )
+    has_bias = "lm_head.bias" in checkpoint.weights
+    return VocabularyProjection(
+        stored=checkpoint.require_plain(name),
+        bias=checkpoint.require_plain("lm_head.bias") if has_bias else None,
+        softcap=getattr(checkpoint.config, "final_logit_softcapping", None),
+    )
+
+
+def target_logits(
+    projection: VocabularyProjection,
+    readouts: torch.Tensor,
+    rows: np.ndarray,
+    token_ids: np.ndarray,
+    reader: TensorReader,
+    device: torch.device,
+    *,
+    normalized: bool,
+) -> np.ndarray:
+    """Log-probabilities (or, without `normalized`, logits) of target tokens.
+
+    Args:
+        projection: where the projection is stored.
+        readouts: [S, D] on the host.
+        rows: [n] readout row of each target.
+        token_ids: [n] token of each target.
+        reader: counts bytes.
+        device: where the products are computed, in float32.
+        normalized: subtract the log-sum-exp over the whole vocabulary.
+
+    Returns:
+        [n] float64.
+    """
+    used, rows = np.unique(rows, return_inverse=True)
+    readouts = readouts[torch.from_numpy(used)]
+    bias = reader.read(projection.bias).float() if projection.bias else None
+    picked = np.zeros(len(token_ids))
+    log_sum = torch.full((len(readouts),), float("-inf"))
+    for ids, weight_VD in _blocks(projection.stored, np.unique(token_ids), reader, normalized=normalized):
+        weight = weight_VD.to(device, torch.float32)
+        block_bias = None if bias is None else bias[torch.from_numpy(ids)].to(device)
+        wanted = np.flatnonzero(np.isin(token_ids, ids))
+        for first in range(0, len(readouts), READOUT_ROWS):
+            part = slice(first, min(first + READOUT_ROWS, len(readouts)))
+            logits = torch.nn.functional.linear(readouts[part].to(device, torch.float32), weight, block_bias)
+            if projection.softcap is not None:
+                logits = projection.softcap * torch.tanh(logits / projection.softcap)
+            if normalized:
+                log_sum[part] = torch.logaddexp(log_sum[part], torch.logsumexp(logits, dim=1).cpu())
+            here = wanted[(rows[wanted] >= part.start) & (rows[wanted] < part.stop)]
+            if len(here):
+                columns = torch.from_numpy(np.searchsorted(ids, token_ids[here])).to(device)
+                places = torch.from_numpy(rows[here] - first).to(device)
+                picked[here] = logits[places, columns].cpu().double().numpy()
+    return picked - log_sum.double().numpy()[rows] if normalized else picked
+
+
+def _blocks(
+    stored: StoredTensor, token_ids: np.ndarray, reader: TensorReader, *, normalized: bool
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Ascending token ids and their rows: the whole vocabulary in blocks, or the given ids alone."""
+    if not normalized:
+        rows = [reader.read_rows(stored, int(token_id), int(token_id) + 1) for token_id in token_ids]
+        yield token_ids, torch.cat(rows)
+        return
+    num_rows = stored.shape[0]
+    size = max(1, BLOCK_BYTES // (4 * stored.shape[1]))
+    for first in range(0, num_rows, size):
+        last = min(first + size, num_rows)
+        yield np.arange(first, last), reader.read_rows(stored, first, last)

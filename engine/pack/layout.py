@@ -1,0 +1,253 @@
+"""What `strata pack` will leave: which weight becomes what, in which file, and what config.json says of it.
+
+Flow: checkpoint headers -> an encoding a stored weight -> files of a bounded size -> index and config. Names
+stay those of the source. Packed are the linear modules of decoder layers that `--dtype int8` computes with;
+embedding, norms, biases, routers and heads stay plain. A mixture's experts, which transformers 5 merges into
+one tensor, become int8 one by one (its compressed-tensors loader reads them neither so nor plain), but stay
+plain beside NF4, since so its bitsandbytes loader reads them. Reads no values but the small tensors that say
+how a weight is quantised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.core_model_loading import dot_natural_key
+
+from strata.engine.model.decoder import build_decoder
+from strata.engine.pack.config import PackConfig
+from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantization_settings, small_files
+from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
+from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.formats.registry import collect_weights
+from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
+from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.tensor_reader import TensorReader
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+HEADS = ("lm_head", "score")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """One file: its name, the weights it holds, and where their tensors lie."""
+
+    name: str
+    encodings: tuple[Encoding, ...]
+    layout: FileLayout
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes that are read to write it."""
+        return sum(encoding.weight.num_bytes for encoding in self.encodings)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackPlan:
+    """Everything a pack leaves.
+
+    Attributes:
+        shards: the safetensors files in order.
+        config: content of config.json.
+        copied: files of the source that are taken over as they are.
+        num_packed: weights that become int8 or NF4, those of experts included.
+        num_experts: matrices of experts, which transformers merges.
+    """
+
+    shards: tuple[Shard, ...]
+    config: dict[str, Any]
+    copied: tuple[Path, ...]
+    num_packed: int
+    num_experts: int
+
+    @property
+    def num_source_bytes(self) -> int:
+        """Bytes of weights that are read."""
+        return sum(shard.source_bytes for shard in self.shards)
+
+    @property
+    def num_packed_bytes(self) -> int:
+        """Bytes of the safetensors files."""
+        return sum(shard.layout.num_bytes for shard in self.shards)
+
+    @property
+    def index(self) -> dict[str, Any] | None:
+        """Content of the index; None where one file holds everything, as transformers has it."""
+        if len(self.shards) == 1:
+            return None
+        weight_map = {name: shard.name for shard in self.shards for name in shard.layout.specs}
+        specs = [spec for shard in self.shards for spec in shard.layout.specs.values()]
+        return {
+            "metadata": {"total_size": sum(spec.num_bytes for spec in specs)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linears:
+    """The linear modules of decoder layers.
+
+    Attributes:
+        packed: stored names of the weights that are packed.
+        experts: stored names of the matrices that transformers stacks into one tensor of experts.
+        plain: paths inside their layer of modules that stay plain -> the layers they do so in.
+        num_layers: all layers.
+    """
+
+    packed: frozenset[str]
+    experts: frozenset[str]
+    plain: Mapping[str, tuple[int, ...]]
+    num_layers: int
+
+    @property
+    def plain_suffixes(self) -> list[str]:
+        """How the full names of the plain modules end."""
+        return [
+            suffix
+            for path, layers in sorted(self.plain.items())
+            for suffix in (
+                [path] if len(layers) == self.num_layers else [f"layers.{layer}.{path}" for layer in layers]
+            )
+        ]
+
+
+def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
+    """Decides everything before any weight is read.
+
+    Raises:
+        InputError: the checkpoint lacks a weight, or holds one that cannot be decoded.
+    """
+    weights = _stored_weights(checkpoint)
+    linears = find_linears(checkpoint)
+    packed: frozenset[str] = frozenset()
+    if config.format not in PLAIN_DTYPES:
+        packed = linears.packed | (linears.experts if config.format == "int8" else frozenset())
+    encodings = [_choose_encoding(weight, packed, checkpoint, config) for weight in weights]
+    settings = quantization_settings(config, checkpoint.stored_dtype, _ignored_modules(linears, weights))
+    return PackPlan(
+        shards=_cut_into_shards(encodings, config.shard_bytes),
+        config=make_config(checkpoint.path, settings, PLAIN_DTYPES.get(config.format)),
+        copied=small_files(checkpoint.path),
+        num_packed=len(packed),
+        num_experts=len(linears.experts),
+    )
+
+
+def find_linears(checkpoint: Checkpoint) -> Linears:
+    """Which modules of the decoder's layers are packed, and which linear ones are not.
+
+    Raises:
+        InputError: an architecture strata does not run, or a weight that the checkpoint lacks.
+    """
+    decoder = build_decoder(checkpoint.config)
+    decoder.quantize_linears()
+    packed: set[str] = set()
+    experts: set[str] = set()
+    plain: dict[str, list[int]] = defaultdict(list)
+    for layer, module in enumerate(decoder.layers):
+        for name, shape in decoder.layer_shapes(layer).items():
+            source = checkpoint.require(f"layers.{layer}.{name}")
+            names = {weight.name for weight, _ in source.parts if len(weight.shape) == 2}
+            if len(shape) == 3:
+                experts |= names
+            elif name in decoder.int8_names(layer) and source.single is not None:
+                packed |= names
+            elif name in decoder.int8_names(layer):
+                plain[name.removesuffix(".weight")].append(layer)
+        for path, linear in module.named_modules():
+            if isinstance(linear, nn.Linear):
+                plain[path].append(layer)
+    return Linears(
+        packed=frozenset(packed),
+        experts=frozenset(experts),
+        plain={path: tuple(layers) for path, layers in plain.items()},
+        num_layers=checkpoint.num_layers,
+    )
+
+
+def _stored_weights(checkpoint: Checkpoint) -> list[StoredWeight]:
+    """Every weight under the name it is stored by, layer after layer."""
+    stored: dict[str, StoredTensor] = {}
+    for file in weight_files(checkpoint.path):
+        stored |= read_header(file)
+    with closing(TensorReader()) as reader:
+        weights = collect_weights(checkpoint.quantization, stored, reader.read)
+    quantized = {_module(weight.name) for weight in weights if not isinstance(weight, PlainWeight)}
+    kept = [weight for weight in weights if not _is_left_over(weight, quantized)]
+    return sorted(kept, key=lambda weight: dot_natural_key(weight.name))
+
+
+def _is_left_over(weight: StoredWeight, quantized: Set[str]) -> bool:
+    """Whether a tensor belongs to a quantised weight, such as a scale of activations, and to nothing else."""
+    if not isinstance(weight, PlainWeight) or weight.name.endswith(".bias"):
+        return False
+    return any(owner in quantized for owner in accumulate(weight.name.split("."), "{}.{}".format))
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def weight_files(model: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory that was opened before."""
+    index = model / INDEX_FILE
+    if not index.is_file():
+        return [model / SINGLE_FILE]
+    return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def _choose_encoding(
+    weight: StoredWeight, packed: frozenset[str], checkpoint: Checkpoint, config: PackConfig
+) -> Encoding:
+    if config.format in PLAIN_DTYPES:
+        return store_plain(weight, PLAIN_DTYPES[config.format])
+    if weight.name not in packed:
+        kept = isinstance(weight, PlainWeight) and weight.tensor.torch_dtype
+        return store_plain(weight, kept or checkpoint.stored_dtype)
+    if config.format == "int8":
+        return Int8Matrix(weight=weight)
+    plain_dtype = weight.dtype if isinstance(weight, PlainWeight) else checkpoint.stored_dtype
+    loader_dtype = torch.float32 if plain_dtype == torch.float64 else plain_dtype
+    return Nf4Matrix(weight=weight, dtype=loader_dtype, double_quant=config.double_quant)
+
+
+def _cut_into_shards(encodings: Sequence[Encoding], shard_bytes: int) -> tuple[Shard, ...]:
+    groups: list[list[Encoding]] = [[]]
+    filled = 0
+    for encoding in encodings:
+        num_bytes = sum(spec.num_bytes for spec in encoding.specs)
+        if groups[-1] and filled + num_bytes > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(encoding)
+        filled += num_bytes
+    return tuple(
+        Shard(
+            name=f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else SINGLE_FILE,
+            encodings=tuple(group),
+            layout=plan_layout(spec for encoding in group for spec in encoding.specs),
+        )
+        for number, group in enumerate(groups, start=1)
+    )
+
+
+def _ignored_modules(linears: Linears, weights: Iterable[StoredWeight]) -> list[str]:
+    """Ends of the names of linear modules, heads among them, that loaders must not expect packed."""
+    beside_layers = {
+        weight.name.removesuffix(".weight")
+        for weight in weights
+        if len(weight.shape) == 2 and ".layers." not in f".{weight.name}"
+    }
+    heads = {name for name in beside_layers if not name.endswith("embed_tokens")} | set(HEADS)
+    return [*linears.plain_suffixes, *sorted(heads)]

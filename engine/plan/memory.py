@@ -1,0 +1,71 @@
+"""Predicts the peak memory of a plan: weights, buffers, activations, hidden states. Pure arithmetic on costs.
+
+Independent check: resident sets measured beside the prediction (tests/engine/test_plan.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+from strata.engine.plan.costs import ModelCosts
+from strata.engine.plan.sweep_plan import SweepPlan, readout_dtype
+from strata.engine.plan.workload import Workload
+from strata.kernels.prefix_attention.attend import TILE_ROWS
+
+
+def predict_memory(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[int, int]:
+    """Peak bytes on the busiest device and in host RAM; on CPU the same figure, all workers together."""
+    on_cpu, workers = plan.devices[0] == "cpu", len(plan.devices)
+    hidden = hidden_bytes(plan, costs, work)
+    embedding = work.distinct_tokens * work.embedding_row_bytes
+    readouts = work.num_scored * costs.hidden_size * readout_dtype(plan.torch_dtype).itemsize
+    readouts *= work.num_members
+    streamed = [layer for layer in range(costs.num_layers) if layer not in plan.resident_layers]
+    slots = min(plan.num_slots, len(streamed))
+    buffers = slots * max((costs.buffer_bytes[layer] for layer in streamed), default=0)
+    # A resident layer passes through a buffer of its own.
+    passing = max(
+        (costs.buffer_bytes[n] for n in plan.resident_layers if costs.converted_bytes[n]), default=0
+    )
+    working = _working_bytes(plan, costs, work)
+    if on_cpu:
+        resident = sum(_resident_bytes_on_host(costs, layer) for layer in plan.resident_layers)
+        decoded = slots * max((costs.converted_bytes[layer] for layer in streamed), default=0)
+        in_ram = hidden * workers if plan.hidden_store != "disk" else 0
+        total = resident + buffers + decoded + passing + costs.scratch_bytes + in_ram + readouts
+        total += max(working * workers, embedding)
+        return total, total
+    weights = sum(costs.weight_bytes[layer] for layer in plan.resident_layers)
+    weights += slots * max((costs.weight_bytes[layer] for layer in streamed), default=0)
+    raw = max((costs.buffer_bytes[n] for n in range(costs.num_layers) if costs.converted_bytes[n]), default=0)
+    device = weights + raw + costs.scratch_bytes + max(working, embedding)
+    host = buffers + passing + embedding + readouts
+    if plan.hidden_store == "device":
+        return device + hidden, host
+    return device, host + (hidden * workers if plan.hidden_store == "ram" else 0)
+
+
+def hidden_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
+    """Hidden states of one worker's share of a group, all members together."""
+    return lane_tokens(plan, work) * costs.hidden_size * costs.itemsize * work.num_members
+
+
+def lane_tokens(plan: SweepPlan, work: Workload) -> int:
+    """Tokens of one worker in one group."""
+    return math.ceil(work.num_tokens / (plan.num_groups * len(plan.devices)))
+
+
+def _resident_bytes_on_host(costs: ModelCosts, layer: int) -> int:
+    """A layer that stays: decoded weights, and the whole reading buffer if some weight is a view of it."""
+    has_views = costs.converted_bytes[layer] < costs.weight_bytes[layer]
+    return costs.converted_bytes[layer] + (costs.buffer_bytes[layer] if has_views else 0)
+
+
+def _working_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
+    """Activations, key spaces and attention scratch of one worker's micro-batch."""
+    on_cpu = plan.devices[0] == "cpu"
+    batch = min(plan.micro_batch_tokens, lane_tokens(plan, work))
+    keys = work.longest_branch_tokens + batch
+    tile_rows = min(TILE_ROWS["cpu" if on_cpu else "cuda"], batch)
+    scratch = costs.attention_scratch_bytes(tile_rows, work.longest_branch_tokens + tile_rows, on_cpu=on_cpu)
+    return batch * costs.activation_bytes_per_token + 3 * keys * costs.key_value_bytes_per_token + scratch

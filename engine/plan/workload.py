@@ -1,0 +1,56 @@
+"""The size of a job: what the planner knows of a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from strata.engine.plan.costs import ModelCosts, sweep_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The size of a job: what the planner knows of a tree.
+
+    `distinct_tokens` are distinct token ids of the job; `head_bytes` is what a group's head reads of the
+    checkpoint.
+    """
+
+    num_tokens: int
+    num_scored: int
+    longest_branch_tokens: int
+    distinct_tokens: int
+    num_members: int
+    gemm_flops: float
+    attention_flops: float
+    norm_bytes: int
+    head_bytes: int
+    embedding_row_bytes: int
+
+
+def measure_workload(
+    costs: ModelCosts,
+    *,
+    token_ids: np.ndarray,
+    position_ids: np.ndarray,
+    scored: np.ndarray,
+    num_members: int,
+    norm_bytes: int,
+    head_bytes: int,
+    embedding_row_bytes: int,
+) -> Workload:
+    """The size of a tree's job."""
+    gemm, attention = sweep_flops(costs, position_ids, scored)
+    return Workload(
+        num_tokens=len(token_ids),
+        num_scored=len(scored),
+        longest_branch_tokens=int(position_ids.max()) + 1,
+        distinct_tokens=len(np.unique(token_ids)),
+        num_members=num_members,
+        gemm_flops=gemm * num_members,
+        attention_flops=attention * num_members,
+        norm_bytes=norm_bytes,
+        head_bytes=head_bytes,
+        embedding_row_bytes=embedding_row_bytes,
+    )

@@ -1,0 +1,204 @@
+"""Prompt templates: the built-in ones, a user's file, and what each head needs of them. Knows no tokens.
+
+A template is Jinja2 with the variables `context` (may be empty), `prompt`, `option` (the option scored) and
+`options` (the pairs (letter, text) in the order shown). Nothing is trimmed: a newline at a template's end
+is part of it.
+
+The Alpaca frames end in "### Response:" and a newline, after which the label is written bare. That is how the
+Llama-2 fine-tunes of this format were trained, and a word at the start of a line is one whole token for
+Llama-2 ("yes", "no", "A": the newline is a token of its own), whereas a space would glue itself to the
+label ("_yes") and leave the boundary between prompt and label inside a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+import yaml
+
+from strata.engine.files import read_utf8
+from strata.engine.types import InputError
+
+VARIABLES = ("context", "prompt", "option", "options")
+DEFAULT_LABELS = ("yes", "no")
+DEFAULT_TEMPLATES = {
+    "binary": "statement",
+    "contrast": "statement",
+    "yes-no": "yes-no",
+    "letters": "letters",
+    "loglik": "statement",
+}
+
+_STATEMENT = """\
+{% if context %}Context: {{ context }}
+
+{% endif %}Question: {{ prompt }}
+Answer: {{ option }}"""
+
+_ALPACA_OPENING = """\
+Below is an instruction that describes a task, paired with an input that provides further context. \
+Write a response that appropriately completes the request.
+
+### Instruction:
+"""
+
+_YES_NO = (
+    _ALPACA_OPENING
+    + """\
+Answer yes if the proposed answer to the question is correct, and no if it is not.
+
+### Input:
+{% if context %}Context: {{ context }}
+
+{% endif %}Question: {{ prompt }}
+Proposed answer: {{ option }}
+
+### Response:
+"""
+)
+
+_LETTERS = (
+    _ALPACA_OPENING
+    + """\
+Answer the question with the letter of the correct option.
+
+### Input:
+{% if context %}Context: {{ context }}
+
+{% endif %}Question: {{ prompt }}
+{% for letter, text in options %}{{ letter }}. {{ text }}
+{% endfor %}
+### Response:
+"""
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A prompt template.
+
+    `labels` are the texts that say yes and no, written right after the prompt (head yes-no only; None means
+    DEFAULT_LABELS). `lists_options` says that the prompt shows all options.
+    """
+
+    name: str
+    text: str
+    labels: tuple[str, str] | None = None
+    lists_options: bool = False
+
+
+BUILT_IN = {
+    "statement": Template(name="statement", text=_STATEMENT),
+    "yes-no": Template(name="yes-no", text=_YES_NO, labels=DEFAULT_LABELS),
+    "letters": Template(name="letters", text=_LETTERS, lists_options=True),
+}
+
+_ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
+    keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False
+)
+
+
+def load_template(name: str | None, *, head: str) -> Template:
+    """Find the template to use with a head.
+
+    Args:
+        name: a built-in template, or a file: .yaml/.yml with the keys `text` and optionally `labels` (two
+            texts), or any other suffix with the bare Jinja text; None takes the head's own.
+        head: binary, contrast, yes-no, letters or loglik.
+
+    Raises:
+        InputError: no such template, a syntax error, an unknown variable, or not what the head needs.
+    """
+    name = DEFAULT_TEMPLATES[head] if name is None else name
+    template = BUILT_IN[name] if name in BUILT_IN else _read_template(name)
+    compile_template(template, head=head)
+    return template
+
+
+def compile_template(template: Template, *, head: str) -> jinja2.Template:
+    """Compile a template after checking that it gives the head what it needs.
+
+    Raises:
+        InputError: a syntax error (with its line), an unknown variable, or a needed variable that is never
+            used.
+    """
+    used = find_variables(template.name, template.text)
+    needed, spare = ("options", "option") if head == "letters" else ("option", None)
+    if needed not in used:
+        raise InputError(f"template {template.name}: never uses '{needed}', which head {head} needs")
+    if spare in used:
+        raise InputError(
+            f"template {template.name}: uses '{spare}', but head {head} shows all of 'options' at once"
+        )
+    try:
+        return _ENVIRONMENT.from_string(template.text)
+    except jinja2.TemplateSyntaxError as error:
+        raise _syntax_error(template.name, error) from error
+
+
+def find_variables(name: str, text: str) -> frozenset[str]:
+    """The template variables that a Jinja text uses.
+
+    Raises:
+        InputError: a syntax error, or a variable that is not one of VARIABLES; both name the template.
+    """
+    try:
+        tree = _ENVIRONMENT.parse(text)
+        used = jinja2.meta.find_undeclared_variables(tree) - set(_ENVIRONMENT.globals)
+    except jinja2.TemplateSyntaxError as error:
+        raise _syntax_error(name, error) from error
+    unknown = sorted(used - set(VARIABLES))
+    if unknown:
+        raise InputError(f"template {name}: unknown variable {unknown[0]!r}, expected {', '.join(VARIABLES)}")
+    return frozenset(used)
+
+
+def _syntax_error(name: str, error: jinja2.TemplateSyntaxError) -> InputError:
+    return InputError(f"template {name}, line {error.lineno} of the text: {error.message}")
+
+
+def _read_template(name: str) -> Template:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(
+            f"--template {name!r}: no such file, and expected one of {', '.join(BUILT_IN)} or a file"
+        )
+    text, labels = read_utf8(path), None
+    if path.suffix.lower() in (".yaml", ".yml"):
+        text, labels = _parse_yaml_template(name, text)
+    if not text.strip():
+        raise InputError(f"template {name}: is empty, expected Jinja text")
+    lists_options = "options" in find_variables(name, text)
+    return Template(name=name, text=text, labels=labels, lists_options=lists_options)
+
+
+def _parse_yaml_template(name: str, text: str) -> tuple[str, tuple[str, str] | None]:
+    try:
+        # BaseLoader keeps every scalar as text: YAML would otherwise read the labels yes and no as booleans.
+        fields = yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"template {name}{line}: not valid YAML ({getattr(error, 'problem', error)})"
+        ) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        raise InputError(f"template {name}: expected a YAML mapping with the key 'text'")
+    unknown = sorted(set(fields) - {"text", "labels"})
+    if unknown:
+        raise InputError(f"template {name}: unknown key {unknown[0]!r}, expected text and labels")
+    return fields["text"], _parse_labels(name, fields["labels"]) if "labels" in fields else None
+
+
+def _parse_labels(name: str, labels: object) -> tuple[str, str]:
+    if not isinstance(labels, list) or len(labels) != 2 or not all(isinstance(x, str) and x for x in labels):
+        raise InputError(f"template {name}, key 'labels': {labels!r}, expected two texts such as [yes, no]")
+    if labels[0] == labels[1]:
+        raise InputError(
+            f"template {name}, key 'labels': both are {labels[0]!r}, expected two different texts"
+        )
+    return labels[0], labels[1]

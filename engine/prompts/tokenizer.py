@@ -1,0 +1,120 @@
+"""Tokenizes whole texts and says which tokens hold which characters; knows nothing of questions.
+
+Texts are never tokenized in pieces: the tokens of a prompt followed by those of its label are in general
+not the tokens of the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+from transformers import AutoTokenizer
+
+from strata.engine.types import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Bounds the memory of the tokenizer's own bookkeeping (about 100 bytes a token) and still feeds every core.
+_MAX_BATCH_CHARACTERS = 2**21
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """A tokenized text of L tokens: `ids`, `starts`, `ends` [L] int32, the latter two in characters.
+
+    Tokens that make up one character (byte fallback) share its span; special tokens have an empty one.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def overlapping(self, start: int, end: int) -> range:
+        """Indices of the tokens that hold any character of [start, end), whole or in part."""
+        inside = np.flatnonzero((self.ends > start) & (self.starts < end))
+        # A range: a token with an empty span between two of them belongs to the text as well.
+        return range(inside[0], inside[-1] + 1) if len(inside) else range(0)
+
+
+class JointTokenizer:
+    """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Copy a fast tokenizer; the given one is left as it is.
+
+        Raises:
+            InputError: a tokenizer without a fast (Rust) implementation, which cannot tell character spans.
+        """
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"tokenizer {type(tokenizer).__name__} is not a fast one, expected a tokenizer.json"
+            )
+        self.unknown_id: int | None = tokenizer.unk_token_id
+        # Trimmed spans (as in Llama 3) leave white space out, so that a token seems to end before a
+        # boundary that it straddles. The ids are the same without.
+        whole = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
+        self._backend = Tokenizer.from_str(whole)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
+        self._num_appended = self._count_appended()
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokenize each text as a whole."""
+        tokens: list[Tokens] = []
+        for batch in _batches(texts):
+            tokens += [self._convert(encoding) for encoding in self._backend.encode_batch(batch)]
+        return tokens
+
+    def _count_appended(self) -> int:
+        offsets = self._backend.encode("a").offsets
+        return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
+
+    def _convert(self, encoding: Encoding) -> Tokens:
+        num_tokens = len(encoding) - self._num_appended
+        spans = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)[:num_tokens]
+        ids = np.array(encoding.ids, dtype=np.int32)[:num_tokens]
+        return Tokens(
+            ids=ids, starts=np.ascontiguousarray(spans[:, 0]), ends=np.ascontiguousarray(spans[:, 1])
+        )
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= _MAX_BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer.
+
+    Raises:
+        InputError: there is none that transformers can read.
+    """
+    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+    if not any((path / name).is_file() for name in files):
+        raise InputError(
+            f"{path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise InputError(
+            f"{path}: transformers cannot read the tokenizer: {str(error).splitlines()[0]}"
+        ) from None

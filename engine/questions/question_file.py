@@ -1,0 +1,205 @@
+"""Reads question files into Questions and says what is wrong with them; knows nothing of prompts or models.
+
+Two layouts are understood: Kaggle's (id, prompt, A, B, ... [, answer] [, context], one column an option)
+and the generic one of Parquet and JSON Lines (id, question, options[] [, answer] [, context]).
+
+When a row of the Kaggle layout has fewer options than there are letter columns: in Parquet and JSON Lines the
+trailing cells are null or absent. CSV cannot say null, so there trailing empty cells are no options as long
+as at least two non-empty options come before them and the answer is not among them. Every other empty cell
+is an empty option: kept as "", reported, scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from strata.engine.questions.records import Record, RecordTable, read_records
+from strata.engine.types import LETTERS, InputError, Question, RunWarnings
+
+_MIN_OPTIONS = 2
+_MAX_OPTIONS = len(LETTERS)
+_PROMPT_COLUMNS = ("prompt", "question")
+_DEFAULT_CONTEXT_COLUMN = "context"
+
+
+def read_questions(
+    path: Path,
+    *,
+    context_column: str = _DEFAULT_CONTEXT_COLUMN,
+    limit: int | None = None,
+    warnings: RunWarnings,
+) -> list[Question]:
+    """Read and check a question file (.csv, .parquet or .jsonl).
+
+    Args:
+        path: the file.
+        context_column: the column that holds the context; a name other than the default must be there.
+        limit: how many rows to read, from the first; None reads all. Later rows are not checked.
+        warnings: where odd rows go: "empty option", "repeated option", "fewer options than columns",
+            "empty question", "missing context", "no answer".
+
+    Returns:
+        The questions in the file's order, at least one. Texts are verbatim, except that blank ones are "".
+
+    Raises:
+        InputError: what makes the job meaningless, naming file, row and column; odd rows too in a strict run.
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: expected at least 1")
+    table = read_records(path, limit=limit)
+    _check_columns(path, table, context_column)
+    if not table.records:
+        raise InputError(f"{path}: no data rows, expected at least one question")
+    has_context = context_column in table.columns
+    rows_of_ids: dict[str, str] = {}
+    questions = []
+    for record in table.records:
+        question = _read_question(record, table, context_column)
+        if question.id in rows_of_ids:
+            raise InputError(
+                f"{record.where}, column 'id': duplicate id {question.id!r}, already used in "
+                f"{rows_of_ids[question.id]}; expected each id once"
+            )
+        rows_of_ids[question.id] = record.where.removeprefix(f"{path}, ")
+        _report_oddities(question, record, table, has_context, warnings)
+        questions.append(question)
+    _report_missing_answers(questions, rows_of_ids, path, warnings)
+    return questions
+
+
+def _check_columns(path: Path, table: RecordTable, context_column: str) -> None:
+    if not table.columns:
+        return
+    found = f"found columns {', '.join(table.columns)}"
+    if "id" not in table.columns:
+        raise InputError(f"{path}: column 'id' is missing; {found}")
+    if not any(name in table.columns for name in _PROMPT_COLUMNS):
+        raise InputError(f"{path}: column 'prompt' is missing; {found}")
+    if context_column != _DEFAULT_CONTEXT_COLUMN and context_column not in table.columns:
+        raise InputError(f"{path}: --context-column {context_column!r} is not a column of the file; {found}")
+    if "options" in table.columns and not table.has_blank_cells:
+        return
+    letters = _letter_columns(table)
+    if len(letters) < _MIN_OPTIONS:
+        raise InputError(f"{path}: expected at least two option columns A, B, ...; {found}")
+    if letters != LETTERS[: len(letters)]:
+        missing = next(letter for letter in LETTERS if letter not in letters)
+        raise InputError(f"{path}: option column {missing!r} is missing before {letters[-1]!r}; {found}")
+
+
+def _letter_columns(table: RecordTable) -> str:
+    return "".join(letter for letter in LETTERS if letter in table.columns)
+
+
+def _read_question(record: Record, table: RecordTable, context_column: str) -> Question:
+    question_id = _read_text(record, "id")
+    if not question_id:
+        raise InputError(f"{record.where}, column 'id': no id, expected one")
+    prompt_column = next((name for name in _PROMPT_COLUMNS if name in record.values), None)
+    if prompt_column is None:
+        raise InputError(f"{record.where}: column 'prompt' is missing; found {', '.join(record.values)}")
+    cells = _read_options(record, table)
+    answer = _read_answer(record, len(cells))
+    return Question(
+        id=question_id,
+        prompt=_read_text(record, prompt_column),
+        options=_drop_absent_options(cells, answer, table.has_blank_cells),
+        answer=answer,
+        context=_read_text(record, context_column),
+        row=record.row,
+    )
+
+
+def _read_text(record: Record, column: str) -> str:
+    return _as_text(record.values.get(column), f"{record.where}, column {column!r}") or ""
+
+
+def _as_text(value: object, where: str) -> str | None:
+    """Text of a cell, "" when blank, None when absent."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise InputError(f"{where}: is a {type(value).__name__}, expected text")
+    text = str(value)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{where}: holds half of a surrogate pair, expected valid Unicode")
+    return text if text.strip() else ""
+
+
+def _read_options(record: Record, table: RecordTable) -> list[str | None]:
+    listed = None if table.has_blank_cells else record.values.get("options")
+    if listed is None:
+        letters = [letter for letter in LETTERS if letter in record.values]
+        cells: Sequence[object] = [record.values.get(letter) for letter in LETTERS[: len(letters)]]
+        if letters != list(LETTERS[: len(letters)]):
+            raise InputError(
+                f"{record.where}: options {', '.join(letters)}, expected A, B, ... without a gap"
+            )
+    elif isinstance(listed, (list, tuple)):
+        # A null inside a list has its place there: an empty option.
+        cells = ["" if cell is None else cell for cell in listed]
+    else:
+        raise InputError(f"{record.where}, column 'options': is a {type(listed).__name__}, expected a list")
+    if not _MIN_OPTIONS <= len(cells) <= _MAX_OPTIONS:
+        raise InputError(f"{record.where}: {len(cells)} option(s), expected 2 to 26")
+    return [_as_text(cell, f"{record.where}, option {LETTERS[index]}") for index, cell in enumerate(cells)]
+
+
+def _drop_absent_options(
+    cells: list[str | None], answer: int | None, has_blank_cells: bool
+) -> tuple[str, ...]:
+    num_kept = len(cells)
+    while num_kept and (not cells[num_kept - 1] if has_blank_cells else cells[num_kept - 1] is None):
+        num_kept -= 1
+    if has_blank_cells and sum(bool(cell) for cell in cells) < _MIN_OPTIONS:
+        num_kept = len(cells)
+    num_kept = max(num_kept, _MIN_OPTIONS, 0 if answer is None else answer + 1)
+    return tuple(cell or "" for cell in cells[:num_kept])
+
+
+def _read_answer(record: Record, num_options: int) -> int | None:
+    value = record.values.get("answer")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    index = -1
+    if isinstance(value, str):
+        letter = value.strip().upper()
+        index = LETTERS.find(letter) if len(letter) == 1 else -1
+    elif isinstance(value, int) and not isinstance(value, bool):
+        index = value
+    elif isinstance(value, float) and value.is_integer():
+        index = int(value)
+    if not 0 <= index < num_options:
+        letters = f"a letter from A to {LETTERS[num_options - 1]}"
+        expected = letters if isinstance(value, str) else f"{letters} or an index from 0 to {num_options - 1}"
+        raise InputError(f"{record.where}, column 'answer': unknown answer {value!r}, expected {expected}")
+    return index
+
+
+def _report_oddities(
+    question: Question, record: Record, table: RecordTable, has_context: bool, warnings: RunWarnings
+) -> None:
+    filled = [option.strip() for option in question.options if option]
+    oddities = {
+        "empty question": not question.prompt,
+        "empty option": len(filled) < len(question.options),
+        "repeated option": len(set(filled)) < len(filled),
+        "fewer options than columns": table.has_blank_cells
+        and len(question.options) < len(_letter_columns(table)),
+        "missing context": has_context and not question.context,
+    }
+    for kind, is_so in oddities.items():
+        if is_so:
+            warnings.odd_row(kind, question.id, record.where)
+
+
+def _report_missing_answers(
+    questions: list[Question], rows_of_ids: dict[str, str], path: Path, warnings: RunWarnings
+) -> None:
+    if all(question.answer is None for question in questions):
+        return
+    for question in questions:
+        if question.answer is None:
+            warnings.odd_row("no answer", question.id, f"{path}, {rows_of_ids[question.id]}")

@@ -1,0 +1,31 @@
+"""Questions that the deadline left out: guessed, and listed in the warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from strata.engine.heads.probabilities import option_probabilities
+from strata.engine.questions.metrics import longest_option_order
+from strata.engine.types import Question, QuestionScores, RunWarnings
+
+
+def guess(question: Question) -> QuestionScores:
+    """A question nobody scored: the longest option first, all options all but equally probable."""
+    scores = np.empty(len(question.options))
+    scores[list(longest_option_order(question))] = -1e-6 * np.arange(len(question.options))
+    return QuestionScores(question=question, scores=scores, probabilities=option_probabilities(scores))
+
+
+UNREACHED = "not scored before the deadline"
+
+
+def collect_scores(
+    questions: Sequence[Question], by_id: Mapping[str, QuestionScores], warnings: RunWarnings
+) -> list[QuestionScores]:
+    """Scores in the file's order, guesses for the questions that the deadline left out."""
+    missing = [question.id for question in questions if question.id not in by_id]
+    if missing:
+        warnings.rows[UNREACHED] = missing
+    return [by_id[question.id] if question.id in by_id else guess(question) for question in questions]

@@ -1,0 +1,103 @@
+"""Where hidden states wait between layers: on the device, in RAM, or in a file. Knows nothing of layers.
+
+Rows are numbered as the lane computes them. A store is [num_rows, D] in the compute dtype. On CUDA the RAM
+store is pinned and its copies are queued on the current stream, which orders a write before the next read of
+the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from strata.engine.plan.sweep_plan import StoreKind
+
+
+class HiddenStore(Protocol):
+    """Rows of hidden states by position."""
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Rows [first, first + count) on the device; may be a view."""
+
+    def write(self, first: int, rows: torch.Tensor) -> None:
+        """Puts rows at `first`."""
+
+    def close(self) -> None:
+        """Gives the memory or the file back."""
+
+
+class MemoryStore:
+    """Rows on the device, or in host RAM (pinned when the device is a GPU)."""
+
+    def __init__(
+        self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, *, on_host: bool
+    ) -> None:
+        pinned = on_host and device.type == "cuda"
+        where = torch.device("cpu") if on_host else device
+        self._device = device
+        self._rows = torch.empty(num_rows, width, dtype=dtype, device=where, pin_memory=pinned)
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Rows on the device; a view when they are there already."""
+        return self._rows[first : first + count].to(self._device, non_blocking=True)
+
+    def write(self, first: int, rows: torch.Tensor) -> None:
+        """Copies rows in."""
+        self._rows[first : first + len(rows)].copy_(rows, non_blocking=True)
+
+    def close(self) -> None:
+        """Frees the memory."""
+        self._rows = torch.empty(0)
+
+
+class DiskStore:
+    """Rows in an unnamed temporary file, which vanishes with the process.
+
+    Raises:
+        OSError: the disk is full, naming the folder.
+    """
+
+    def __init__(
+        self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path
+    ) -> None:
+        self._width, self._dtype, self._device = width, dtype, device
+        self._row_bytes = width * dtype.itemsize
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (closed by close())
+        size = max(1, num_rows * self._row_bytes)
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            self._file.close()
+            reason = f"{error.strerror}: no room for {size:,} bytes of hidden states (--hidden-store disk)"
+            raise OSError(error.errno, reason, str(folder)) from None
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """Reads rows into fresh memory on the device."""
+        rows = torch.empty(count, self._width, dtype=self._dtype)
+        view, done = rows.view(torch.uint8).numpy().data.cast("B"), 0
+        while done < len(view):
+            done += os.preadv(self._file.fileno(), [view[done:]], first * self._row_bytes + done)
+        return rows.to(self._device)
+
+    def write(self, first: int, rows: torch.Tensor) -> None:
+        """Writes rows through the page cache."""
+        view, done = rows.contiguous().cpu().view(torch.uint8).numpy().data.cast("B"), 0
+        while done < len(view):
+            done += os.pwrite(self._file.fileno(), view[done:], first * self._row_bytes + done)
+
+    def close(self) -> None:
+        """Removes the file."""
+        self._file.close()
+
+
+def make_store(
+    kind: StoreKind, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path
+) -> HiddenStore:
+    """A store of the kind the plan says; `folder` is where a disk store's file goes."""
+    if kind == "disk":
+        return DiskStore(num_rows, width, dtype, device, folder)
+    return MemoryStore(num_rows, width, dtype, device, on_host=kind == "ram")

@@ -1,0 +1,173 @@
+"""Computes one lane, one layer at a time, on one device. Knows nothing of files or of other lanes.
+
+Of a lane and a layer: hidden states [T, D] of each micro-batch come from the hidden store, go through the
+layer with the carried keys and values [2, K, C, H], and go back. In the last layer only the scored rows are
+computed beyond their keys and values, and their final-norm hidden states are the readouts.
+A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest
+of the sweep. Readouts that are not finite end the run, whatever the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from strata.engine.model.attention import AttentionCall, TilesOf
+from strata.engine.model.decoder import Decoder
+from strata.engine.sweep.hidden_store import HiddenStore
+from strata.engine.tree.intervals import indexes
+from strata.engine.tree.lanes import Lane, MicroBatch
+from strata.engine.tree.prefix_tree import PrefixTree
+from strata.engine.tree.tiles import build_scored_tiles, build_tiles
+from strata.kernels.prefix_attention.attend import TILE_ROWS
+from strata.kernels.prefix_attention.tile import Tile
+
+TILE_CACHE_ENTRIES = 1 << 16
+
+
+@dataclass(kw_only=True, eq=False)
+class LaneWorker:
+    """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
+
+    `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer,
+    micro-batch).
+    """
+
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
+    tree: PrefixTree
+    lane: Lane
+    promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    overflows: list[tuple[int, int]] = field(default_factory=list)
+    _weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tiles = lru_cache(TILE_CACHE_ENTRIES)(self._build_tiles)
+
+    def embed(self, table: torch.Tensor, row_of_token: np.ndarray, store: HiddenStore) -> None:
+        """Fills the hidden store with embeddings, from a table [U, D] and each token id's row in it [V]."""
+        on_device = table.to(self.device, self.dtype)
+        for batch in self.lane.micro_batches:
+            token_ids = self.tree.token_ids[indexes(batch.rows)]
+            rows = torch.from_numpy(row_of_token[token_ids]).to(self.device)
+            store.write(batch.first_row, self.decoder.embed(on_device, rows))
+
+    def assign(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Puts a layer's weights into the modules."""
+        self._weights = weights
+        self.decoder.assign_layer(layer, weights)
+
+    def release(self, layer: int) -> None:
+        """Lets go of the layer's weights."""
+        self._weights = {}
+        self.decoder.drop_layer(layer)
+
+    def run_layer(
+        self, layer: int, index: int, member: str, store: HiddenStore, carried: torch.Tensor | None
+    ) -> torch.Tensor:
+        """One micro-batch through one layer, store to store. Returns the key space [2, K, C, H]."""
+        hidden, position_ids = self._load(index, member, store)
+        call = AttentionCall(tiles_of=self._tiles_of(index, scored=False), carried=carried)
+        output = self._compute(
+            layer, index, hidden, lambda states: self.decoder.run_layer(layer, states, position_ids, call)
+        )
+        if output.dtype == self.dtype:
+            store.write(self.lane.micro_batches[index].first_row, output)
+        else:
+            self.promoted[member, index] = output
+        assert call.key_values is not None
+        return call.key_values
+
+    def run_last_layer(
+        self,
+        layer: int,
+        index: int,
+        member: str,
+        store: HiddenStore,
+        carried: torch.Tensor | None,
+        norm: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all rows, the rest for scored ones. Returns readouts [S, D] and key space."""
+        hidden, position_ids = self._load(index, member, store)
+        keys = AttentionCall(tiles_of=self._tiles_of(index, scored=False), carried=carried, mode="keys")
+        key_values = self._compute(
+            layer,
+            index,
+            hidden,
+            lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys),
+        )
+        scored = torch.from_numpy(self.lane.micro_batches[index].scored_rows).to(self.device)
+        if not len(scored):
+            return hidden[:0], key_values
+        tiles_of = self._tiles_of(index, scored=True)
+        call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values)
+
+        def read_out(states: torch.Tensor) -> torch.Tensor:
+            output = self.decoder.run_layer(layer, states, position_ids[scored], call)
+            return self.decoder.normalize({name: weight.to(output) for name, weight in norm.items()}, output)
+
+        readouts = self._compute(layer, index, hidden[scored], read_out)
+        if not is_finite(readouts):
+            raise FloatingPointError(
+                "the last layer's readouts are not finite: weights or activations hold NaN or inf"
+            )
+        return readouts, key_values
+
+    def keep_carried(self, index: int, key_values: torch.Tensor) -> torch.Tensor | None:
+        """What the next micro-batch carries of a key space."""
+        ranges = self.lane.micro_batches[index].kept
+        if not ranges:
+            return None
+        return torch.cat([key_values[:, :, start:end] for start, end in ranges], dim=2)
+
+    def _load(self, index: int, member: str, store: HiddenStore) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.lane.micro_batches[index]
+        promoted = self.promoted.get((member, index))
+        hidden = store.read(batch.first_row, batch.num_rows) if promoted is None else promoted
+        position_ids = self.tree.position_ids[indexes(batch.rows)].astype(np.int64)
+        return hidden, torch.from_numpy(position_ids).to(self.device)
+
+    def _compute(
+        self, layer: int, index: int, hidden: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """`attempt(hidden)`; in float32 when the hidden states are, or when the result overflows float16.
+
+        The other dtypes have float32's range: there a result that is not finite shows in the readouts.
+
+        Raises:
+            FloatingPointError: not finite even in float32.
+        """
+        if hidden.dtype == self.dtype:
+            result = attempt(hidden)
+            if self.dtype != torch.float16 or is_finite(result):
+                return result
+            if (layer, index) not in self.overflows:
+                self.overflows.append((layer, index))
+        widened = {
+            name: weight.float() if weight.is_floating_point() else weight
+            for name, weight in self._weights.items()
+        }
+        self.decoder.assign_layer(layer, widened)
+        result = attempt(hidden.float())
+        self.decoder.assign_layer(layer, self._weights)
+        if not is_finite(result):
+            raise FloatingPointError(f"layer {layer}: hidden states are not finite, not even in float32")
+        return result
+
+    def _tiles_of(self, index: int, *, scored: bool) -> TilesOf:
+        return lambda window: self._tiles(index, window, scored)
+
+    def _build_tiles(self, index: int, window: int | None, scored: bool) -> tuple[Tile, ...]:
+        build = build_scored_tiles if scored else build_tiles
+        batch: MicroBatch = self.lane.micro_batches[index]
+        return build(self.tree, batch, TILE_ROWS[self.device.type], window)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is finite; one pass, no temporary of the tensor's size."""
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32)))

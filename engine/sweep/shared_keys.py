@@ -1,0 +1,56 @@
+"""Keys and values of public tokens: computed by the first lane, layer by layer, for all other lanes.
+
+A member's entry for a layer is [2, K, P, H], in the order of the public stream intervals. Entries live for
+the whole run, since later groups need them; public tokens are few (the opening words of a template, or
+few-shot examples).
+Knows nothing of how keys are computed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from strata.engine.sweep.coordinator import Coordinator
+from strata.engine.tree.intervals import Intervals, count
+from strata.engine.tree.lanes import Lane, MicroBatch, ranges_in_order
+
+
+class PublicKeys:
+    """Where lanes leave and find keys and values of public tokens."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._public: Intervals = ()
+        self._pieces: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self._whole: dict[tuple[str, int], torch.Tensor] = {}
+
+    def publish(
+        self, member: str, layer: int, lane: Lane, batch: MicroBatch, key_values: torch.Tensor
+    ) -> None:
+        """Leaves the public part of a micro-batch's key space [2, K, C, H], if the lane publishes any.
+
+        The public tokens are the publishing lane's first rows.
+        """
+        num_public = count(lane.public) if lane.publishes else 0
+        rows = min(batch.num_rows, num_public - batch.first_row)
+        if rows <= 0:
+            return
+        first = batch.num_carried
+        pieces = self._pieces.setdefault((member, layer), [])
+        pieces.append(key_values[:, :, first : first + rows].clone())
+        if batch.first_row + rows == num_public:
+            whole = torch.cat(pieces, dim=2)
+            if whole.is_cuda:
+                torch.cuda.current_stream(whole.device).synchronize()
+            self._public = lane.public
+            self._coordinator.update(lambda: self._whole.update({(member, layer): whole}))
+            del self._pieces[member, layer]
+
+    def take(self, member: str, layer: int, lane: Lane, device: torch.device) -> torch.Tensor | None:
+        """Keys and values [2, K, C, H] that the lane's first micro-batch carries, once they are there."""
+        if lane.publishes or not lane.public:
+            return None
+        self._coordinator.wait_for(lambda: (member, layer) in self._whole)
+        whole = self._whole[member, layer]
+        ranges = ranges_in_order(lane.public, self._public)
+        return torch.cat([whole[:, :, start:end] for start, end in ranges], dim=2).to(device)

@@ -1,0 +1,83 @@
+"""Writes the BM25 part of an index with tantivy; resumable, and checked when it is opened."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tantivy
+
+from strata.retrieval.corpus.chunk import searchable_text
+from strata.retrieval.index.analyzer import make_analyzer
+from strata.retrieval.index.chunk_store import ChunkStore
+from strata.retrieval.index.manifest import add_part
+from strata.retrieval.index_config import Language
+
+
+def build_tantivy(
+    store: ChunkStore, language: Language, report: Callable[[int], object] = lambda num_chunks: None
+) -> None:
+    """Adds the tantivy part to an index folder, or goes on with an interrupted attempt, shard by shard.
+
+    The work lies in `tantivy.partial` until it is whole.
+
+    Args:
+        store: the chunks.
+        language: of the analyzer; noted in the manifest.
+        report: called with the number of chunks indexed so far, after each shard.
+    """
+    partial, done = store.folder / f"{TANTIVY_PART}.partial", store.folder / TANTIVY_PART
+    if not done.exists():
+        _write_index(store, partial, language, report)
+        partial.rename(done)
+    files = sorted(
+        path for path in done.rglob("*") if path.is_file() and not path.name.startswith(LOCK_PREFIX)
+    )
+    add_part(
+        store.folder, TANTIVY_PART, [file.relative_to(store.folder) for file in files], language=language
+    )
+
+
+def _write_index(
+    store: ChunkStore, folder: Path, language: Language, report: Callable[[int], object]
+) -> None:
+    index = _open_partial(folder, language)
+    num_done = index.searcher().num_docs
+    if num_done not in [store.first_row(shard) for shard in range(store.num_shards + 1)]:
+        # Not a state that commits after whole shards can leave: another corpus, or damage.
+        shutil.rmtree(folder)
+        index, num_done = _open_partial(folder, language), 0
+    writer = index.writer(WRITER_BYTES)
+    for shard in range(store.num_shards):
+        if store.first_row(shard) >= num_done:
+            for row, chunk in enumerate(store.read_shard(shard), start=store.first_row(shard)):
+                document = tantivy.Document()
+                document.add_text("text", searchable_text(chunk))
+                document.add_unsigned("row", row)
+                writer.add_document(document)
+            writer.commit()
+        report(store.first_row(shard) + store.shard_rows[shard])
+    writer.garbage_collect_files()
+    writer.wait_merging_threads()
+
+
+def _open_partial(folder: Path, language: Language) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("text", tokenizer_name=ANALYZER, index_option="freq")
+    builder.add_unsigned_field("row", fast=True)
+    try:
+        index = tantivy.Index(builder.build(), path=str(folder))
+    except ValueError:
+        shutil.rmtree(folder)
+        return _open_partial(folder, language)
+    index.register_tokenizer(ANALYZER, make_analyzer(language))
+    return index
+
+
+TANTIVY_PART = "tantivy"
+ANALYZER = "strata"
+WRITER_BYTES = 100_000_000
+LOCK_PREFIX = ".tantivy-"

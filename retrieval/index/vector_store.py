@@ -1,0 +1,177 @@
+"""The vectors of an index folder, made by one encoder: a file a chunk shard, memory-mapped.
+
+    dense/<encoder>/encoder.json      how they were made, of which chunks, and how they are stored
+    dense/<encoder>/NNNNN.npy         [N, D] float16, or int8 with NNNNN.scale.npy [N] float32
+    dense/<encoder>/int8/NNNNN.npy    codes of the float16 vectors for a first pass, with NNNNN.scale.npy
+    dense/<encoder>/binary/NNNNN.npy  the same as sign bits, [N, ceil(D / 8)] uint8
+
+Knows no encoder and no search. Legend: N rows of a shard, D dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from strata.engine.types import InputError
+from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_json_object, read_manifest
+from strata.retrieval.index.vector_shard import VectorShard
+
+VECTORS_VERSION = 1
+ENCODER_FILE = "encoder.json"
+DENSE_FOLDER = "dense"
+UNIT_NORM_BOUND = 1.002
+"""No float16 copy of a vector of length 1 is longer (up to 2^20 dimensions)."""
+
+Stored = Literal["float16", "int8"]
+Codes = Literal["int8", "binary"]
+
+
+class VectorStore:
+    """Reads one encoder's vectors, or the codes made of them.
+
+    Args:
+        index: an index folder.
+        name: the encoder's folder name.
+        codes: read the first-pass codes of this kind instead of the vectors.
+        digests: see `check_part`.
+
+    Raises:
+        InputError: the part is missing, of another version or other chunks, or a file of it is broken.
+    """
+
+    def __init__(
+        self, index: Path, name: str, codes: Codes | None = None, *, digests: bool | None = None
+    ) -> None:
+        manifest = read_manifest(index)
+        if part_name(name) not in manifest.parts:
+            raise InputError(f"{index}: no vectors of encoder {name!r}; expected one of: {_listed(index)}")
+        if codes and part_name(name, codes) not in manifest.parts:
+            raise InputError(
+                f"{index}: encoder {name!r} has no {codes} codes; expected them to be made first"
+            )
+        check_part(index, manifest, part_name(name, codes), digests=digests)
+        self.description = read_description(index, name, manifest)
+        self.dim = int(self.description["dim"])
+        self.folder = vector_folder(index, name, codes)
+        self.shard_rows = tuple(int(rows) for rows in self.description["shard_rows"])
+        self._kind = codes or self.description["stored"]
+
+    def __len__(self) -> int:
+        return sum(self.shard_rows)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards; `shard_rows` holds the rows of each."""
+        return len(self.shard_rows)
+
+    def first_rows(self) -> np.ndarray:
+        """The first row of every shard, [shards] int64."""
+        return np.array([0, *accumulate(self.shard_rows)][:-1], dtype=np.int64)
+
+    def open_shard(self, number: int) -> VectorShard:
+        """A shard, memory-mapped: nothing is read yet.
+
+        Raises:
+            InputError: a file of it is missing, cut short or of another shape.
+        """
+        path = shard_path(self.folder, number)
+        num_rows = self.shard_rows[number]
+        scales = None
+        if self._kind == "int8":
+            scales = map_array(scale_path(path), (num_rows,), np.float32)
+        is_unit = self._kind == "float16" and self.description["normalised"]
+        return VectorShard(
+            first_row=int(self.first_rows()[number]),
+            codes=map_array(path, (num_rows, _width(self._kind, self.dim)), _dtype(self._kind)),
+            dim=self.dim,
+            scales=scales,
+            max_norm=UNIT_NORM_BOUND if is_unit else None,
+        )
+
+    def open_shards(self, numbers: Iterable[int] | None = None) -> Iterator[VectorShard]:
+        """Yields these shards, or all, opening each when it is asked for."""
+        for number in range(self.num_shards) if numbers is None else numbers:
+            yield self.open_shard(number)
+
+
+def list_encoders(index: Path) -> list[str]:
+    """Names of the encoders whose vectors an index has."""
+    names = [part.split("/") for part in read_manifest(index).parts]
+    return sorted(name[1] for name in names if name[0] == DENSE_FOLDER and len(name) == 2)
+
+
+def _listed(index: Path) -> str:
+    return ", ".join(list_encoders(index)) or "none (strata index --encoder makes them)"
+
+
+def part_name(name: str, codes: Codes | None = None) -> str:
+    """The name of a part of the manifest: `dense/<encoder>`, `dense/<encoder>/binary`."""
+    return "/".join((DENSE_FOLDER, name, *([codes] if codes else [])))
+
+
+def vector_folder(index: Path, name: str, codes: Codes | None = None) -> Path:
+    """Where the files of a part are."""
+    return index / part_name(name, codes)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """The file of a shard's vectors or codes."""
+    return folder / f"{number:05d}.npy"
+
+
+def scale_path(path: Path) -> Path:
+    """The file of the scales that belong to a file of int8 codes."""
+    return path.with_name(f"{path.stem}.scale.npy")
+
+
+def _dtype(kind: str) -> Any:
+    return {"float16": np.float16, "int8": np.int8, "binary": np.uint8}[kind]
+
+
+def _width(kind: str, dim: int) -> int:
+    return -(-dim // 8) if kind == "binary" else dim
+
+
+def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Maps a .npy file copy-on-write; raises InputError when it is not of this shape and dtype."""
+    try:
+        array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again") from None
+    if array.shape != tuple(shape) or array.dtype != dtype:
+        raise InputError(
+            f"{path}: {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}"
+        )
+    return array
+
+
+def read_description(index: Path, name: str, manifest: Manifest) -> Mapping[str, Any]:
+    """What encoder.json says; refuses another version, and vectors of other chunks than the index holds."""
+    path = vector_folder(index, name) / ENCODER_FILE
+    content = read_json_object(path, expected="what `strata index --encoder` writes")
+    if content.get("format_version") != VECTORS_VERSION:
+        raise InputError(
+            f"{path}: format_version is {content.get('format_version')!r}; expected {VECTORS_VERSION}: "
+            "encode the index again"
+        )
+    missing = {"dim", "normalised", "stored", "shard_rows", "chunks_sha256"} - set(content)
+    if missing:
+        raise InputError(f"{path}: no key {min(missing)!r}; expected what `strata index --encoder` writes")
+    if content["chunks_sha256"] != chunks_digest(manifest):
+        raise InputError(f"{path}: made of other chunks than the index holds; encode the index again")
+    return content
+
+
+def chunks_digest(manifest: Manifest) -> str:
+    """SHA-256 over the checksums of all chunk shards: the chunks that vectors belong to."""
+    files = manifest.parts[CHUNKS_PART]["files"]
+    entries = [[file, files[file]["sha256"]] for file in sorted(files)]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

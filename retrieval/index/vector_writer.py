@@ -1,0 +1,118 @@
+"""Writes one shard of vectors block by block; what is written survives an interruption.
+
+The arrays grow under `.partial` names, a small file says how many rows of them count, and when all are there
+the arrays get their names, the vectors last. Knows nothing of encoders. Legend: N rows, D columns.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from strata.engine.types import InputError
+from strata.retrieval.index.manifest import read_json_object, write_json
+from strata.retrieval.index.vector_store import map_array, scale_path
+
+DTYPES = {"float16": np.float16, "int8": np.int8, "binary": np.uint8}
+
+
+class VectorWriter:
+    """Appends rows to a shard that may be begun or finished already.
+
+    Args:
+        path: the shard's .npy file.
+        shape: [N, D] of the whole.
+        kind: float16, int8 (with scales) or binary.
+
+    Attributes:
+        num_written: rows that are safely there.
+        is_finished: the shard has its name, and is of this shape.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], kind: str) -> None:
+        self._path = path
+        self._shape = shape
+        self._dtype = DTYPES[kind]
+        self._has_scales = kind == "int8"
+        self._progress = path.with_name(f"{path.stem}.progress.json")
+        self.is_finished = path.exists()
+        self.num_written = shape[0] if self.is_finished else 0
+        if self.is_finished:
+            self._check_finished()
+        else:
+            self._open()
+
+    def _check_finished(self) -> None:
+        map_array(self._path, self._shape, self._dtype)
+        if self._has_scales:
+            map_array(scale_path(self._path), self._shape[:1], np.float32)
+        self._progress.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        """Goes on with the partial arrays, or begins them."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partials = [_partial(self._path)] + ([_partial(scale_path(self._path))] if self._has_scales else [])
+        if self._progress.exists() and all(path.exists() for path in partials):
+            content = read_json_object(self._progress, expected="the progress of an interrupted encoding")
+            self.num_written = self._checked_progress(content.get("num_rows"))
+        mode = "r+" if self.num_written else "w+"
+        self._codes = _map(partials[0], mode, self._shape, self._dtype)
+        self._scales = _map(partials[1], mode, self._shape[:1], np.float32) if self._has_scales else None
+
+    def _checked_progress(self, num_rows: object) -> int:
+        if not isinstance(num_rows, int) or not 0 <= num_rows <= self._shape[0]:
+            raise InputError(
+                f"{self._progress}: num_rows is {num_rows!r}; expected 0 to {self._shape[0]}: remove the file"
+            )
+        return num_rows
+
+    def append(self, codes: np.ndarray, scales: np.ndarray | None) -> None:
+        """Adds rows [n, D] and, for int8, their scales [n]; they are on the disk when it returns."""
+        stop = self.num_written + len(codes)
+        self._codes[self.num_written : stop] = codes
+        self._codes.flush()
+        if self._scales is not None:
+            assert scales is not None
+            self._scales[self.num_written : stop] = scales
+            self._scales.flush()
+        self.num_written = stop
+        write_json(self._progress, {"num_rows": stop})
+
+    def finish(self) -> None:
+        """Gives the files their names."""
+        assert self.num_written == self._shape[0], "rows are missing"
+        self._codes.flush()
+        del self._codes
+        if self._scales is not None:
+            self._scales.flush()
+            self._scales = None
+            _rename(scale_path(self._path))
+        _rename(self._path)
+        self._progress.unlink(missing_ok=True)
+        self.is_finished = True
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    if mode == "w+":
+        return np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
+    try:
+        found = np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it to begin this shard again") from None
+    if found.shape != shape or found.dtype != dtype:
+        raise InputError(
+            f"{path}: {found.dtype} {list(found.shape)}; expected {np.dtype(dtype)} {list(shape)}"
+        )
+    return found
+
+
+def _rename(path: Path) -> None:
+    with _partial(path).open("rb+") as file:
+        os.fsync(file.fileno())
+    _partial(path).replace(path)

@@ -1,0 +1,161 @@
+"""`strata bench calibrate`: measures this machine and leaves a profile that `strata plan` and `score` use.
+
+Compute is timed on whole decoder layers of TinyLlama's shape, through the engine's own worker, at two sizes
+of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain reads and copies.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psutil
+import torch
+
+from strata.engine.machine.measure import measure_gemm_rate
+from strata.engine.machine.profile import (
+    ComputeRates,
+    MachineProfile,
+    calibrated_path,
+    describe_machine,
+    save_profile,
+)
+from strata.engine.machine.rates import LayerRates, LinearKind
+from strata.engine.plan.shapes import TINY, TINYLLAMA_1B
+from strata.kernels.prefix_attention.attend import TILE_ROWS
+from strata.scripts.bench.calibrate.decode_runs import measure_decode_rates
+from strata.scripts.bench.calibrate.layer_fit import (
+    LayerSample,
+    LayerSizes,
+    fit_attention,
+    fit_layer,
+    predict_seconds,
+)
+from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, attention, time_in_turns
+from strata.scripts.bench.calibrate.storage_runs import measure_copies, measure_disks, measure_interference
+from strata.scripts.bench.configs import CalibrateConfig
+from strata.scripts.bench.record import environment_line, print_table
+
+CASES = {
+    "cpu": (
+        LayerCase(micro_batch_tokens=512, prefix_tokens=1200, num_questions=1),
+        LayerCase(micro_batch_tokens=512, prefix_tokens=100, num_questions=4),
+        LayerCase(micro_batch_tokens=128, prefix_tokens=1200, num_questions=1),
+        LayerCase(micro_batch_tokens=128, prefix_tokens=100, num_questions=2),
+    ),
+    "cuda": (
+        LayerCase(micro_batch_tokens=8192, prefix_tokens=1200, num_questions=24),
+        LayerCase(micro_batch_tokens=8192, prefix_tokens=100, num_questions=80),
+        LayerCase(micro_batch_tokens=2048, prefix_tokens=1200, num_questions=6),
+        LayerCase(micro_batch_tokens=2048, prefix_tokens=100, num_questions=20),
+    ),
+}
+LINEAR_ROWS = {"cpu": 512, "cuda": 8192}
+ATTENTION_KEYS = {"cpu": 1024, "cuda": 4096}
+HEAD_DIMS = (64, 128)
+BUSY_PERCENT = 20.0
+
+
+def run_calibration(config: CalibrateConfig) -> int:
+    """Measures, prints, saves. Returns the exit status."""
+    print(environment_line())
+    busy = psutil.cpu_percent(interval=1.0)
+    if busy > BUSY_PERCENT:
+        print(f"warning: other programs use {busy:.0f}% of the processor; the rates will be too low")
+    profile = measure_machine(config.folder)
+    path = config.out or calibrated_path()
+    save_profile(profile, path)
+    print_table(
+        [
+            {
+                "computing in": name,
+                "GEMM GFLOP/s": rates.gemm_flop_per_s / 1e9,
+                "matrices GFLOP/s": rates.layer.linear_flop_per_s / 1e9,
+                "attention GFLOP/s": rates.layer.attention_flop_per_s / 1e9,
+                "softmax G/s": rates.layer.softmax_scores_per_s / 1e9,
+                "elements G/s": rates.layer.elements_per_s / 1e9,
+            }
+            for name, rates in profile.compute.items()
+        ]
+    )
+    print(f"disk {profile.disk_bytes_per_s / 1e6:,.0f} MB/s; saved in {path}")
+    return 0
+
+
+def measure_machine(folder: Path) -> MachineProfile:
+    """All rates of this machine; `folder` is on the disk that counts."""
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda:0" if on_cuda else "cpu")
+    activations = fast_dtype(device)
+    compute = {
+        str(dtype).removeprefix("torch."): measure_compute(dtype, "dense", device)
+        for dtype in dict.fromkeys((torch.float32, activations))
+    }
+    compute["int8"] = measure_compute(activations, "int8", device)
+    host_memory = psutil.virtual_memory().total
+    memory = torch.cuda.get_device_properties(device).total_memory if on_cuda else host_memory
+    disk = measure_disks(folder)
+    return MachineProfile(
+        name="this machine",
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        device_kind="cuda" if on_cuda else "cpu",
+        num_devices=torch.cuda.device_count() if on_cuda else 1,
+        device_memory_bytes=memory,
+        host_memory_bytes=host_memory,
+        machine=describe_machine(),
+        compute=compute,
+        int8_activations=str(activations).removeprefix("torch."),
+        disk_bytes_per_s=disk[0],
+        store_bytes_per_s=disk[1],
+        host_bytes_per_s=measure_copies(torch.device("cpu")),
+        host_to_device_bytes_per_s=measure_copies(device) if on_cuda else None,
+        decode_weights_per_s=measure_decode_rates(activations, device),
+        read_interference=0.0 if on_cuda else measure_interference(folder),
+        source={"all": "measured by strata bench calibrate"},
+    )
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The 16-bit dtype that a device computes natively."""
+    if device.type == "cpu":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def measure_compute(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> ComputeRates:
+    """The roofline of a way of computing, and what a layer reaches in it."""
+    kind = torch.int8 if linear == "int8" else dtype
+    layer = measure_layer(dtype, linear, device)
+    best = measure_gemm_rate(device, kind, TINYLLAMA_1B.hidden_size, seconds=1.0)
+    # A roofline measured in a busy moment is no roofline.
+    return ComputeRates(gemm_flop_per_s=max(best, layer.linear_flop_per_s), layer=layer)
+
+
+def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> LayerRates:
+    """Rates fitted to whole layers; prints how well they fit."""
+    layer = TimedLayer(shape=TINYLLAMA_1B, dtype=dtype, linear=linear, device=device)
+    tiny = TimedLayer(shape=TINY, dtype=dtype, linear=linear, device=device)
+    shape, kind = layer.shape, device.type
+    matrices = layer.matrices(LINEAR_ROWS[kind])
+    heads = [attention(32, 4, size, dtype, device, ATTENTION_KEYS[kind]) for size in HEAD_DIMS]
+    call = tiny.lane(LayerCase(micro_batch_tokens=32, prefix_tokens=40, num_questions=4))
+    lanes = [layer.lane(case) for case in CASES[kind]]
+    matrices_s, short_s, long_s, call_s, *lanes_s = time_in_turns([matrices, *heads, call, *lanes], device)
+    samples = [LayerSample(seconds=seconds, run=lane) for seconds, lane in zip(lanes_s, lanes, strict=True)]
+    sizes = LayerSizes(
+        width=shape.hidden_size + shape.intermediate_size,
+        num_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        weight_bytes=layer.weight_bytes,
+    )
+    rates = fit_layer(
+        samples,
+        sizes,
+        linear_flop_per_s=matrices.gemm_flops / matrices_s,
+        attention=fit_attention((short_s, long_s), heads[0].scores, HEAD_DIMS),
+        masked_keys=TILE_ROWS["cpu"] / 2 if kind == "cpu" else 0.0,
+        call_s=call_s / call.calls,
+    )
+    errors = [predict_seconds(sample.run, rates, sizes) / sample.seconds - 1 for sample in samples]
+    print(f"{dtype}, {linear}: whole layers fitted to {', '.join(f'{error:+.1%}' for error in errors)}")
+    return rates

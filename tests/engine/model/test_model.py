@@ -1,0 +1,371 @@
+"""The decoder without weights: what it refuses, what a layer leaves behind, what a keys-only pass skips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from strata.engine.model.attention import AttentionCall, attend_prefix_tree
+from strata.engine.model.decoder import Decoder, build_decoder
+from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, refuse_unsupported, rope_type
+from strata.engine.tree.lanes import MicroBatch
+from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
+from strata.engine.tree.tiles import build_scored_tiles, build_tiles
+from strata.engine.types import InputError
+from strata.kernels.prefix_attention.tile import Tile
+
+from ...families import CONFIGS, FAMILIES, SHAPE, randomize_weights
+
+CPU = torch.device("cpu")
+# A chain of 25 tokens, longer than the families' windows of 16, and two branches; the first 10 are carried.
+SEQUENCES = ([*range(25), 40, 41], [*range(25), 50])
+NUM_CARRIED = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRun:
+    """A decoder with its tables, one layer's weights, and a micro-batch to run."""
+
+    decoder: Decoder
+    tree: PrefixTree
+    batch: MicroBatch
+    carried: torch.Tensor
+    hidden_states: torch.Tensor
+    position_ids: torch.Tensor
+
+    def call(self, **settings: object) -> AttentionCall:
+        defaults = {
+            "tiles_of": lambda window: build_tiles(self.tree, self.batch, 8, window),
+            "carried": self.carried,
+        }
+        return AttentionCall(**(defaults | settings))
+
+
+def random_weights(config: hf.PreTrainedConfig) -> dict[str, torch.Tensor]:
+    """Weights of the family's base model, by name."""
+    model = hf.AutoModel.from_config(config, dtype=torch.float32)
+    randomize_weights(model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def layer_weights(weights: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
+    prefix = f"layers.{layer}."
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def make_layer_run(family: str, layer: int) -> LayerRun:
+    tree = build_prefix_tree([np.array(sequence) for sequence in SEQUENCES])
+    rows = ((NUM_CARRIED, tree.num_tokens),)
+    num_rows = tree.num_tokens - NUM_CARRIED
+    batch = MicroBatch(
+        rows=rows,
+        carried=((0, NUM_CARRIED),),
+        first_row=0,
+        num_rows=num_rows,
+        scored_rows=np.array([3, num_rows - 2, num_rows - 1]),
+        kept=(),
+    )
+    decoder = build_decoder(CONFIGS[family](), torch.float32)
+    decoder.prepare_rope(int(tree.position_ids.max()), CPU, torch.float32)
+    decoder.assign_layer(layer, layer_weights(random_weights(CONFIGS[family]()), layer))
+    generator = torch.Generator().manual_seed(5)
+    config = decoder.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return LayerRun(
+        decoder=decoder,
+        tree=tree,
+        batch=batch,
+        carried=torch.randn(2, config.num_key_value_heads, NUM_CARRIED, head_dim, generator=generator),
+        hidden_states=torch.randn(num_rows, config.hidden_size, generator=generator),
+        position_ids=torch.from_numpy(tree.position_ids[NUM_CARRIED:].astype(np.int64)),
+    )
+
+
+class Untouchable(nn.Module):
+    """Stands for what must not be computed."""
+
+    def forward(self, *arguments: object, **settings: object) -> torch.Tensor:
+        raise AssertionError("computed, although only keys and values are wanted")
+
+
+def refuse_tiles(window: int | None) -> tuple[Tile, ...]:
+    raise AssertionError("attends, although only keys and values are wanted")
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_keys_only_pass_leaves_the_keys_of_a_full_run(family, layer):
+    run = make_layer_run(family, layer)
+    full = run.call()
+    run.decoder.run_layer(layer, run.hidden_states, run.position_ids, full)
+    module = run.decoder.layers[layer]
+    untouchable = {owner: Untouchable() for owner in ("mlp", "self_attn.o_proj", "self_attn.q_proj")}
+    for name in untouchable:
+        owner, _, leaf = name.rpartition(".")
+        if hasattr(module.get_submodule(owner), leaf):
+            setattr(module.get_submodule(owner), leaf, untouchable[name])
+    keys = run.call(mode="keys", tiles_of=refuse_tiles)
+    key_values = run.decoder.run_layer_keys(layer, run.hidden_states, run.position_ids, keys)
+    assert key_values is keys.key_values
+    torch.testing.assert_close(key_values, full.key_values, rtol=0, atol=0)
+    torch.testing.assert_close(key_values[:, :, :NUM_CARRIED], run.carried, rtol=0, atol=0)
+    assert module.mlp is untouchable["mlp"]
+    assert module.self_attn.o_proj is untouchable["self_attn.o_proj"]
+
+
+@torch.inference_mode()
+def test_modules_are_put_back_when_a_keys_only_pass_fails():
+    run = make_layer_run("llama-gqa", 0)
+    before = dict(run.decoder.layers[0].named_modules())
+    with pytest.raises(RuntimeError):
+        run.decoder.run_layer_keys(0, run.hidden_states[:, :-1], run.position_ids, run.call(mode="keys"))
+    assert dict(run.decoder.layers[0].named_modules()) == before
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_scored_rows_alone_are_those_rows_of_a_full_run(family, layer):
+    run = make_layer_run(family, layer)
+    full = run.call()
+    expected = run.decoder.run_layer(layer, run.hidden_states, run.position_ids, full)
+    rows = torch.from_numpy(run.batch.scored_rows)
+    scored = run.call(
+        mode="scored",
+        carried=None,
+        key_values=full.key_values,
+        tiles_of=lambda window: build_scored_tiles(run.tree, run.batch, 8, window),
+    )
+    output = run.decoder.run_layer(layer, run.hidden_states[rows], run.position_ids[rows], scored)
+    # Fewer rows change the order in which GEMMs sum.
+    torch.testing.assert_close(output, expected[rows], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "windows"),
+    [
+        ("llama-gqa", [None, None, None]),
+        ("qwen2", [None, None, None]),
+        ("mistral", [16, 16, 16]),
+        ("gemma2", [16, None, 16]),
+        ("gemma3", [16, None, 16]),
+    ],
+)
+@torch.inference_mode()
+def test_each_layer_asks_for_tiles_of_its_window(family, windows):
+    for layer, window in enumerate(windows):
+        run, asked = make_layer_run(family, layer), []
+        tiles_of = run.call().tiles_of
+        call = run.call(tiles_of=lambda given, tiles=tiles_of, log=asked: log.append(given) or tiles(given))
+        run.decoder.run_layer(layer, run.hidden_states, run.position_ids, call)
+        assert asked == [window]
+        if getattr(run.decoder.config, "layer_types", None):
+            assert call.window == window
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "linear"])
+def test_rope_tables_hold_what_the_family_computes_for_any_position(family):
+    linear = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
+    config = hf.LlamaConfig(**SHAPE, rope_parameters=linear) if family == "linear" else CONFIGS[family]()
+    decoder = build_decoder(config, torch.float32)
+    decoder.prepare_rope(30, CPU, torch.float32)
+    # As on a tree: positions repeat, and start again where a branch leaves.
+    position_ids = torch.tensor([0, 1, 2, 29, 30, 7, 8, 7, 8])
+    hidden_states = torch.zeros(1, len(position_ids), config.hidden_size)
+    assert decoder.rope_tables
+    for kind, tables in decoder.rope_tables.items():
+        arguments = (hidden_states, position_ids[None], *([kind] if kind else []))
+        for table, expected in zip(tables, decoder.base.rotary_emb(*arguments), strict=True):
+            assert len(table) == 31
+            torch.testing.assert_close(table[position_ids], expected[0], rtol=1e-6, atol=1e-6)
+
+
+def test_gemma3_has_a_table_for_each_kind_of_layer():
+    decoder = build_decoder(CONFIGS["gemma3"](), torch.float32)
+    decoder.prepare_rope(30, CPU, torch.float32)
+    assert set(decoder.rope_tables) == {"full_attention", "sliding_attention"}
+    full, sliding = decoder.rope_tables["full_attention"], decoder.rope_tables["sliding_attention"]
+    assert not torch.equal(full[0], sliding[0])
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "gemma3"])
+def test_embedding_and_final_norm_are_the_familys(family):
+    config = CONFIGS[family]()
+    model = hf.AutoModel.from_config(config, dtype=torch.float32)
+    randomize_weights(model)
+    decoder, token_ids = build_decoder(CONFIGS[family](), torch.float32), torch.tensor([7, 3, 300])
+    table = model.embed_tokens.weight.detach()[[3, 7, 300]]
+    embedded = decoder.embed(table, torch.tensor([1, 0, 2]))
+    torch.testing.assert_close(embedded, model.embed_tokens(token_ids), rtol=0, atol=0)
+    states = torch.randn(4, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    normalized = decoder.normalize({"weight": model.norm.weight.detach()}, states)
+    torch.testing.assert_close(normalized, model.norm(states), rtol=0, atol=0)
+
+
+def test_weights_are_on_no_device_until_assigned_and_never_copied():
+    decoder = build_decoder(CONFIGS["llama-gqa"](), torch.float32)
+    assert all(weight.is_meta for weight in decoder.base.parameters())
+    weights = layer_weights(random_weights(CONFIGS["llama-gqa"]()), 1)
+    assert {name: tuple(weight.shape) for name, weight in weights.items()} == decoder.layer_shapes(1)
+    decoder.assign_layer(1, weights)
+    for name, parameter in decoder.layers[1].named_parameters():
+        assert parameter.data_ptr() == weights[name].data_ptr()
+    assert all(weight.is_meta for weight in decoder.layers[0].parameters())
+    decoder.drop_layer(1)
+    assert all(weight.is_meta for weight in decoder.layers[1].parameters())
+
+
+def test_a_weight_the_layer_does_not_have_is_named():
+    decoder = build_decoder(CONFIGS["llama-gqa"](), torch.float32)
+    with pytest.raises(KeyError, match=r"LlamaDecoderLayer has no parameter mlp\.extra"):
+        decoder.assign_layer(0, {"mlp.extra": torch.zeros(1)})
+
+
+class Attention(nn.Module):
+    """Names itself in messages."""
+
+
+def attend(**settings: object) -> torch.Tensor:
+    query, key_value = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 4)
+    tree = build_prefix_tree([np.array([1])])
+    batch = MicroBatch(rows=((0, 1),), carried=(), first_row=0, num_rows=1, scored_rows=np.arange(0), kept=())
+    call = AttentionCall(tiles_of=lambda window: build_tiles(tree, batch, 8, window), carried=None)
+    return attend_prefix_tree(
+        Attention(), query, key_value, key_value, None, 0.5, **({"attention_call": call} | settings)
+    )[0]
+
+
+def test_an_unknown_attention_setting_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match="attention setting s_aux of Attention is not supported"):
+        attend(s_aux=torch.ones(2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"s_aux": None}, {"use_cache": False, "is_causal": True}])
+def test_settings_without_meaning_here_are_ignored(settings):
+    torch.testing.assert_close(attend(**settings), torch.ones(1, 1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("passed", "own", "used"), [(None, None, None), (None, 5, 5), (3, 5, 3), (3, None, 3)]
+)
+def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
+    asked: list[int | None] = []
+    tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
+    call = AttentionCall(tiles_of=lambda window: asked.append(window) or (tile,), carried=None, window=own)
+    attend(attention_call=call, sliding_window=passed)
+    assert asked == [used]
+
+
+def test_attention_outside_a_sweep_is_a_mistake():
+    with pytest.raises(AssertionError, match="inside strata's sweep only"):
+        attend(attention_call=None)
+
+
+UNSUPPORTED = {
+    "use_bidirectional_attention": True,
+    "logit_scale": 0.0625,
+    "logits_scaling": 8.0,
+    "embedding_multiplier": 12.0,
+    "attention_chunk_size": 8192,
+    "alibi": True,
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_settings_that_would_be_silently_wrong_are_refused(name):
+    config = hf.LlamaConfig(**SHAPE)
+    setattr(config, name, UNSUPPORTED[name])
+    message = f"^model type 'llama': {name}={UNSUPPORTED[name]} is not supported$"
+    with pytest.raises(InputError, match=message):
+        build_decoder(config, torch.float32)
+
+
+def test_neutral_values_of_the_same_settings_pass():
+    config = hf.LlamaConfig(**SHAPE)
+    for name, setting in {"use_bidirectional_attention": False, "logit_scale": 1.0, "alibi": False}.items():
+        setattr(config, name, setting)
+    assert len(build_decoder(config, torch.float32).layers) == config.num_hidden_layers
+
+
+@pytest.mark.parametrize("kind", ["chunked_attention", "linear_attention"])
+def test_layers_of_another_kind_are_refused(kind):
+    config = hf.LlamaConfig(**SHAPE)
+    config.layer_types = ["full_attention", kind, "sliding_attention"]
+    with pytest.raises(InputError, match=f"^model type 'llama': layers of type {kind} are not supported$"):
+        refuse_unsupported(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (lambda: hf.GPT2Config(n_layer=1), "layers"),
+        (lambda: hf.BertConfig(num_hidden_layers=1), "layers"),
+        (lambda: hf.T5Config(num_layers=1), "layers"),
+        (lambda: hf.GPTNeoXConfig(num_hidden_layers=1), "embed_tokens"),
+        (lambda: hf.PhiConfig(num_hidden_layers=1), "norm"),
+    ],
+)
+def test_architectures_unlike_llamas_are_refused(config, missing):
+    with pytest.raises(InputError, match=f"has no {missing}; expected a decoder like Llama's"):
+        build_decoder(config(), torch.float32)
+
+
+def test_a_decoder_without_rotary_embedding_is_refused(monkeypatch):
+    def build(config: hf.LlamaConfig, dtype: torch.dtype) -> nn.Module:
+        model = hf.LlamaModel(config)
+        del model.rotary_emb
+        return model
+
+    monkeypatch.setattr(hf.AutoModel, "from_config", build)
+    with pytest.raises(InputError, match="model type 'llama' has no rotary_emb"):
+        build_decoder(hf.LlamaConfig(**SHAPE), torch.float32)
+
+
+def test_a_config_that_no_model_goes_with_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"^model type '': [^\n]+$"):
+        build_decoder(hf.PreTrainedConfig(), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        # Its layer hands no extra arguments on, so attention would not know what to do.
+        (lambda: hf.StableLmConfig(**SHAPE), "inside strata's sweep only"),
+        (lambda: hf.GptOssConfig(**SHAPE), "attention setting s_aux of GptOssAttention is not supported"),
+    ],
+    ids=["stablelm", "gpt-oss"],
+)
+def test_families_that_cannot_run_are_refused_before_any_work(config, reason):
+    with pytest.raises(InputError, match=f"^model type '[a-z_]+' is not supported: .*{reason}"):
+        build_decoder(config(), torch.float32)
+
+
+def test_building_leaves_no_trace_of_the_rehearsal():
+    decoder = build_decoder(CONFIGS["llama-gqa"](), torch.float32)
+    assert decoder.rope_tables == {}
+    assert isinstance(decoder.layers[0].mlp, LlamaMLP)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (lambda: hf.LlamaConfig(**SHAPE), "default"),
+        (lambda: hf.GPT2Config(), "default"),
+        (lambda: hf.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+    ],
+)
+def test_rope_type(config, kind):
+    assert rope_type(config()) == kind
+
+
+def test_rope_type_of_one_kind_of_layer_is_seen():
+    config = CONFIGS["gemma3"]()
+    config.rope_parameters["full_attention"] |= {"rope_type": "dynamic", "factor": 2.0}
+    assert rope_type(config) in LENGTH_DEPENDENT_ROPE

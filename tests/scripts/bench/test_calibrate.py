@@ -1,0 +1,294 @@
+"""Calibration: rates are recovered from the times they make, and a small calibration serves a plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strata.engine.machine.profile import calibrated_path, describe_machine, load_profile, read_profile
+from strata.engine.machine.rates import LayerRates, MachineRates
+from strata.engine.model.decoder import build_decoder
+from strata.engine.model.layer_loader import make_loader
+from strata.engine.plan.costs import ModelCosts, model_costs
+from strata.engine.plan.shapes import TINY, to_llama_config
+from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.plan.times import compute_seconds
+from strata.engine.plan.workload import Workload
+from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.tensor_reader import TensorReader
+from strata.scripts.bench.calibrate import calibrate, decode_runs, plan_error, storage_runs
+from strata.scripts.bench.calibrate.decode_runs import decode_steps
+from strata.scripts.bench.calibrate.layer_fit import (
+    LayerSample,
+    LayerSizes,
+    fit_attention,
+    fit_layer,
+    predict_seconds,
+    solve_nonnegative,
+)
+from strata.scripts.bench.calibrate.layer_runs import (
+    LayerCase,
+    TimedLayer,
+    TimedRun,
+    attention,
+    time_in_turns,
+)
+from strata.scripts.bench.configs import CalibrateConfig
+from strata.scripts.bench.shapes import gemm_flops_per_token
+from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
+
+SIZES = LayerSizes(width=7680, num_heads=32, head_dim=64, weight_bytes=88_000_000)
+RATES = LayerRates(
+    linear_flop_per_s=4e11,
+    attention_flop_per_s=3.5e11,
+    softmax_scores_per_s=2e9,
+    elements_per_s=8e8,
+    weights_bytes_per_s=1e10,
+    call_s=6e-4,
+    masked_keys=64.0,
+)
+RUNS = [
+    TimedRun(run=lambda: None, gemm_flops=8.8e7 * tokens, tokens=tokens, calls=calls, scores=scores)
+    for tokens, calls, scores in ((1400, 3, 3e7), (1200, 3, 5e6), (1400, 11, 3e7), (600, 5, 2e6))
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's calibration."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def fit(samples: list[LayerSample], **known: object) -> LayerRates:
+    given = {"linear_flop_per_s": 4e11, "attention": (3.5e11, 2e9), "masked_keys": 64.0, "call_s": 6e-4}
+    return fit_layer(samples, SIZES, **(given | known))
+
+
+def test_a_fit_recovers_the_rates_that_made_the_times():
+    samples = [LayerSample(seconds=predict_seconds(run, RATES, SIZES), run=run) for run in RUNS]
+    found = fit(samples)
+    for name in ("elements_per_s", "weights_bytes_per_s", "softmax_scores_per_s"):
+        assert getattr(found, name) == pytest.approx(getattr(RATES, name), rel=1e-6)
+
+
+def test_attention_slower_than_alone_goes_to_its_softmax():
+    slower = replace(RATES, softmax_scores_per_s=1e9)
+    samples = [LayerSample(seconds=predict_seconds(run, slower, SIZES), run=run) for run in RUNS]
+    assert fit(samples).softmax_scores_per_s == pytest.approx(1e9, rel=1e-6)
+
+
+def test_layers_faster_than_their_parts_leave_nothing_negative():
+    samples = [LayerSample(seconds=predict_seconds(run, RATES, SIZES), run=run) for run in RUNS]
+    found = fit(samples, linear_flop_per_s=1e11)
+    assert (found.elements_per_s, found.weights_bytes_per_s) == (math.inf, math.inf)
+
+
+def test_attention_is_split_into_products_and_the_rest():
+    scores = 1e7
+    seconds = tuple(scores * (4 * head_dim / 3e11 + 1 / 2e9) for head_dim in (64, 128))
+    assert fit_attention(seconds, scores, (64, 128)) == pytest.approx((3e11, 2e9))
+    # Larger heads cannot be faster; then all of the time is given to the products.
+    assert fit_attention((0.2, 0.1), scores, (64, 128)) == (4 * 128 * scores / 0.1, math.inf)
+
+
+def test_least_squares_without_negatives_beats_a_grid():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        matrix, target = generator.normal(size=(5, 3)), generator.normal(size=5)
+        found = solve_nonnegative(matrix, target)
+        assert (found >= 0).all()
+        error = np.square(matrix @ found - target).sum()
+        grid = np.array(list(product(np.linspace(0, 3, 13), repeat=3)))
+        assert error <= np.square(grid @ matrix.T - target).sum(axis=1).min() + 1e-12
+
+
+@pytest.fixture(scope="module")
+def tiny_layer() -> TimedLayer:
+    return TimedLayer(shape=TINY, dtype=torch.float32, linear="dense", device=torch.device("cpu"))
+
+
+def test_a_lane_counts_what_it_computes(tiny_layer):
+    case = LayerCase(micro_batch_tokens=64, prefix_tokens=100, num_questions=2)
+    lane = tiny_layer.lane(case)
+    # A question: 100 prefix tokens, 5 options of 40 behind it.
+    seen = 100 * 101 // 2 + 5 * (40 * 100 + 40 * 41 // 2)
+    assert lane.tokens == 2 * 300
+    assert lane.calls == math.ceil(600 / 64)
+    assert lane.scores == TINY.num_heads * 2 * seen
+    assert lane.gemm_flops == gemm_flops_per_token(TINY) * 600
+    assert tiny_layer.matrices(10).gemm_flops == gemm_flops_per_token(TINY) * 10
+
+
+def test_attention_alone_counts_whole_tiles_on_cpu():
+    run = attention(4, 2, 16, torch.float32, torch.device("cpu"), 200)
+    assert run.scores == 4 * (128 * 128 + 72 * 200)
+    assert run.run().shape == (200, 4, 16)
+
+
+def test_every_run_is_repeated_in_turns():
+    order: list[int] = []
+    runs = [TimedRun(run=lambda number=number: order.append(number)) for number in range(3)]
+    seconds = time_in_turns(runs, torch.device("cpu"), at_least_s=0.0)
+    assert order == [0, 1, 2] * 4
+    assert all(0 <= one < 1 for one in seconds)
+
+
+def test_the_planner_adds_a_layer_up_as_the_fit_does(tiny_layer, tiny_costs):
+    """The fit and the planner each write the sum down; both must mean the same."""
+    lane = tiny_layer.lane(LayerCase(micro_batch_tokens=64, prefix_tokens=100, num_questions=2))
+    sizes = LayerSizes(
+        width=TINY.hidden_size + TINY.intermediate_size,
+        num_heads=TINY.num_heads,
+        head_dim=TINY.head_dim,
+        weight_bytes=tiny_costs.weight_bytes[0],
+    )
+    layers = TINY.num_layers
+    work = Workload(
+        num_tokens=lane.tokens,
+        num_scored=lane.tokens,
+        longest_branch_tokens=140,
+        distinct_tokens=200,
+        num_members=1,
+        gemm_flops=layers * lane.gemm_flops,
+        attention_flops=layers * 4 * TINY.head_dim * lane.scores,
+        norm_bytes=0,
+        head_bytes=0,
+        embedding_row_bytes=1,
+    )
+    plan = SweepPlan(
+        devices=("cpu",),
+        dtype="float32",
+        num_groups=1,
+        micro_batch_tokens=64,
+        resident_layers=(),
+        num_slots=2,
+        hidden_store="ram",
+        tokens=lane.tokens,
+        flops=0.0,
+        bytes_read=0,
+        memory_bytes=0,
+        host_bytes=0,
+        predicted_s=0.0,
+        compute_s=0.0,
+        read_s=0.0,
+        bottleneck="",
+    )
+    rates = MachineRates(gemm_flop_per_s=1e12, disk_bytes_per_s=1e9, layer=RATES)
+    seconds = compute_seconds(plan, tiny_costs, work, rates)
+    assert seconds[0] == pytest.approx(predict_seconds(lane, RATES, sizes), rel=1e-9)
+
+
+@pytest.fixture
+def tiny_costs(tmp_path: Path) -> ModelCosts:
+    """Costs of the tiny shape."""
+    opened = open_checkpoint(make_random_checkpoint(TINY, tmp_path / "tiny", dtype="float32"))
+    decoder = build_decoder(to_llama_config(TINY), torch.float32)
+    return model_costs(
+        opened, decoder, make_loader(opened, decoder, torch.float32, TensorReader()), torch.float32
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_decode_step_runs_on_a_small_matrix(dtype, monkeypatch):
+    monkeypatch.setattr(decode_runs, "ROWS", 128)
+    monkeypatch.setattr(decode_runs, "COLUMNS", 256)
+    monkeypatch.setattr(decode_runs, "NUM_WEIGHTS", 128 * 256)
+    steps = decode_steps(dtype, torch.device("cpu"))
+    assert {"plain", "int8", "nf4", "gptq", "awq", "fp8", "quantize"} <= set(steps)
+    for step in steps.values():
+        step()
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A calibration of a second or two: everything tiny."""
+    monkeypatch.setattr(calibrate, "TINYLLAMA_1B", TINY)
+    cases = (LayerCase(micro_batch_tokens=32, prefix_tokens=50, num_questions=1),) * 2
+    monkeypatch.setattr(calibrate, "CASES", {"cpu": cases})
+    monkeypatch.setattr(calibrate, "time_in_turns", partial(time_in_turns, at_least_s=0.0))
+    monkeypatch.setattr(calibrate, "ATTENTION_KEYS", {"cpu": 128})
+    monkeypatch.setattr(calibrate, "LINEAR_ROWS", {"cpu": 32})
+    monkeypatch.setattr(calibrate, "measure_gemm_rate", lambda *arguments, **settings: 1e11)
+    interference = partial(storage_runs.measure_interference, seconds=0.1)
+    monkeypatch.setattr(calibrate, "measure_interference", interference)
+    monkeypatch.setattr(calibrate, "measure_decode_rates", lambda *arguments: {"nf4": 1e9})
+    monkeypatch.setattr(storage_runs, "FILE_BYTES", 2 << 20)
+    monkeypatch.setattr(storage_runs, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(storage_runs, "STORE_ROWS", 1024)
+    monkeypatch.setattr(storage_runs, "STORE_WIDTH", 64)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the small sizes are the CPU's")
+def test_a_calibration_is_saved_where_plans_look_for_it(small_machine, tmp_path, capsys):
+    assert calibrate.run_calibration(CalibrateConfig(folder=tmp_path / "disk")) == 0
+    profile = load_profile(None)
+    assert profile == read_profile(calibrated_path())
+    assert profile.machine == describe_machine()
+    assert set(profile.compute) == {"float32", "bfloat16", "int8"}
+    assert profile.disk_bytes_per_s > 0
+    assert profile.read_interference >= 0
+    assert not list((tmp_path / "disk").iterdir())
+    assert "whole layers fitted to" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the small sizes are the CPU's")
+def test_a_calibration_may_go_to_a_file(small_machine, tmp_path):
+    calibrate.run_calibration(CalibrateConfig(folder=tmp_path / "disk", out=tmp_path / "here.json"))
+    assert not calibrated_path().exists()
+    assert load_profile(str(tmp_path / "here.json")).name == "this machine"
+
+
+def test_plan_error_has_enough_configurations_of_different_names():
+    names = [case.name for case in plan_error.CASES]
+    assert len(names) == len(set(names)) >= 8
+
+
+def test_errors_are_shares_of_what_was_measured():
+    def result(predicted_s: float, measured_s: float) -> plan_error.CaseResult:
+        return plan_error.CaseResult(
+            name="a",
+            predicted_s=predicted_s,
+            measured_s=measured_s,
+            bottleneck="disk",
+            stall_s=0.0,
+            gemm_share=1.0,
+        )
+
+    results = [result(11.0, 10.0), result(8.0, 10.0), result(10.5, 10.0)]
+    summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu"))
+    assert summary["plan_error_median"] == pytest.approx(0.1)
+    assert summary["plan_error_max"] == pytest.approx(0.2)
+    assert 700 < summary["forecast_kaggle_2xt4_70b_q_per_h"] < 841
+
+
+CASES_TO_RUN = [
+    {"name": "resident", "resident": True},
+    {"name": "throttled", "bytes_per_s": 5e6, "num_groups": 2},
+    {"name": "disk", "hidden_store": "disk", "devices": "cpu,cpu"},
+    {"name": "int8", "dtype": "int8", "storage": "int8"},
+]
+
+
+@pytest.mark.parametrize("settings", CASES_TO_RUN, ids=lambda settings: settings["name"])
+def test_a_configuration_is_planned_as_asked_and_run(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_error, "TINYLLAMA_1B", TINY)
+    case = plan_error.SweepCase(num_questions=2, prefix_tokens=30, **settings)
+    config = plan_error.PlanErrorConfig(folder=tmp_path, num_layers=3)
+    checkpoint = plan_error.make_checkpoint(case, config)
+    profile = load_profile("cpu")
+    plan = plan_error.plan_case(case, checkpoint, profile, tmp_path).plan
+    assert plan.num_groups == case.num_groups
+    assert len(plan.resident_layers) == (3 if case.resident else 0)
+    assert plan.hidden_store == case.hidden_store
+    assert (plan.linear, plan.rates_from) == ("int8" if case.dtype == "int8" else "dense", "profile cpu")
+    found = plan_error.run_case(case, checkpoint, profile, config)
+    assert found.measured_s > 0
+    assert found.predicted_s > 0
+    assert found.gemm_share > 0

@@ -1,0 +1,83 @@
+"""What decides the weights a run ends with: settings, data, model. Two runs with equal fingerprints agree.
+
+A resumed run is compared with the interrupted one field by field, so that the refusal can name what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from strata.engine.files import to_json
+from strata.engine.types import InputError
+from strata.training.config import TrainConfig
+from strata.training.data.training_set import TrainingSet
+
+FREE_FIELDS = frozenset(
+    {
+        "out",
+        "resume",
+        "progress",
+        "tensorboard",
+        "wandb",
+        "save_every",
+        "keep_checkpoints",
+        "devices",
+        "memory_gib",
+        "boundary_store",
+        "micro_batch_tokens",
+        "gradient_checkpointing",
+    }
+)
+"""Settings that may change at --resume: they decide where and how fast, not what is computed."""
+CONTENT_FIELDS = ("model", "adapter", "template")
+"""Settings that name files: what is in them counts, not where they are."""
+DATA_FIELDS = ("questions", "passages", "valid", "soft_labels")
+"""Settings whose files are in the digest of the data."""
+
+
+def fingerprint_run(config: TrainConfig, data: TrainingSet) -> dict[str, object]:
+    """Everything that decides the trained weights, as plain JSON types by name of the field."""
+    skipped = FREE_FIELDS.union(CONTENT_FIELDS, DATA_FIELDS)
+    prints = {
+        field.name: to_json(getattr(config, field.name))
+        for field in fields(config)
+        if field.name not in skipped
+    }
+    prints["questions" if config.passages is None else "passages"] = data.train.fingerprint()
+    prints["valid"] = None if data.valid is None else data.valid.fingerprint()
+    prints["model"] = _digest_model(config.model)
+    prints["adapter"] = None if config.adapter is None else _digest_model(config.adapter)
+    prints["template"] = _template_content(config.template)
+    return prints
+
+
+def check_same_run(saved: Mapping[str, object], own: Mapping[str, object], folder: Path) -> None:
+    """Raises InputError naming the first setting in which a checkpoint's run differs from this one."""
+    for name in dict.fromkeys([*own, *saved]):
+        if saved.get(name) != own.get(name):
+            told = f"{saved.get(name)!r}, now {own.get(name)!r}"
+            if name in CONTENT_FIELDS + DATA_FIELDS:
+                told = "other content"
+            raise InputError(
+                f"--resume: {folder} is from a run with another --{name.replace('_', '-')} ({told}); "
+                "expected the flags and files of the interrupted run"
+            )
+
+
+def _digest_model(folder: Path) -> str:
+    """Of its settings whole, of its weights names and sizes: reading those would take too long."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")):
+        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def _template_content(template: str | None) -> str | None:
+    if template is None or not Path(template).is_file():
+        return template
+    return Path(template).read_text(encoding="utf-8", errors="replace")

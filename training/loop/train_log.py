@@ -1,0 +1,131 @@
+"""Where a run's curves go: log.jsonl, and TensorBoard and Weights & Biases where wanted. Knows no model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from strata.engine.files import to_json, write_atomically
+from strata.engine.types import InputError
+from strata.training.config import TrainConfig
+
+LOG_NAME = "log.jsonl"
+
+
+class Sink(Protocol):
+    """Takes the numbers of a step."""
+
+    def write(self, step: int, numbers: Mapping[str, object]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StepLog:
+    """log.jsonl: a JSON object a step, `step` first, an `evaluation` in it where there was one.
+
+    Args:
+        path: the file; lines after `num_steps` steps, or cut off by a crash, are dropped.
+        num_steps: steps that the run has already done.
+    """
+
+    def __init__(self, path: Path, num_steps: int) -> None:
+        self.lines = [line for line in _whole_lines(path) if line["step"] <= num_steps]
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        write_atomically(path, lambda temporary: _write_text(temporary, text))
+        self._file = path.open("a", encoding="ascii")
+
+    def write(self, step: int, numbers: Mapping[str, object]) -> None:
+        """Appends a step's line, visible to others when it returns."""
+        line = {"step": step} | {name: to_json(value) for name, value in numbers.items()}
+        self.lines.append(line)
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file, its lines safe on disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Curves in a folder for `tensorboard --logdir`; those after `num_steps` steps are forgotten."""
+
+    def __init__(self, folder: Path, num_steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=num_steps + 1 if num_steps else None)
+
+    def write(self, step: int, numbers: Mapping[str, object]) -> None:
+        """A point of every curve."""
+        for name, value in flat_numbers(numbers).items():
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def close(self) -> None:
+        """Writes what is waiting."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Curves in a Weights & Biases project."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        import wandb
+
+        self._run = wandb.init(project=config.wandb, dir=str(config.out), config=to_json(asdict(config)))
+
+    def write(self, step: int, numbers: Mapping[str, object]) -> None:
+        """A point of every curve."""
+        self._run.log(flat_numbers(numbers), step=step)
+
+    def close(self) -> None:
+        """Ends the run there."""
+        self._run.finish()
+
+
+def flat_numbers(numbers: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested mappings by names such as evaluation/map_at_3."""
+    flat: dict[str, float] = {}
+    for name, value in numbers.items():
+        if isinstance(value, Mapping):
+            flat |= flat_numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            flat[prefix + name] = float(value)
+    return flat
+
+
+def check_sinks(config: TrainConfig) -> None:
+    """Raises InputError when a logger that was asked for is not installed."""
+    for flag, package, is_wanted in (
+        ("--tensorboard yes", "tensorboard", config.tensorboard == "yes"),
+        ("--wandb", "wandb", config.wandb is not None),
+    ):
+        if is_wanted and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{flag}: the package {package} is not installed; expected: pip install {package}"
+            )
+
+
+def open_sinks(config: TrainConfig, num_steps: int) -> list[Sink]:
+    """TensorBoard and Weights & Biases, as far as wanted; `num_steps` are done already."""
+    sinks: list[Sink] = []
+    if config.tensorboard != "no" and importlib.util.find_spec("tensorboard") is not None:
+        sinks.append(TensorBoardSink(config.out / "tensorboard", num_steps))
+    if config.wandb is not None:
+        sinks.append(WandbSink(config))
+    return sinks
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="ascii", errors="replace")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="ascii")

@@ -1,0 +1,129 @@
+"""What resident and streamed readers share: prompts, losses of readouts, what is trained, what is saved.
+
+Knows nothing of where the base weights are: that is `resident_reader` and `streamed_reader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from strata.engine.prompts.render import render_prompts
+from strata.engine.prompts.templates import load_template
+from strata.engine.prompts.tokenizer import read_tokenizer
+from strata.engine.types import Prompt, Question, RunWarnings
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.training.config import TrainConfig
+from strata.training.readers.losses import (
+    classifier_scores,
+    count_units,
+    group_targets,
+    sum_loss,
+    token_log_probabilities,
+)
+from strata.training.readers.memory_plan import fit_micro_batch, shape_of
+from strata.training.readers.packed_batch import PackedBatch, pack_examples, split_examples
+from strata.training.readers.trained_model import TrainedModel, dtype_of
+from strata.training.types import Example, ParameterGroup
+
+MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
+
+
+class DecoderReader:
+    """The part of a `Reader` that does not depend on where the base weights are.
+
+    Args:
+        config: the run's settings.
+        checkpoint: the base model.
+        trained: the model with what is trained of it.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, config: TrainConfig, checkpoint: Checkpoint, trained: TrainedModel, device: torch.device
+    ) -> None:
+        self._rope_positions = 0
+        self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
+        self.warnings = RunWarnings()
+        self._template = load_template(config.template, head=trained.head)
+        self.micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
+        if config.memory_gib is not None and config.micro_batch_tokens is None:
+            self.micro_batch_tokens = fit_micro_batch(
+                config,
+                shape_of(config, checkpoint),
+                config.memory_gib,
+                most=self.micro_batch_tokens,
+                on_cpu=device.type == "cpu",
+            )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own; synthetic examples need none."""
+        return read_tokenizer(self.config.model)
+
+    def render(self, questions: Sequence[Question]) -> list[Prompt]:
+        """Prompts of questions for the task's head, cut to --max-tokens or the model's window."""
+        return render_prompts(
+            questions,
+            tokenizer=self.tokenizer,
+            template=self._template,
+            head=self.trained.head,
+            max_tokens=self.config.max_tokens,
+            window=getattr(self.checkpoint.config, "max_position_embeddings", None),
+            warnings=self.warnings,
+            source=str(self.config.questions),
+        )
+
+    def loss(self, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
+        """The task's mean loss of scores, without label smoothing."""
+        if self.config.task == "lm":
+            counts = [len(example.prompt.branches[0].targets) for example in examples]
+            return -float(np.average([float(own[0]) for own in scores], weights=counts))
+        found = [torch.from_numpy(own) for own in scores]
+        return float(sum_loss(self.config.task, found, examples)) / count_units(self.config.task, examples)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Adapter and head, or all weights."""
+        return self.trained.parameter_groups(self.config.head_lr_scale)
+
+    def save(self, folder: Path) -> None:
+        """Adapter (or checkpoint) and tokenizer, in the layout of their own libraries."""
+        self.trained.save(folder)
+        self.tokenizer.save_pretrained(str(folder))
+
+    def pack(self, examples: Sequence[Example]) -> list[PackedBatch]:
+        """Micro-batches of the examples, in order; rotary tables reach their longest prompt."""
+        parts = split_examples(examples, self.micro_batch_tokens)
+        batches = [pack_examples(part, self.device) for part in parts]
+        longest = max(int(batch.tree.position_ids.max()) for batch in batches)
+        if longest >= self._rope_positions:
+            self._rope_positions = longest + 1
+            dtype = dtype_of(self.config, self.checkpoint)
+            self.trained.decoder.prepare_rope(longest, self.device, dtype)
+        return batches
+
+    def scores_of(self, readouts: torch.Tensor, batch: PackedBatch) -> list[torch.Tensor]:
+        """Scores of a micro-batch's examples from its readouts [S, D]; lm: a log-probability a target."""
+        task = self.config.task
+        if self.trained.head in ("binary", "contrast"):
+            weight = self.trained.classifier_weight
+            return classifier_scores(task, readouts, batch.targets, batch.examples, weight)
+        softcap = getattr(self.checkpoint.config, "final_logit_softcapping", None)
+        found = token_log_probabilities(readouts, batch.targets, self.trained.lm_head, softcap)
+        return group_targets(task, found, batch.targets, batch.examples)
+
+    def loss_of(self, readouts: torch.Tensor, batch: PackedBatch, num_units: int) -> torch.Tensor:
+        """A micro-batch's part of the mean loss of a batch of so many units."""
+        scores = self.scores_of(readouts, batch)
+        summed = sum_loss(self.config.task, scores, batch.examples, self.config.label_smoothing)
+        return summed / num_units
+
+    def to_numpy(self, scores: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """Scores as the trainer wants them: [O] float64; lm: [1], the mean."""
+        plain = [own.detach().double().cpu().numpy() for own in scores]
+        return [own.mean(keepdims=True) for own in plain] if self.config.task == "lm" else plain

@@ -1,0 +1,121 @@
+"""Losses of the training tasks, from readouts. Knows no decoder and no optimizer.
+
+Flow: readouts [S, D] -> logit or log-probability of every target [n] -> scores [O] a question -> loss. A
+task's loss is a sum over units divided by their number in the whole batch, so that micro-batches add up:
+    binary, contrast   sum over options of BCE(score, label); unit: an option
+    choice, letters    cross-entropy of softmax(scores) and the labels; unit: a question
+    lm                 minus the log-probability of each token; unit: a token
+Label smoothing e: labels become (1 - e) labels + e / O. Independent check: torch's own losses (tests).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from strata.engine.heads.classifier import contrast_scores
+from strata.engine.tree.targets import TargetTable
+from strata.training.types import Example, Task
+
+HEADS: dict[str, str] = {
+    "binary": "binary",
+    "contrast": "contrast",
+    "choice": "binary",
+    "letters": "letters",
+    "lm": "loglik",
+}
+"""The head that scores what a task trains."""
+LOGIT_ROWS = 512
+"""Rows whose logits over the vocabulary are in memory at a time."""
+
+
+def count_units(task: Task, examples: Sequence[Example]) -> int:
+    """What the batch's summed loss is divided by."""
+    if task == "lm":
+        return sum(len(branch.targets) for example in examples for branch in example.prompt.branches)
+    if task in ("binary", "contrast"):
+        return sum(len(example.labels) for example in examples)
+    return len(examples)
+
+
+def sum_loss(
+    task: Task, scores: Sequence[torch.Tensor], examples: Sequence[Example], smoothing: float = 0.0
+) -> torch.Tensor:
+    """The summed loss of scores [O] (lm: [targets], log-probabilities), float32 or wider."""
+    if task == "lm":
+        return -torch.stack([own.sum() for own in scores]).sum()
+    losses = []
+    for own, example in zip(scores, examples, strict=True):
+        labels = torch.from_numpy(smooth_labels(example.labels, smoothing)).to(own)
+        if task in ("binary", "contrast"):
+            losses.append(F.binary_cross_entropy_with_logits(own, labels, reduction="sum"))
+        else:
+            losses.append(-(labels * own.log_softmax(dim=0)).sum())
+    return torch.stack(losses).sum()
+
+
+def smooth_labels(labels: np.ndarray, smoothing: float) -> np.ndarray:
+    """[O] probabilities, drawn towards the uniform ones."""
+    return (1 - smoothing) * labels + smoothing / len(labels)
+
+
+def classifier_scores(
+    task: Task,
+    readouts: torch.Tensor,
+    targets: TargetTable,
+    examples: Sequence[Example],
+    weight: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Scores [O] of every example: readouts [S, D], weight [1, D], or [1, 2 D] for contrast; in float32."""
+    rows = torch.from_numpy(targets.rows).to(readouts.device)
+    per_example = readouts[rows].float().split([len(example.prompt.branches) for example in examples])
+    wide = weight.float()
+    if task == "contrast":
+        return [contrast_scores(r_OD, wide[0]) for r_OD in per_example]
+    return [r_OD @ wide[0] for r_OD in per_example]
+
+
+def token_log_probabilities(
+    readouts: torch.Tensor, targets: TargetTable, lm_head: torch.nn.Module, softcap: float | None
+) -> torch.Tensor:
+    """Log-probability [n] of every target, float32, over the whole vocabulary.
+
+    Peak memory: the logits of LOGIT_ROWS rows; backward computes them again.
+    """
+    rows = torch.from_numpy(targets.rows).to(readouts.device)
+    token_ids = torch.from_numpy(targets.token_ids).to(readouts.device)
+    parts = []
+    for first in range(0, len(rows), LOGIT_ROWS):
+        part = slice(first, first + LOGIT_ROWS)
+        arguments = (readouts[rows[part]], token_ids[part], lm_head, softcap)
+        parts.append(torch.utils.checkpoint.checkpoint(_log_probabilities, *arguments, use_reentrant=False))
+    return torch.cat(parts)
+
+
+def _log_probabilities(
+    readouts: torch.Tensor, token_ids: torch.Tensor, lm_head: torch.nn.Module, softcap: float | None
+) -> torch.Tensor:
+    logits = lm_head(readouts).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return -F.cross_entropy(logits, token_ids, reduction="none")
+
+
+def group_targets(
+    task: Task, log_probabilities: torch.Tensor, targets: TargetTable, examples: Sequence[Example]
+) -> list[torch.Tensor]:
+    """Scores of every example from the log-probabilities [n] of all targets.
+
+    letters: [O], the sum over each label's tokens; the prompt shows one order. lm: [targets of the example].
+    """
+    counts = np.bincount(targets.branches, minlength=targets.num_branches)
+    by_branch = log_probabilities.split(counts.tolist())
+    grouped, first = [], 0
+    for example in examples:
+        own = by_branch[first : first + len(example.prompt.branches)]
+        first += len(own)
+        grouped.append(torch.cat(own) if task == "lm" else torch.stack([part.sum() for part in own]))
+    return grouped
