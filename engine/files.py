@@ -22,7 +22,7 @@ class OutputError(OSError):
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then give it its name; folders are made as needed.
+    """Lets `write` fill a temporary file beside `path`, then gives it its name; folders are made as needed.
 
     On any failure, an interrupt included, the temporary file is removed and what `path` held before is
     untouched.
@@ -50,7 +50,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the file's bytes are on the disk; a full disk may only be noticed here."""
+    """Waits until the file's bytes are on the disk; a full disk may only be noticed here."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
@@ -69,7 +69,7 @@ def write_text_atomically(file: Path, text: str) -> None:
 
 
 def read_utf8(path: Path) -> str:
-    """Read a text file as UTF-8, without its byte order mark.
+    """Reads a text file as UTF-8, without its byte order mark.
 
     Raises:
         InputError: unreadable, or not UTF-8 (names the line and the byte).

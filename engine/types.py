@@ -111,13 +111,13 @@ class RunWarnings:
     messages: list[str] = field(default_factory=list)
 
     def odd_row(self, kind: str, question_id: str, where: str) -> None:
-        """Record that a question is odd in the way `kind` tells, or raise InputError if the run is strict."""
+        """Records that a question is odd in the way `kind` tells, or raises InputError if the run is strict."""
         if self.strict:
             raise InputError(f"{where}: {kind} (question id {question_id!r}); --strict refuses it")
         self.rows.setdefault(kind, []).append(question_id)
 
     def say(self, message: str) -> None:
-        """Record a message once."""
+        """Records a message once."""
         if message not in self.messages:
             self.messages.append(message)
 

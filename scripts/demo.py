@@ -104,7 +104,7 @@ def print_demo(
     contexts: dict[str, Question],
     out: Path,
 ) -> None:
-    """Print the first answers, MAP@3 beside baselines, what that means, and where the files are."""
+    """Prints the first answers, MAP@3 beside baselines, what that means, and where the files are."""
     best = scores["with retrieval"]
     shown = best[:: max(1, len(best) // NUM_SHOWN)][:NUM_SHOWN]
     for table in (tabulate_answers(shown, contexts, len(best)), tabulate_metrics(scores, contexts)):

@@ -25,7 +25,7 @@ def rotations(num_options: int) -> tuple[tuple[int, ...], ...]:
 def group_by_order(
     branches: Sequence[Branch], branch_scores: Sequence[float]
 ) -> dict[tuple[int, ...], np.ndarray]:
-    """Sort the scores of a question's branches by the order their prompt shows.
+    """Sorts the scores of a question's branches by the order their prompt shows.
 
     Args:
         branches: [B] branches of one question, exactly one for each order and option.
@@ -57,7 +57,7 @@ def group_by_order(
 def unrotate_and_average(
     scores_per_order: Mapping[tuple[int, ...], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average the options' probabilities over the orders in which they were shown.
+    """Averages the options' probabilities over the orders in which they were shown.
 
     p[o] = mean over r of softmax(scores_r)[o], computed in the log domain so that nothing underflows.
 

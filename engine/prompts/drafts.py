@@ -41,7 +41,7 @@ class DraftWriter:
     """Writes a question's drafts for one head and template."""
 
     def __init__(self, template: Template, *, head: str, rotates: bool) -> None:
-        """Compile the template.
+        """Compiles the template.
 
         Args:
             template: what the branches look like.
@@ -58,7 +58,7 @@ class DraftWriter:
         self._compiled = compile_template(template, head=head)
 
     def write(self, question: Question, context: str) -> list[Draft]:
-        """Write all drafts of a question with this context.
+        """Writes all drafts of a question with this context.
 
         Raises:
             InputError: the template cannot be rendered with this question.
@@ -129,7 +129,7 @@ def list_rotations(num_options: int) -> list[tuple[int, ...]]:
 
 
 def find_marked(text: str, marked: str, marker: str, value: str) -> tuple[int, int] | None:
-    """Find the characters of `text` that stand where the last marker stands in `marked`.
+    """Finds the characters of `text` that stand where the last marker stands in `marked`.
 
     Args:
         text: rendered with `value` in a variable.

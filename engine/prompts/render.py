@@ -36,7 +36,7 @@ def render_prompts(
     warnings: RunWarnings,
     source: str = "the question file",
 ) -> list[Prompt]:
-    """Render and tokenize all questions.
+    """Renders and tokenizes all questions.
 
     Branches of a question, in order: binary, contrast and loglik one an option; yes-no two an option (yes,
     then no); letters one a letter, with rotations one a letter for each cyclic order. Where max_tokens or

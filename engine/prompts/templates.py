@@ -103,7 +103,7 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 
 
 def load_template(name: str | None, *, head: str) -> Template:
-    """Find the template to use with a head.
+    """Finds the template to use with a head.
 
     Args:
         name: a built-in template, or a file: .yaml/.yml with the keys `text` and optionally `labels` (two
@@ -120,7 +120,7 @@ def load_template(name: str | None, *, head: str) -> Template:
 
 
 def compile_template(template: Template, *, head: str) -> jinja2.Template:
-    """Compile a template after checking that it gives the head what it needs.
+    """Compiles a template after checking that it gives the head what it needs.
 
     Raises:
         InputError: a syntax error (with its line), an unknown variable, or a needed variable that is never

@@ -49,7 +49,7 @@ class JointTokenizer:
     """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Copy a fast tokenizer; the given one is left as it is.
+        """Copies a fast tokenizer; the given one is left as it is.
 
         Raises:
             InputError: a tokenizer without a fast (Rust) implementation, which cannot tell character spans.
@@ -69,7 +69,7 @@ class JointTokenizer:
         self._num_appended = self._count_appended()
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokenize each text as a whole."""
+        """Tokenizes each text as a whole."""
         tokens: list[Tokens] = []
         for batch in _batches(texts):
             tokens += [self._convert(encoding) for encoding in self._backend.encode_batch(batch)]

@@ -62,7 +62,7 @@ class FittedQuestion:
         return 0 if self.cuts is None else len(self.cuts) - 1 - self.num_kept_tokens
 
     def keep_context_tokens(self, num_tokens: int) -> None:
-        """Shorten the context to its first tokens, without white space at the end."""
+        """Shortens the context to its first tokens, without white space at the end."""
         assert self.cuts is not None
         self.context = self.question.context[: self.cuts[max(num_tokens, 0)]].rstrip()
 
@@ -70,7 +70,7 @@ class FittedQuestion:
 def fit_questions(
     questions: Sequence[Question], *, writer: DraftWriter, tokenizer: JointTokenizer, limit_tokens: int | None
 ) -> list[FittedQuestion]:
-    """Write and tokenize all branches of some questions, with contexts that let them fit.
+    """Writes and tokenizes all branches of some questions, with contexts that let them fit.
 
     The branches of a question share one context. Where even none is too long, `longest_tokens` says so.
 
@@ -145,7 +145,7 @@ def _find_targets(draft: Draft, tokens: Tokens) -> TokenizedDraft:
 
 
 def _shorten_more(one: FittedQuestion, limit_tokens: int | None) -> bool:
-    """Shorten the context once more where a branch is still too long; False when there is nothing to do."""
+    """Shortens the context once more where a branch is still too long; False when there is nothing to do."""
     if limit_tokens is None or one.cuts is None or not one.context:
         return False
     excess = one.longest_tokens - limit_tokens

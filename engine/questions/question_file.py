@@ -30,7 +30,7 @@ def read_questions(
     limit: int | None = None,
     warnings: RunWarnings,
 ) -> list[Question]:
-    """Read and check a question file (.csv, .parquet or .jsonl).
+    """Reads and checks a question file (.csv, .parquet or .jsonl).
 
     Args:
         path: the file.

@@ -45,7 +45,7 @@ class RecordTable:
 
 
 def read_records(path: Path, *, limit: int | None = None) -> RecordTable:
-    """Read a file's data rows, the format told by its suffix (.csv, .parquet, .jsonl).
+    """Reads a file's data rows, the format told by its suffix (.csv, .parquet, .jsonl).
 
     Args:
         path: the file; text formats are UTF-8, with or without a byte order mark.

@@ -36,7 +36,7 @@ class Figure(NamedTuple):
 
 
 def write_report(path: Path, record: Mapping, scores: Sequence[QuestionScores]) -> None:
-    """Write report.html: no script and no external resource, readable in light and dark.
+    """Writes report.html: no script and no external resource, readable in light and dark.
 
     Args:
         path: The HTML file to leave.

@@ -35,7 +35,7 @@ class RunRecord:
     """
 
     def __init__(self, path: Path, config: Mapping[str, object], warnings: RunWarnings | None = None) -> None:
-        """Remember where run.json goes and how the run is configured; touches no file.
+        """Remembers where run.json goes and how the run is configured; touches no file.
 
         Args:
             path: The run.json to leave; its folder is made when needed.
@@ -61,7 +61,7 @@ class RunRecord:
         return collect_run_info(self.config)
 
     def begin(self) -> None:
-        """Say that the input is good: make the folder and write run.json with status "running".
+        """Says that the input is good: makes the folder and writes run.json with status "running".
 
         Raises:
             OutputError: If run.json cannot be written.

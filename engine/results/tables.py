@@ -36,7 +36,7 @@ SCORES_SCHEMA = pa.schema(
 
 
 def write_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
-    """Write `id,prediction`: the three best letters of every question, best first, e.g. `D B A`.
+    """Writes `id,prediction`: the three best letters of every question, best first, e.g. `D B A`.
 
     Args:
         path: The CSV file to leave.
@@ -70,7 +70,7 @@ def csv_field(text: str) -> str:
 
 
 def write_scores(path: Path, scores: Sequence[QuestionScores]) -> None:
-    """Write scores.parquet, one row a question, with a `member_<name>` column for every member.
+    """Writes scores.parquet, one row a question, with a `member_<name>` column for every member.
 
     Args:
         path: The Parquet file to leave.
@@ -102,7 +102,7 @@ def as_floats(values: np.ndarray | None) -> list[float] | None:
 
 
 def read_scores(path: Path) -> list[QuestionScores]:
-    """Read what `write_scores` left.
+    """Reads what `write_scores` left.
 
     Args:
         path: A scores.parquet.
@@ -143,7 +143,7 @@ def scores_of_row(row: dict, number: int, member_columns: Sequence[str]) -> Ques
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
-    """Write prompts.jsonl, one line a question, holding one prompt in memory at a time.
+    """Writes prompts.jsonl, one line a question, holding one prompt in memory at a time.
 
     Args:
         path: The JSONL file to leave; plain ASCII, so that no reader splits a line at a Unicode line end.

@@ -59,7 +59,7 @@ def tile_of(tensor: torch.Tensor, rows: slice, columns: slice) -> torch.Tensor:
 
 
 def check_out(out: torch.Tensor, shape: tuple[int, ...] | None = None) -> None:
-    """Refuse an output that is no contiguous [N, K] tensor of a compute dtype.
+    """Refuses an output that is no contiguous [N, K] tensor of a compute dtype.
 
     Args:
         out: the tensor a decoder is to fill.
@@ -79,13 +79,13 @@ def check_out(out: torch.Tensor, shape: tuple[int, ...] | None = None) -> None:
 
 
 def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse a tensor of another shape: ValueError with its name, its shape and the one expected."""
+    """Refuses a tensor of another shape: ValueError with its name, its shape and the one expected."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
 
 
 def check_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
-    """Refuse a tensor of another dtype: ValueError with its name, its dtype and the one expected."""
+    """Refuses a tensor of another dtype: ValueError with its name, its dtype and the one expected."""
     if tensor.dtype != dtype:
         raise ValueError(f"{name} is {tensor.dtype}, expected {dtype}")
 

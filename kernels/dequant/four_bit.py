@@ -39,7 +39,7 @@ def dequantize_4bit(
     out: torch.Tensor,
     backend: str = "torch",
 ) -> torch.Tensor:
-    """Fill `out` with quant_map[code] * absmax of its block, computed in float32 and rounded once.
+    """Fills `out` with quant_map[code] * absmax of its block, computed in float32 and rounded once.
 
     That is what bitsandbytes' own kernels compute, so results are equal bit for bit.
 
@@ -158,7 +158,7 @@ def _decode_rest(
 
 
 def _scale_blocks(weights: torch.Tensor, absmax: torch.Tensor, blocksize: int) -> None:
-    """Multiply flat weights by their block's scale in place; the last block may be partial."""
+    """Multiplies flat weights by their block's scale in place; the last block may be partial."""
     num_whole = weights.numel() // blocksize
     weights[: num_whole * blocksize].view(-1, blocksize).mul_(absmax[:num_whole, None])
     if num_whole < absmax.numel():

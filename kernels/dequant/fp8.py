@@ -16,7 +16,7 @@ LARGEST_E4M3FN = 448.0
 def dequantize_fp8_blocks(
     codes: torch.Tensor, scale_inv: torch.Tensor, block_size: tuple[int, int], out: torch.Tensor
 ) -> torch.Tensor:
-    """Fill `out` with codes * scale_inv[row // b0, column // b1], computed in float32 and rounded once.
+    """Fills `out` with codes * scale_inv[row // b0, column // b1], computed in float32 and rounded once.
 
     Args:
         codes: float8_e4m3fn [N, K].
@@ -46,7 +46,7 @@ def dequantize_fp8_blocks(
 
 
 def dequantize_fp8_channels(codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Fill `out` with codes * scale, computed in float32 and rounded once.
+    """Fills `out` with codes * scale, computed in float32 and rounded once.
 
     Args:
         codes: float8_e4m3fn [N, K].
@@ -82,7 +82,7 @@ def _decode(codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, scratch
 
 
 def _widen(codes: torch.Tensor, work: torch.Tensor, scratch: Scratch) -> None:
-    """Write float8 codes as float32.
+    """Writes float8 codes as float32.
 
     torch converts float8 on CPUs one number at a time. An e4m3fn number with its exponent and mantissa moved
     to the same fields of a float16 is that number / 256, subnormals included, because the exponent biases are

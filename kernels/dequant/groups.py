@@ -70,7 +70,7 @@ def decode_groups(
     out: torch.Tensor,
     scratch: Scratch,
 ) -> torch.Tensor:
-    """Fill `out` [N, K] with (code - zero point) * scale, computed in float32 and rounded once.
+    """Fills `out` [N, K] with (code - zero point) * scale, computed in float32 and rounded once.
 
     Args:
         read_codes: gives a tile's codes.

@@ -11,7 +11,7 @@ from strata.kernels.dequant.blocks import Scratch, check_dtype, check_out, row_t
 
 
 def dequantize_channels(codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Fill `out` with codes * scale, computed in float32 and rounded once.
+    """Fills `out` with codes * scale, computed in float32 and rounded once.
 
     Args:
         codes: int8 [N, K].

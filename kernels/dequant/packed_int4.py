@@ -27,7 +27,7 @@ def dequantize_gptq(
     out: torch.Tensor,
     bits: int = 4,
 ) -> torch.Tensor:
-    """Fill `out` with GPTQ weights, transposed to [N, K]; computed in float32 and rounded once.
+    """Fills `out` with GPTQ weights, transposed to [N, K]; computed in float32 and rounded once.
 
     With P = 32 / bits, code (k, n) is bits `bits * (k % P)` and up of qweight[k // P, n], and zero point (g,
     n) the same of qzeros[g, n // P]. In the v1 format what is stored is less by one in every field: GPTQModel
@@ -84,7 +84,7 @@ def dequantize_gptq(
 def dequantize_awq(
     qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, group_size: int, out: torch.Tensor
 ) -> torch.Tensor:
-    """Fill `out` with 4-bit AWQ weights of the GEMM version, transposed to [N, K]; float32, rounded once.
+    """Fills `out` with 4-bit AWQ weights of the GEMM version, transposed to [N, K]; float32, rounded once.
 
     The eight nibbles of a word, from the low end, are output channels 0, 2, 4, 6, 1, 3, 5, 7 of its eight.
 
@@ -140,7 +140,7 @@ def dequantize_packed(
     out: torch.Tensor,
     group_size: int | None = None,
 ) -> torch.Tensor:
-    """Fill `out` with compressed-tensors' pack-quantized weights, computed in float32 and rounded once.
+    """Fills `out` with compressed-tensors' pack-quantized weights, computed in float32 and rounded once.
 
     Stored codes and zero points are unsigned, 2^(bits - 1) above their signed values. Codes are packed along
     K, the low end of a word first; zero points along N.

@@ -67,7 +67,7 @@ def environment_line() -> str:
 
 
 def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> None:
-    """Append one JSON object to `<results_dir>/<bench>.jsonl` and print it as one line, the last of a bench.
+    """Appends one JSON object to `<results_dir>/<bench>.jsonl` and prints it as one line, the last of a bench.
 
     Args:
         bench: The bench's name.
@@ -102,7 +102,7 @@ def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> N
 
 
 def print_table(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows that share their keys as a table on stdout; the keys are its header."""
+    """Prints rows that share their keys as a table on stdout; the keys are its header."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -72,7 +72,7 @@ def measure_gemm_rate(
 
 
 def measure_disk_rate(path: Path, max_bytes: int) -> float:
-    """Read a file, or a folder's files in name order, from the disk itself, one after another, in bytes/s.
+    """Reads a file, or a folder's files in name order, from the disk itself, one after another, in bytes/s.
 
     The page cache of what is read is dropped first and again at the end. One reader, 16 MiB requests: what
     a disk gives a plain sequential read, not what many readers at once could draw from it.

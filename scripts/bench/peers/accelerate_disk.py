@@ -64,7 +64,7 @@ def _open_model(checkpoint: Path, offload: Path) -> PreTrainedModel:
 
 
 def main() -> int:
-    """Answer one request on the command line."""
+    """Answers one request on the command line."""
     packages = ("accelerate", "transformers", "torch")
     return answer_command_line(
         "accelerate_disk", measure_accelerate_disk, missing=missing_reason(), packages=packages

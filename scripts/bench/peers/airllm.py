@@ -66,7 +66,7 @@ def _open_model(checkpoint: Path, layers: Path) -> AirLLMBaseModel:
 
 
 def main() -> int:
-    """Answer one request on the command line."""
+    """Answers one request on the command line."""
     packages = ("airllm", "transformers", "torch")
     return answer_command_line("airllm", measure_airllm, missing=missing_reason(), packages=packages)
 

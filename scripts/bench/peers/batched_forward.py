@@ -89,7 +89,7 @@ def _to_batch(rows: Iterable[np.ndarray]) -> torch.Tensor:
 def answer_command_line(
     name: str, measure: Callable[..., BaselineRun], *, missing: str | None, packages: Sequence[str]
 ) -> int:
-    """Answer one request on the command line, with the flags of all peers and the choice of recipe.
+    """Answers one request on the command line, with the flags of all peers and the choice of recipe.
 
     Args:
         name: The peer's module in this folder.

@@ -40,7 +40,7 @@ class PeerRun(BaselineRun):
 
 
 def save_questions(path: Path, questions: Sequence[SyntheticQuestion]) -> None:
-    """Write questions as an .npz that `load_questions` reads; options may differ in number and length."""
+    """Writes questions as an .npz that `load_questions` reads; options may differ in number and length."""
     arrays = {"num_questions": np.array(len(questions))}
     for index, question in enumerate(questions):
         arrays[f"prefix_{index}"] = question.prefix_ids
@@ -50,7 +50,7 @@ def save_questions(path: Path, questions: Sequence[SyntheticQuestion]) -> None:
 
 
 def load_questions(path: Path) -> list[SyntheticQuestion]:
-    """Read what `save_questions` wrote."""
+    """Reads what `save_questions` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
         return [
             SyntheticQuestion(
@@ -92,7 +92,7 @@ def peer_parser(prog: str) -> argparse.ArgumentParser:
 def answer_request(
     measure: Callable[[], BaselineRun], *, missing: str | None, packages: Sequence[str]
 ) -> int:
-    """Run a peer and print its answer as the last line of stdout; all that it prints goes to stderr.
+    """Runs a peer and prints its answer as the last line of stdout; all that it prints goes to stderr.
 
     Args:
         measure: The peer's work.
@@ -118,7 +118,7 @@ def answer_request(
 
 
 def parse_answer(stdout: str, *, num_questions: int, num_options: int) -> PeerRun | str:
-    """Read the last line that a peer printed.
+    """Reads the last line that a peer printed.
 
     Returns:
         What it measured, or why it cannot run in its interpreter.

@@ -47,7 +47,7 @@ PLAIN_LLAMA = {
 
 
 def write_gguf(checkpoint: Path, path: Path, matrix_type: str) -> None:
-    """Convert a checkpoint of safetensors. Peak memory: one tensor, in float32 when it is quantized.
+    """Converts a checkpoint of safetensors. Peak memory: one tensor, in float32 when it is quantized.
 
     Args:
         checkpoint: Hugging Face folder of a plain Llama: untied, no biases, no rotary scaling.
@@ -96,7 +96,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleave_halves(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Reorder a projection's rows [num_heads * H, D]: a head's rows i and H/2 + i become neighbours."""
+    """Reorders a projection's rows [num_heads * H, D]: a head's rows i and H/2 + i become neighbours."""
     heads = rows.reshape(num_heads, 2, -1, rows.shape[1])
     return heads.transpose(1, 2).reshape(rows.shape)
 

@@ -131,7 +131,7 @@ def _score(
 
 
 def _fill_batch(batch: llama_batch, question: SyntheticQuestion) -> list[int]:
-    """Put a question's tokens into an allocated batch; returns the row of each option's last token."""
+    """Puts a question's tokens into an allocated batch; returns the row of each option's last token."""
     every_option = range(len(question.option_ids))
     num_prefix = len(question.prefix_ids)
     for position, token_id in enumerate(question.prefix_ids):
@@ -163,7 +163,7 @@ def _num_tokens(question: SyntheticQuestion) -> int:
 
 
 def main() -> int:
-    """Answer one request on the command line."""
+    """Answers one request on the command line."""
     parser = peer_parser("strata.scripts.bench.peers.llama_cpp")
     parser.add_argument("--matrix-type", choices=tuple(OUTPUT_TYPE), default="bf16")
     parser.add_argument("--ubatch-tokens", type=int, default=UBATCH_TOKENS)

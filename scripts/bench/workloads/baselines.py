@@ -93,7 +93,7 @@ def hf_naive(
     *,
     label_token_ids: tuple[int, int] = (3, 4),
 ) -> BaselineRun:
-    """Run every option alone behind its own copy of the prefix, in batches of one.
+    """Runs every option alone behind its own copy of the prefix, in batches of one.
 
     Args:
         model: A causal language model of transformers.
@@ -115,7 +115,7 @@ def hf_dynamic_cache(
     *,
     label_token_ids: tuple[int, int] = (3, 4),
 ) -> BaselineRun:
-    """Compute each question's prefix once into a DynamicCache, then its options as a batch on copies of it.
+    """Computes each question's prefix once into a DynamicCache, then its options as a batch on copies of it.
 
     The recipe of the first place in Kaggle's LLM Science Exam. Peak memory: O copies of the prefix's KV cache
     in all layers.

@@ -50,7 +50,7 @@ def make_random_checkpoint(
     seed: int = 0,
     shard_bytes: int = 2 << 30,
 ) -> Path:
-    """Write a random checkpoint (config.json and safetensors; no tokenizer), or reuse the one that is there.
+    """Writes a random checkpoint (config.json and safetensors; no tokenizer), or reuses the one that is there.
 
     The folder is written as `<out>.partial` and renamed when whole. Peak memory: one shard.
 
@@ -96,7 +96,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _check_reusable(out: Path, recipe: dict[str, object]) -> None:
-    """Raise InputError unless `out` is a whole checkpoint made by exactly this recipe."""
+    """Raises InputError unless `out` is a whole checkpoint made by exactly this recipe."""
     recipe_path = out / RECIPE_NAME
     if not recipe_path.is_file():
         raise InputError(
