@@ -111,7 +111,7 @@ class RunWarnings:
     messages: list[str] = field(default_factory=list)
 
     def odd_row(self, kind: str, question_id: str, where: str) -> None:
-        """Records that a question is odd in the way `kind` tells, or raises InputError if the run is strict."""
+        """Records that a question is odd in the way `kind` tells; a strict run raises InputError."""
         if self.strict:
             raise InputError(f"{where}: {kind} (question id {question_id!r}); --strict refuses it")
         self.rows.setdefault(kind, []).append(question_id)

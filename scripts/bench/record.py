@@ -67,7 +67,7 @@ def environment_line() -> str:
 
 
 def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> None:
-    """Appends one JSON object to `<results_dir>/<bench>.jsonl` and prints it as one line, the last of a bench.
+    """Appends one JSON object to `<results_dir>/<bench>.jsonl` and prints it as a bench's last line.
 
     Args:
         bench: The bench's name.

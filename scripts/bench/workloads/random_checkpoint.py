@@ -50,7 +50,7 @@ def make_random_checkpoint(
     seed: int = 0,
     shard_bytes: int = 2 << 30,
 ) -> Path:
-    """Writes a random checkpoint (config.json and safetensors; no tokenizer), or reuses the one that is there.
+    """Writes a random checkpoint (config.json and safetensors, no tokenizer), or reuses one that is there.
 
     The folder is written as `<out>.partial` and renamed when whole. Peak memory: one shard.
 
