@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from strata.engine.config import ScoreConfig
 from strata.engine.deadline import SAFETY
-from strata.engine.heads.classifier import score_classifier
-from strata.engine.heads.registry import CLASSIFIER_HEADS, score_tokens
+from strata.engine.heads.head import Head
 from strata.engine.machine.machine import Budgets
 from strata.engine.machine.rates import MachineRates
 from strata.engine.members.ensemble import average_members
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.members.readings import MemberReadings
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.sweep.sweep import SweepResult
@@ -75,31 +73,17 @@ def score_members(
     """Scores of some prompts from their readouts: every member's, averaged."""
     members = {}
     for number, name in enumerate(job.sweep.members):
-        readouts = swept.readouts[name]
-        if job.head in CLASSIFIER_HEADS:
-            weight = _classifier_weight(job, number, reader)
-            members[name] = score_classifier(job.head, prompts, targets, readouts, weight)
-            continue
-        logits = target_logits(
-            vocabulary_projection(job.checkpoint),
-            readouts,
-            targets.rows,
-            targets.token_ids,
-            reader,
-            torch.device(job.plan.devices[0]),
-            normalized=job.targets.needs_normalization(job.head),
+        readings = MemberReadings(
+            checkpoint=job.checkpoint,
+            adapter=job.sweep.adapters[number] if job.sweep.adapters else None,
+            readouts=swept.readouts[name],
+            targets=targets,
+            normalized=job.head.normalizes(job.targets),
+            reader=reader,
+            device=torch.device(job.plan.devices[0]),
         )
-        if not np.isfinite(logits).all():
-            raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")
-        members[name] = score_tokens(job.head, prompts, targets, logits)
+        members[name] = job.head.score(prompts, targets, readings)
     return average_members(members)
-
-
-def _classifier_weight(job: ScoringJob, number: int, reader: TensorReader) -> torch.Tensor:
-    adapters = job.sweep.adapters
-    if adapters and (own := adapters[number].score) is not None:
-        return own
-    return reader.read(job.checkpoint.require_plain("score.weight"))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +95,7 @@ class ScoringJob:
     """
 
     config: ScoreConfig
-    head: str
+    head: Head
     template_name: str
     questions: list[Question]
     prompts: list[Prompt]

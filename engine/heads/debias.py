@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from strata.engine.heads.probabilities import log_softmax
+from strata.engine.heads.probabilities import average_probabilities
 from strata.engine.types import Branch
 
 
 def rotations(num_options: int) -> tuple[tuple[int, ...], ...]:
-    """All cyclic orders of the options, their own order first: (0, 1, 2), (1, 2, 0), (2, 0, 1)."""
+    """All cyclic orders of the options, the stated one first: (0, 1, 2), (1, 2, 0), (2, 0, 1)."""
     places = range(num_options)
     return tuple(tuple((start + place) % num_options for place in places) for start in places)
 
@@ -59,7 +59,7 @@ def unrotate_and_average(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Averages the options' probabilities over the orders in which they were shown.
 
-    p[o] = mean over r of softmax(scores_r)[o], computed in the log domain so that nothing underflows.
+    p[o] = mean over r of softmax(scores_r)[o].
 
     Source: the average of un-rotated probabilities over cyclic permutations in Zheng et al., "Large Language
     Models Are Not Robust Multiple Choice Selectors" (ICLR 2024).
@@ -84,6 +84,5 @@ def unrotate_and_average(
     for order in scores_per_order:
         if order and sorted(order) != list(range(num_options)):
             raise ValueError(f"expected a permutation of {num_options} options; got {order}")
-    log_probabilities = np.stack([log_softmax(scores) for scores in scores_per_order.values()])
-    scores = np.logaddexp.reduce(log_probabilities, axis=0) - np.log(len(scores_per_order))
+    scores = average_probabilities(scores_per_order.values())
     return scores, np.exp(scores)

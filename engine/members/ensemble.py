@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from strata.engine.heads.probabilities import log_softmax, option_probabilities
+from strata.engine.heads.probabilities import average_probabilities, option_probabilities
 from strata.engine.types import QuestionScores
 
 
@@ -14,8 +12,7 @@ def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionSc
         return next(iter(members.values()))
     averaged = []
     for rows in zip(*members.values(), strict=True):
-        log_probabilities = np.stack([log_softmax(row.scores) for row in rows])
-        scores = np.logaddexp.reduce(log_probabilities, axis=0) - np.log(len(rows))
+        scores = average_probabilities(row.scores for row in rows)
         by_member = {name: row.scores for name, row in zip(members, rows, strict=True)}
         averaged.append(
             QuestionScores(

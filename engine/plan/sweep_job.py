@@ -16,13 +16,13 @@ import numpy as np
 from strata.engine.adapters.adapter_file import check_shapes
 from strata.engine.adapters.lora import Adapter
 from strata.engine.config import ScoreConfig
-from strata.engine.heads.registry import CLASSIFIER_HEADS
+from strata.engine.heads.head import Head
 from strata.engine.machine.machine import Budgets, Machine, choose_machine
 from strata.engine.machine.rates import MachineRates
+from strata.engine.members.readings import MemberCosts
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.embedding import embedding_bytes
 from strata.engine.model.layer_loader import make_loader
-from strata.engine.model.vocabulary import vocabulary_projection
 from strata.engine.plan.costs import ModelCosts, model_costs
 from strata.engine.plan.planner import plan_on, predict_plan
 from strata.engine.plan.sweep_plan import SweepPlan, overrides_of
@@ -52,7 +52,7 @@ class PlannedJob:
 
 def plan_job(
     config: ScoreConfig,
-    head: str,
+    head: Head,
     checkpoint: Checkpoint,
     adapters: tuple[Adapter, ...],
     prompts: Sequence[Prompt],
@@ -143,7 +143,7 @@ def groups_wanted(config: ScoreConfig, predicted_s: float) -> int:
 
 def exact_bytes(
     job: SweepJob,
-    head: str,
+    head: Head,
     costs: ModelCosts,
     work: Workload,
     completed: tuple[tuple[int, ...], ...],
@@ -164,18 +164,15 @@ def exact_bytes(
 
 
 def head_bytes(
-    head: str, checkpoint: Checkpoint, adapters: tuple[Adapter, ...], targets: TargetTable, whole: TargetTable
+    head: Head,
+    checkpoint: Checkpoint,
+    adapters: tuple[Adapter, ...],
+    targets: TargetTable,
+    whole: TargetTable,
 ) -> int:
     """Bytes that the head reads for some targets, all members together; `whole` are the job's targets."""
-    if head in CLASSIFIER_HEADS:
-        return (
-            0
-            if adapters and adapters[0].score is not None
-            else checkpoint.require("score.weight").num_bytes * max(1, len(adapters))
-        )
-    projection = vocabulary_projection(checkpoint)
-    normalized = whole.needs_normalization(head)
-    return max(1, len(adapters)) * projection.bytes_needed(targets.token_ids, normalized=normalized)
+    costs = MemberCosts(checkpoint=checkpoint, adapter=adapters[0] if adapters else None)
+    return max(1, len(adapters)) * head.bytes_read(targets, costs, normalized=head.normalizes(whole))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,18 +1,20 @@
 """Turns questions into Prompts: text, tokens and targets of every scored branch. Knows nothing of models.
 
 Each branch is tokenized as one text, prompt and label (or option) together. Targets are the tokens that
-hold any character of the label, or of the option for head loglik; one that straddles the boundary counts.
+hold any character of what the head scores, a label or the option; one that straddles the boundary counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strata.engine.prompts.drafts import Draft, DraftWriter
-from strata.engine.prompts.templates import DEFAULT_TEMPLATES, Template
+from strata.engine.heads.head import Draft, Head
+from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.templates import Template
 from strata.engine.prompts.tokenizer import JointTokenizer
 from strata.engine.prompts.truncation import FittedQuestion, TokenizedDraft, fit_questions
 from strata.engine.types import Branch, InputError, Prompt, Question, RunWarnings, Target
@@ -24,86 +26,107 @@ if TYPE_CHECKING:
 _BATCH_QUESTIONS = 16
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """How questions become prompts.
+
+    Attributes:
+        template: from `load_template` for this head.
+        head: what scores the options; it says which branches there are.
+        debias: "rotate" shows the options in every cyclic order where the head numbers them (a warning says
+            so where it does not); "none" in the stated order only.
+        max_tokens: the user's bound on the tokens of a branch, its last predicted token included; None for
+            none.
+        window: the bound of the model; None for none.
+
+    Raises:
+        InputError: an unknown way to debias, or a bound below 1.
+    """
+
+    template: Template
+    head: Head
+    debias: str = "none"
+    max_tokens: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.debias not in ("none", "rotate"):
+            raise InputError(f"--debias {self.debias!r}: expected none or rotate")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise InputError(f"--max-tokens {self.max_tokens}: expected at least 1")
+
+    @property
+    def rotates(self) -> bool:
+        """Whether options are to be shown in every cyclic order."""
+        return self.debias == "rotate"
+
+    @property
+    def limit_tokens(self) -> int | None:
+        """The tighter of the two bounds."""
+        return min((bound for bound in (self.max_tokens, self.window) if bound is not None), default=None)
+
+
 def render_prompts(
     questions: Sequence[Question],
-    *,
+    settings: PromptSettings,
     tokenizer: PreTrainedTokenizerBase,
-    template: Template,
-    head: str,
-    debias: str = "none",
-    max_tokens: int | None,
-    window: int | None,
     warnings: RunWarnings,
+    *,
     source: str = "the question file",
 ) -> list[Prompt]:
     """Renders and tokenizes all questions.
 
-    Branches of a question, in order: binary, contrast and loglik one an option; yes-no two an option (yes,
-    then no); letters one a letter, with rotations one a letter for each cyclic order. Where max_tokens or
-    the window asks for it, the context is shortened from its end, the same for all branches of a question,
+    Where a bound asks for it, the context is shortened from its end, the same for all branches of a question,
     and nothing else is.
 
     Args:
         questions: what `read_questions` gave.
+        settings: head, template and bounds.
         tokenizer: a fast tokenizer; its special tokens are added, but none at the end.
-        template: from `load_template` for this head.
-        head: binary, contrast, yes-no, letters or loglik.
-        debias: "rotate" gives head letters all cyclic orders; other heads show one option at a time and
-            have no use for it (a warning says so). "none" otherwise.
-        max_tokens: the user's bound on the tokens of a branch, its last predicted token included; None for
-            none.
-        window: the bound of the model; None for none.
-        warnings: where "longer than the window" and "longer than --max-tokens" go: questions too long even
-            without context, which are scored whole.
+        warnings: where settings without effect go, and "longer than the window" and "longer than
+            --max-tokens": questions too long even without context, which are scored whole.
         source: the name of the question file, for messages.
 
     Returns:
-        One Prompt a question, in order. A branch's `token_ids` end before its last target. Its `text` is
-        complete: tokenized, it begins with `token_ids` and the last target (and goes on where a loglik
-        template does).
+        One Prompt a question, in order, with the branches that the head drafts. A branch's `token_ids` end
+        before its last target. Its `text` is complete: tokenized, it begins with `token_ids` and the last
+        target (and goes on where a template does after the option).
 
     Raises:
         InputError: a label that becomes no token or unknown tokens only, labels that become the same
             tokens, or a template that does not fit the head.
     """
-    if head not in DEFAULT_TEMPLATES:
-        raise InputError(f"--head {head!r}: expected {', '.join(DEFAULT_TEMPLATES)}")
-    _check_settings(head, debias, max_tokens, window, warnings)
-    writer = DraftWriter(template, head=head, rotates=debias == "rotate")
+    writer = DraftWriter(settings.template, head=settings.head, rotates=settings.rotates)
     joint_tokenizer = JointTokenizer(tokenizer)
+    _warn_of_settings(settings, warnings)
     if not writer.uses_context and any(question.context for question in questions):
-        warnings.say(f"template {template.name} does not show the contexts that the questions have")
-    limit_tokens = min((bound for bound in (max_tokens, window) if bound is not None), default=None)
+        warnings.say(f"template {settings.template.name} does not show the contexts that the questions have")
     prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_QUESTIONS):
         batch = questions[first : first + _BATCH_QUESTIONS]
-        fitted = fit_questions(batch, writer=writer, tokenizer=joint_tokenizer, limit_tokens=limit_tokens)
+        fitted = fit_questions(
+            batch, writer=writer, tokenizer=joint_tokenizer, limit_tokens=settings.limit_tokens
+        )
         for one in fitted:
-            _report_length(one, max_tokens, window, source, warnings)
+            _report_length(one, settings, source, warnings)
             prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
     return prompts
 
 
-def _check_settings(
-    head: str, debias: str, max_tokens: int | None, window: int | None, warnings: RunWarnings
-) -> None:
-    if debias not in ("none", "rotate"):
-        raise InputError(f"--debias {debias!r}: expected none or rotate")
-    if debias == "rotate" and head != "letters":
-        warnings.say(f"--debias rotate has no effect on head {head}, which does not number the options")
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"--max-tokens {max_tokens}: expected at least 1")
+def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:
+    head, max_tokens, window = settings.head, settings.max_tokens, settings.window
+    if settings.rotates and not head.numbers_options:
+        warnings.say(f"--debias rotate has no effect on head {head.name}, which does not number the options")
     if max_tokens is not None and window is not None and max_tokens > window:
         warnings.say(
             f"--max-tokens {max_tokens} exceeds the model's window of {window} tokens, which is used"
         )
 
 
-def _report_length(
-    one: FittedQuestion, max_tokens: int | None, window: int | None, source: str, warnings: RunWarnings
-) -> None:
+def _report_length(one: FittedQuestion, settings: PromptSettings, source: str, warnings: RunWarnings) -> None:
     num_tokens = one.longest_tokens
-    for kind, bound in (("longer than the window", window), ("longer than --max-tokens", max_tokens)):
+    bounds = {"longer than the window": settings.window, "longer than --max-tokens": settings.max_tokens}
+    for kind, bound in bounds.items():
         if bound is not None and num_tokens > bound:
             place = f"{source}, row {one.question.row}"
             excess = f"{num_tokens} tokens without context, expected at most {bound}"

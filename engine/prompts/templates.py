@@ -1,4 +1,4 @@
-"""Prompt templates: the built-in ones, a user's file, and what each head needs of them. Knows no tokens.
+"""Prompt templates: the built-in ones, a user's file, and whether they fit a head. Knows no tokens.
 
 A template is Jinja2 with the variables `context` (may be empty), `prompt`, `option` (the option scored) and
 `options` (the pairs (letter, text) in the order shown). Nothing is trimmed: a newline at a template's end
@@ -21,17 +21,11 @@ import jinja2.sandbox
 import yaml
 
 from strata.engine.files import read_utf8
+from strata.engine.heads.head import Head
 from strata.engine.types import InputError
 
 VARIABLES = ("context", "prompt", "option", "options")
 DEFAULT_LABELS = ("yes", "no")
-DEFAULT_TEMPLATES = {
-    "binary": "statement",
-    "contrast": "statement",
-    "yes-no": "yes-no",
-    "letters": "letters",
-    "loglik": "statement",
-}
 
 _STATEMENT = """\
 {% if context %}Context: {{ context }}
@@ -102,37 +96,37 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 )
 
 
-def load_template(name: str | None, *, head: str) -> Template:
+def load_template(name: str | None, *, head: Head) -> Template:
     """Finds the template to use with a head.
 
     Args:
         name: a built-in template, or a file: .yaml/.yml with the keys `text` and optionally `labels` (two
             texts), or any other suffix with the bare Jinja text; None takes the head's own.
-        head: binary, contrast, yes-no, letters or loglik.
+        head: what scores the options.
 
     Raises:
         InputError: no such template, a syntax error, an unknown variable, or not what the head needs.
     """
-    name = DEFAULT_TEMPLATES[head] if name is None else name
+    name = head.template if name is None else name
     template = BUILT_IN[name] if name in BUILT_IN else _read_template(name)
     compile_template(template, head=head)
     return template
 
 
-def compile_template(template: Template, *, head: str) -> jinja2.Template:
+def compile_template(template: Template, *, head: Head) -> jinja2.Template:
     """Compiles a template after checking that it gives the head what it needs.
 
     Raises:
         InputError: a syntax error (with its line), an unknown variable, or a needed variable that is never
-            used.
+            used, or one that is used but forbidden.
     """
     used = find_variables(template.name, template.text)
-    needed, spare = ("options", "option") if head == "letters" else ("option", None)
-    if needed not in used:
-        raise InputError(f"template {template.name}: never uses '{needed}', which head {head} needs")
-    if spare in used:
+    if head.needs not in used:
+        raise InputError(f"template {template.name}: never uses '{head.needs}', which head {head.name} needs")
+    if head.forbids in used:
         raise InputError(
-            f"template {template.name}: uses '{spare}', but head {head} shows all of 'options' at once"
+            f"template {template.name}: uses '{head.forbids}', but head {head.name} shows all of 'options' "
+            "at once"
         )
     try:
         return _ENVIRONMENT.from_string(template.text)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strata.engine.prompts.drafts import CONTEXT_MARKER, Draft, DraftWriter, find_marked
+from strata.engine.heads.head import Draft
+from strata.engine.prompts.drafts import CONTEXT_MARKER, DraftWriter, find_marked
 from strata.engine.prompts.tokenizer import JointTokenizer, Tokens
 from strata.engine.types import Question
 

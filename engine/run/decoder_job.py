@@ -13,11 +13,13 @@ from pathlib import Path
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
 from strata.engine.config import ScoreConfig
+from strata.engine.heads.head import Head
 from strata.engine.heads.registry import choose_head
+from strata.engine.members.readings import score_shape
 from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, rope_type
 from strata.engine.plan.sweep_job import plan_job
 from strata.engine.plan.sweep_plan import SweepPlan
-from strata.engine.prompts.render import render_prompts
+from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.questions.question_file import read_questions
@@ -50,11 +52,16 @@ def prepare_job(config: ScoreConfig, warnings: RunWarnings, timer: PhaseTimer) -
         if config.verify:
             read_checksums(config.model)
         adapters = _read_adapters(config, checkpoint)
-        head = choose_head(config.head, checkpoint, adapters[0].score if adapters else None)
+        head = choose_head(
+            config.head,
+            score_shape(checkpoint, adapters),
+            checkpoint.config.hidden_size,
+            where=f"{checkpoint.path} and its adapters",
+        )
     with timer.phase("tokenize"):
         prompts, template_name = _render(config, head, questions, checkpoint, warnings)
     fingerprint = fingerprint_job(
-        prompts, (config.model.resolve(), head, template_name, config.dtype, *config.adapter)
+        prompts, (config.model.resolve(), head.name, template_name, config.dtype, *config.adapter)
     )
     done: dict[str, QuestionScores] = {}
     if config.resume:
@@ -90,7 +97,7 @@ def describe_plan(job: ScoringJob) -> dict[str, object]:
         **asdict(job.plan),
         "tokens_computed": job.plan.tokens,
         "sweep_s": job.plan.predicted_s,
-        "head": job.head,
+        "head": job.head.name,
         "template": job.template_name,
         "members": list(job.sweep.members),
         "trie_nodes": job.tree.num_tokens,
@@ -126,20 +133,17 @@ def _read_adapters(config: ScoreConfig, checkpoint: Checkpoint) -> tuple[Adapter
 
 
 def _render(
-    config: ScoreConfig, head: str, questions: list[Question], checkpoint: Checkpoint, warnings: RunWarnings
+    config: ScoreConfig, head: Head, questions: list[Question], checkpoint: Checkpoint, warnings: RunWarnings
 ) -> tuple[list[Prompt], str]:
-    template = load_template(config.template, head=head)
-    prompts = render_prompts(
-        questions,
-        tokenizer=read_tokenizer(config.model),
-        template=template,
+    settings = PromptSettings(
+        template=load_template(config.template, head=head),
         head=head,
         debias=config.debias,
         max_tokens=config.max_tokens,
         window=getattr(checkpoint.config, "max_position_embeddings", None),
-        warnings=warnings,
-        source=str(config.questions),
     )
+    tokenizer = read_tokenizer(config.model)
+    prompts = render_prompts(questions, settings, tokenizer, warnings, source=str(config.questions))
     largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
     vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
     if largest >= vocabulary:
@@ -147,7 +151,7 @@ def _render(
             f"{config.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
             "the model's vocabulary"
         )
-    return prompts, template.name
+    return prompts, settings.template.name
 
 
 def _warn_of_overrides(config: ScoreConfig, plan: SweepPlan, num_layers: int, warnings: RunWarnings) -> None:

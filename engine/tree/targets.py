@@ -40,16 +40,6 @@ class TargetTable:
             num_branches=len(branches),
         )
 
-    def needs_normalization(self, head: str) -> bool:
-        """False for yes-no when yes and no are one token each at one readout: their normalizers cancel."""
-        if head != "yes-no":
-            return True
-        counts = np.bincount(self.branches, minlength=self.num_branches)
-        if (counts != 1).any():
-            return True
-        pairs = self.rows.reshape(-1, 2)
-        return bool((pairs[:, 0] != pairs[:, 1]).any())
-
 
 def build_target_table(prompts: Sequence[Prompt], tree: PrefixTree) -> TargetTable:
     """Finds the readout of every target of every branch; branches are the tree's sequences, in order."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from strata.engine.prompts.render import render_prompts
+from strata.engine.heads.registry import HEADS
+from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.types import Prompt, Question, RunWarnings
@@ -50,7 +51,13 @@ class DecoderReader:
         self._rope_positions = 0
         self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
         self.warnings = RunWarnings()
-        self._template = load_template(config.template, head=trained.head)
+        head = HEADS[trained.head]
+        self._prompt_settings = PromptSettings(
+            template=load_template(config.template, head=head),
+            head=head,
+            max_tokens=config.max_tokens,
+            window=getattr(checkpoint.config, "max_position_embeddings", None),
+        )
         self.micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
         if config.memory_gib is not None and config.micro_batch_tokens is None:
             self.micro_batch_tokens = fit_micro_batch(
@@ -70,12 +77,9 @@ class DecoderReader:
         """Prompts of questions for the task's head, cut to --max-tokens or the model's window."""
         return render_prompts(
             questions,
-            tokenizer=self.tokenizer,
-            template=self._template,
-            head=self.trained.head,
-            max_tokens=self.config.max_tokens,
-            window=getattr(self.checkpoint.config, "max_position_embeddings", None),
-            warnings=self.warnings,
+            self._prompt_settings,
+            self.tokenizer,
+            self.warnings,
             source=str(self.config.questions),
         )
 

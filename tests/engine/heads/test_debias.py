@@ -21,7 +21,7 @@ def make_branch(option, order):
     return Branch(option=option, order=order, label="A", token_ids=token_ids, text="", targets=(target,))
 
 
-def test_rotations_start_with_the_own_order():
+def test_rotations_start_with_the_stated_order():
     assert rotations(3) == ((0, 1, 2), (1, 2, 0), (2, 0, 1))
 
 

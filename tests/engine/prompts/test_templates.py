@@ -2,7 +2,8 @@
 
 import pytest
 
-from strata.engine.prompts.templates import BUILT_IN, DEFAULT_TEMPLATES, Template, load_template
+from strata.engine.heads.registry import HEADS
+from strata.engine.prompts.templates import BUILT_IN, Template, load_template
 from strata.engine.types import InputError
 
 
@@ -15,14 +16,26 @@ def write(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("head", DEFAULT_TEMPLATES)
-def test_each_head_has_a_template(head):
-    assert load_template(None, head=head) is BUILT_IN[DEFAULT_TEMPLATES[head]]
+DEFAULTS = {
+    "binary": "statement",
+    "contrast": "statement",
+    "yes-no": "yes-no",
+    "letters": "letters",
+    "loglik": "statement",
+}
+
+
+def test_each_head_has_a_template():
+    loaded = {name: load_template(None, head=head).name for name, head in HEADS.items()}
+    assert loaded == DEFAULTS
+    assert all(load_template(name, head=HEADS[head]) is BUILT_IN[name] for head, name in DEFAULTS.items())
 
 
 def test_bare_text(write):
     name = write("t.jinja", "{{ prompt }}\n{{ option }}\n")
-    assert load_template(name, head="binary") == Template(name=name, text="{{ prompt }}\n{{ option }}\n")
+    assert load_template(name, head=HEADS["binary"]) == Template(
+        name=name, text="{{ prompt }}\n{{ option }}\n"
+    )
 
 
 def test_yaml_keeps_yes_and_no_as_text(write):
@@ -30,7 +43,7 @@ def test_yaml_keeps_yes_and_no_as_text(write):
     expected = Template(
         name=name, text="{{ options }} {{ option }}", labels=("yes", "no"), lists_options=True
     )
-    assert load_template(name, head="yes-no") == expected
+    assert load_template(name, head=HEADS["yes-no"]) == expected
 
 
 BAD_TEMPLATES = {
@@ -54,11 +67,11 @@ BAD_TEMPLATES = {
 def test_bad_templates_are_refused_in_one_line(case, write):
     name, text, head, message = BAD_TEMPLATES[case]
     with pytest.raises(InputError, match=message) as refused:
-        load_template(write(name, text), head=head)
+        load_template(write(name, text), head=HEADS[head])
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_name_that_is_neither_built_in_nor_a_file():
     with pytest.raises(InputError, match=r"'nope'.*statement, yes-no, letters"):
-        load_template("nope", head="yes-no")
+        load_template("nope", head=HEADS["yes-no"])

@@ -1,0 +1,103 @@
+"""What heads read of a member: its readouts, the checkpoint's vocabulary projection, and the score weight.
+
+Implements `Readings` and `ReadingCosts` of heads/head.py; the two agree to the byte. Knows no formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from strata.engine.adapters.lora import Adapter
+from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.tree.targets import TargetTable
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.tensor_reader import TensorReader
+
+SCORE_WEIGHT = "score.weight"
+
+
+def score_shape(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> tuple[int, ...] | None:
+    """Shape of the score weight that members have: the adapters' own, else the checkpoint's, if any."""
+    if adapters and adapters[0].score is not None:
+        return tuple(adapters[0].score.shape)
+    source = checkpoint.weights.get(SCORE_WEIGHT)
+    return source.parts[0][0].shape if source else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemberReadings:
+    """`Readings` of one member.
+
+    Attributes:
+        checkpoint: the base model.
+        adapter: the member's adapter; None for the base model itself.
+        readouts: [S, D] on the host, what a sweep left of the member.
+        targets: which of the readouts are asked for, and for which tokens.
+        normalized: whether the head wants log-probabilities, not logits.
+        reader: counts the bytes read.
+        device: where the vocabulary projection is multiplied.
+    """
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None
+    readouts: torch.Tensor
+    targets: TargetTable
+    normalized: bool
+    reader: TensorReader
+    device: torch.device
+
+    def log_probabilities(self) -> np.ndarray:
+        """[n] float64, streaming the projection in blocks.
+
+        Raises:
+            InputError: the checkpoint has no vocabulary projection.
+            FloatingPointError: one is not finite.
+        """
+        found = target_logits(
+            vocabulary_projection(self.checkpoint),
+            self.readouts,
+            self.targets.rows,
+            self.targets.token_ids,
+            self.reader,
+            self.device,
+            normalized=self.normalized,
+        )
+        if not np.isfinite(found).all():
+            raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")
+        return found
+
+    def hidden_states(self) -> torch.Tensor:
+        """[n, D], a copy."""
+        return self.readouts[torch.from_numpy(self.targets.rows)]
+
+    def score_weight(self) -> torch.Tensor:
+        """The adapter's, else read from the checkpoint."""
+        if self.adapter is not None and self.adapter.score is not None:
+            return self.adapter.score
+        return self.reader.read(self.checkpoint.require_plain(SCORE_WEIGHT))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemberCosts:
+    """`ReadingCosts` of one member: the base model (`adapter` None) or one with an adapter."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None
+
+    def vocabulary_bytes(self, token_ids: np.ndarray, *, normalized: bool) -> int:
+        """The whole projection, or the rows of these tokens.
+
+        Raises:
+            InputError: the checkpoint has no vocabulary projection.
+        """
+        return vocabulary_projection(self.checkpoint).bytes_needed(token_ids, normalized=normalized)
+
+    def score_weight_bytes(self) -> int:
+        """The checkpoint's weight; 0 where the adapter brings one."""
+        if self.adapter is not None and self.adapter.score is not None:
+            return 0
+        return self.checkpoint.require(SCORE_WEIGHT).num_bytes
