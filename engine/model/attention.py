@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from strata.kernels.prefix_attention.attend import attend
-from strata.kernels.prefix_attention.differentiable import attend_differentiable
+from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
+from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.tile import Tile
 
 
@@ -22,7 +22,7 @@ class AttentionCall:
     """What one call of one layer's attention needs and leaves behind.
 
     Attributes:
-        tiles_of: tiles of the query rows.
+        tiles_of: tiles of the query rows, as the backend that is chosen wants them.
         carried: keys and values [2, K, C, H] of the carried tokens, None when there are none.
         window: the sliding window of this layer where transformers does not pass it, else None.
         mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
@@ -39,8 +39,8 @@ class AttentionCall:
     key_values: torch.Tensor | None = None
 
 
-TilesOf = Callable[[int | None], Sequence[Tile]]
-"""Tiles of a micro-batch for a sliding window (None: full attention)."""
+TilesOf = Callable[[int, int | None], Sequence[Tile]]
+"""(most rows a tile, sliding window or None for full attention) -> tiles of a micro-batch."""
 
 
 def attend_prefix_tree(
@@ -76,9 +76,16 @@ def attend_prefix_tree(
         return query.new_zeros(()).expand(1, query.shape[2], query.shape[1], query.shape[3]), None
     assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
     key_space, value_space = call.key_values
-    tiles = call.tiles_of(sliding_window if sliding_window is not None else call.window)
-    compute = attend_differentiable if call.differentiable else attend
-    attended = compute(query[0].to(key_space.dtype), key_space, value_space, tiles, scaling, softcap)
+    backend = choose_backend(
+        AttentionRequest(
+            device_type=query.device.type,
+            has_softcap=softcap is not None,
+            needs_gradients=call.differentiable,
+        )
+    )
+    tiles = call.tiles_of(backend.tile_rows, sliding_window if sliding_window is not None else call.window)
+    wanted = AttentionSettings(scaling=scaling, softcap=softcap)
+    attended = backend.attend(query[0].to(key_space.dtype), key_space, value_space, tiles, wanted)
     return attended.to(query.dtype)[None], None
 
 

@@ -172,7 +172,7 @@ def _rehearse(decoder: Decoder, dtype: torch.dtype) -> None:
     """
     config, meta = decoder.config, torch.device("meta")
     tile = Tile(rows=(0, 2), key_ranges=((0, 2),), num_keys=2, num_unmasked=0, causal=True, visible=None)
-    call = AttentionCall(tiles_of=lambda window: (tile,), carried=None)
+    call = AttentionCall(tiles_of=lambda max_rows, window: (tile,), carried=None)
     layer = decoder.layers[0]
     stubs = [(name, module) for name, module in layer.named_children() if name in MLP_NAMES]
     try:

@@ -87,15 +87,6 @@ class ModelCosts:
         widest = max(self.hidden_size, heads, self.intermediate_size)
         return dense + widest * (1 + 4)
 
-    def attention_scratch_bytes(self, rows: int, keys: int, *, on_cpu: bool) -> int:
-        """Peak memory of one attention tile: scores on CPU, expanded keys and a mask on CUDA.
-
-        Soft-capped scores, which SDPA does not know, are computed blockwise anywhere, with a float32 copy.
-        """
-        if on_cpu or self.has_softcap:
-            return self.num_heads * rows * keys * (self.itemsize + (8 if self.has_softcap else self.itemsize))
-        return 2 * self.num_heads * keys * self.head_dim * self.itemsize + 2 * rows * keys
-
 
 def model_costs(
     checkpoint: Checkpoint, decoder: Decoder, loader: LayerLoader, dtype: torch.dtype

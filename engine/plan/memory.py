@@ -10,7 +10,8 @@ import math
 from strata.engine.plan.costs import ModelCosts
 from strata.engine.plan.sweep_plan import SweepPlan, readout_dtype
 from strata.engine.plan.workload import Workload
-from strata.kernels.prefix_attention.attend import TILE_ROWS
+from strata.kernels.prefix_attention.backend import AttentionRequest, TileSize
+from strata.kernels.prefix_attention.registry import choose_backend
 
 
 def predict_memory(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[int, int]:
@@ -63,9 +64,22 @@ def _resident_bytes_on_host(costs: ModelCosts, layer: int) -> int:
 
 def _working_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
     """Activations, key spaces and attention scratch of one worker's micro-batch."""
-    on_cpu = plan.devices[0] == "cpu"
     batch = min(plan.micro_batch_tokens, lane_tokens(plan, work))
     keys = work.longest_branch_tokens + batch
-    tile_rows = min(TILE_ROWS["cpu" if on_cpu else "cuda"], batch)
-    scratch = costs.attention_scratch_bytes(tile_rows, work.longest_branch_tokens + tile_rows, on_cpu=on_cpu)
+    scratch = _attention_scratch_bytes(plan.devices[0], batch, costs, work)
     return batch * costs.activation_bytes_per_token + 3 * keys * costs.key_value_bytes_per_token + scratch
+
+
+def _attention_scratch_bytes(device: str, batch_tokens: int, costs: ModelCosts, work: Workload) -> int:
+    """What the attention backend needs for its largest tile: the rows it wants under the longest branch."""
+    request = AttentionRequest(device_type=device.split(":")[0], has_softcap=costs.has_softcap)
+    backend = choose_backend(request)
+    rows = min(backend.tile_rows, batch_tokens)
+    size = TileSize(
+        rows=rows,
+        keys=work.longest_branch_tokens + rows,
+        num_heads=costs.num_heads,
+        head_dim=costs.head_dim,
+        itemsize=costs.itemsize,
+    )
+    return backend.scratch_bytes(size, request)

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
 
-from strata.engine.model.attention import AttentionCall, TilesOf
+from strata.engine.model.attention import AttentionCall
 from strata.engine.model.decoder import Decoder
 from strata.engine.sweep.hidden_store import HiddenStore
 from strata.engine.tree.intervals import indexes
-from strata.engine.tree.lanes import Lane, MicroBatch
+from strata.engine.tree.lanes import Lane
 from strata.engine.tree.prefix_tree import PrefixTree
-from strata.engine.tree.tiles import build_scored_tiles, build_tiles
-from strata.kernels.prefix_attention.attend import TILE_ROWS
-from strata.kernels.prefix_attention.tile import Tile
-
-TILE_CACHE_ENTRIES = 1 << 16
+from strata.engine.tree.tiles import tile_finder
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,7 +42,9 @@ class LaneWorker:
     _weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._tiles = lru_cache(TILE_CACHE_ENTRIES)(self._build_tiles)
+        batches = self.lane.micro_batches
+        self._tiles = [tile_finder(self.tree, batch, scored=False) for batch in batches]
+        self._scored_tiles = [tile_finder(self.tree, batch, scored=True) for batch in batches]
 
     def embed(self, table: torch.Tensor, row_of_token: np.ndarray, store: HiddenStore) -> None:
         """Fills the hidden store with embeddings, from a table [U, D] and each token id's row in it [V]."""
@@ -72,7 +69,7 @@ class LaneWorker:
     ) -> torch.Tensor:
         """One micro-batch through one layer, store to store. Returns the key space [2, K, C, H]."""
         hidden, position_ids = self._load(index, member, store)
-        call = AttentionCall(tiles_of=self._tiles_of(index, scored=False), carried=carried)
+        call = AttentionCall(tiles_of=self._tiles[index], carried=carried)
         output = self._compute(
             layer, index, hidden, lambda states: self.decoder.run_layer(layer, states, position_ids, call)
         )
@@ -94,7 +91,7 @@ class LaneWorker:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all rows, the rest for scored ones. Returns readouts [S, D] and key space."""
         hidden, position_ids = self._load(index, member, store)
-        keys = AttentionCall(tiles_of=self._tiles_of(index, scored=False), carried=carried, mode="keys")
+        keys = AttentionCall(tiles_of=self._tiles[index], carried=carried, mode="keys")
         key_values = self._compute(
             layer,
             index,
@@ -104,7 +101,7 @@ class LaneWorker:
         scored = torch.from_numpy(self.lane.micro_batches[index].scored_rows).to(self.device)
         if not len(scored):
             return hidden[:0], key_values
-        tiles_of = self._tiles_of(index, scored=True)
+        tiles_of = self._scored_tiles[index]
         call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values)
 
         def read_out(states: torch.Tensor) -> torch.Tensor:
@@ -158,14 +155,6 @@ class LaneWorker:
         if not is_finite(result):
             raise FloatingPointError(f"layer {layer}: hidden states are not finite, not even in float32")
         return result
-
-    def _tiles_of(self, index: int, *, scored: bool) -> TilesOf:
-        return lambda window: self._tiles(index, window, scored)
-
-    def _build_tiles(self, index: int, window: int | None, scored: bool) -> tuple[Tile, ...]:
-        build = build_scored_tiles if scored else build_tiles
-        batch: MicroBatch = self.lane.micro_batches[index]
-        return build(self.tree, batch, TILE_ROWS[self.device.type], window)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 
 from strata.engine.tree.intervals import (
     Intervals,
@@ -25,7 +24,6 @@ from strata.engine.tree.intervals import (
 )
 from strata.engine.tree.lanes import MicroBatch, Segment, ranges_in_order, segments_of, to_key_space
 from strata.engine.tree.prefix_tree import PrefixTree
-from strata.kernels.prefix_attention.attend import TILE_ROWS
 from strata.kernels.prefix_attention.tile import Tile
 
 WASTE_LIMIT = 1.25
@@ -48,11 +46,20 @@ class RowSegment:
 
 
 def tile_finder(
-    tree: PrefixTree, batch: MicroBatch, device: torch.device, *, scored: bool
-) -> Callable[[int | None], tuple[Tile, ...]]:
-    """Tiles of all rows, or of the scored ones, by sliding window (None: full attention); built once each."""
+    tree: PrefixTree, batch: MicroBatch, *, scored: bool
+) -> Callable[[int, int | None], tuple[Tile, ...]]:
+    """What cuts a micro-batch into tiles, each of its answers built once.
+
+    Args:
+        tree: of all tokens.
+        batch: the micro-batch.
+        scored: tiles of the scored rows alone instead of all rows.
+
+    Returns:
+        (most rows a tile, sliding window or None for full attention) -> tiles.
+    """
     build = build_scored_tiles if scored else build_tiles
-    return cache(lambda window: build(tree, batch, TILE_ROWS.get(device.type, TILE_ROWS["cpu"]), window))
+    return cache(lambda max_rows, window: build(tree, batch, max_rows, window))
 
 
 def build_tiles(

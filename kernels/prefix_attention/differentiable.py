@@ -12,30 +12,66 @@ Legend: T query rows, N query heads, K kv heads, G = N / K, H head dim, C key sp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from strata.kernels.prefix_attention.sdpa import attend_sdpa
+from strata.kernels.prefix_attention.backend import (
+    CPU_TILE_ROWS,
+    CUDA_TILE_ROWS,
+    AttentionRequest,
+    AttentionSettings,
+    TileSize,
+)
 from strata.kernels.prefix_attention.tile import Tile, gather_keys
 
 
-def attend_differentiable(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    tiles: Sequence[Tile],
-    scaling: float,
-    softcap: float | None = None,
-) -> torch.Tensor:
-    """Attention [T, N, H] of query [N, T, H] over key and value [K, C, H], differentiable in all three.
+@dataclass(frozen=True, kw_only=True)
+class DifferentiableBackend:
+    """Attention with a backward pass of its own.
 
-    Peak extra memory: forward one tile's scores; backward three of them, and key and value gradients in
-    float32. On CUDA without soft-capping it is SDPA under autograd.
+    Attributes:
+        name: of the backend.
+        tile_rows: the most query rows of a tile.
+        on_cuda: whether it is meant for CUDA or for everything else; it computes the same on both.
     """
-    if query.is_cuda and softcap is None:
-        return attend_sdpa(query, key, value, tiles, scaling)
-    return _TiledAttention.apply(query, key, value, tiles, scaling, softcap)
+
+    name: str
+    tile_rows: int
+    on_cuda: bool
+
+    def takes(self, request: AttentionRequest) -> bool:
+        """Anything, on its kind of device; what needs no gradients is better left to others."""
+        return (request.device_type == "cuda") == self.on_cuda
+
+    def scratch_bytes(self, size: TileSize, request: AttentionRequest) -> int:
+        """Backward holds three tiles of scores in float32 or wider, and the slopes of soft-capped ones.
+
+        The gradients of keys and values, which are sums over all tiles, are not counted.
+        """
+        tiles_of_scores = 4 if request.has_softcap else 3
+        return size.num_heads * size.rows * size.keys * max(4, size.itemsize) * tiles_of_scores
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        tiles: Sequence[Tile],
+        settings: AttentionSettings,
+    ) -> torch.Tensor:
+        """Attention [T, N, H], differentiable in query, keys and values; see `Backend.attend`.
+
+        Peak extra memory: `scratch_bytes` a tile, and key and value gradients in float32.
+        """
+        return _TiledAttention.apply(query, keys, values, tiles, settings)
+
+
+DIFFERENTIABLE_ON_CPU = DifferentiableBackend(name="differentiable", tile_rows=CPU_TILE_ROWS, on_cuda=False)
+DIFFERENTIABLE_ON_CUDA = DifferentiableBackend(
+    name="differentiable-cuda", tile_rows=CUDA_TILE_ROWS, on_cuda=True
+)
 
 
 class _TiledAttention(torch.autograd.Function):
@@ -46,22 +82,21 @@ class _TiledAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         tiles: Sequence[Tile],
-        scaling: float,
-        softcap: float | None,
+        settings: AttentionSettings,
     ) -> torch.Tensor:
         folded = _fold(query, key.shape[0])
         output = torch.empty_like(folded)
         lse = folded.new_empty(folded.shape[:3], dtype=_wide(query.dtype))
         for tile in tiles:
             rows = slice(*tile.rows)
-            scores, _ = _score(folded[:, :, rows].flatten(1, 2), key, tile, scaling, softcap)
+            scores, _ = _score(folded[:, :, rows].flatten(1, 2), key, tile, settings)
             lse_KR = scores.to(lse.dtype).logsumexp(dim=-1)
             weights = (scores - lse_KR[..., None]).exp_().to(value.dtype)
             lse[:, :, rows] = lse_KR.unflatten(1, (folded.shape[1], tile.num_rows))
             attended = torch.bmm(weights, gather_keys(value, tile))
             output[:, :, rows] = attended.unflatten(1, (folded.shape[1], tile.num_rows))
         ctx.save_for_backward(folded, key, value, output, lse)
-        ctx.tiles, ctx.scaling, ctx.softcap = tiles, scaling, softcap
+        ctx.tiles, ctx.settings = tiles, settings
         return output.flatten(0, 1).transpose(0, 1)
 
     @staticmethod
@@ -76,14 +111,14 @@ class _TiledAttention(torch.autograd.Function):
             rows = slice(*tile.rows)
             query_KRH = folded[:, :, rows].flatten(1, 2)
             grad_KRH = grad_KGTH[:, :, rows].flatten(1, 2)
-            scores, slope = _score(query_KRH, key, tile, ctx.scaling, ctx.softcap)
+            scores, slope = _score(query_KRH, key, tile, ctx.settings)
             weights = (scores - lse[:, :, rows].flatten(1)[..., None]).exp_()
             _add_to_keys(grad_value, tile, weights.to(grad_KRH.dtype).transpose(1, 2) @ grad_KRH)
             d_scores = torch.bmm(grad_KRH, gather_keys(value, tile).transpose(1, 2)).to(lse.dtype)
             d_scores = d_scores.sub_(delta[:, :, rows].flatten(1)[..., None]).mul_(weights)
             if slope is not None:
                 d_scores *= slope
-            d_scores = d_scores.mul_(ctx.scaling).to(query_KRH.dtype)
+            d_scores = d_scores.mul_(ctx.settings.scaling).to(query_KRH.dtype)
             _add_to_keys(grad_key, tile, d_scores.transpose(1, 2) @ query_KRH)
             d_query = torch.bmm(d_scores, gather_keys(key, tile))
             grad_query[:, :, rows] = d_query.unflatten(1, (folded.shape[1], tile.num_rows))
@@ -91,7 +126,6 @@ class _TiledAttention(torch.autograd.Function):
             grad_query.flatten(0, 1),
             grad_key.to(key.dtype),
             grad_value.to(value.dtype),
-            None,
             None,
             None,
         )
@@ -107,14 +141,15 @@ def _fold(states: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
 
 
 def _score(
-    query_KRH: torch.Tensor, key: torch.Tensor, tile: Tile, scaling: float, softcap: float | None
+    query_KRH: torch.Tensor, key: torch.Tensor, tile: Tile, settings: AttentionSettings
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Masked scores [K, R, J] in float32 or wider, and their slope under soft-capping."""
-    scores = torch.bmm(query_KRH, gather_keys(key, tile).transpose(1, 2)).to(_wide(key.dtype)).mul_(scaling)
+    scores = torch.bmm(query_KRH, gather_keys(key, tile).transpose(1, 2)).to(_wide(key.dtype))
+    scores.mul_(settings.scaling)
     slope = None
-    if softcap is not None:
-        tanh = (scores / softcap).tanh_()
-        slope, scores = 1 - tanh**2, tanh * softcap
+    if settings.softcap is not None:
+        tanh = (scores / settings.softcap).tanh_()
+        slope, scores = 1 - tanh**2, tanh * settings.softcap
     if tile.num_masked:
         hidden = ~tile.visible_mask(scores.device)
         masked = scores.unflatten(1, (-1, tile.num_rows))[..., tile.num_unmasked :]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from strata.kernels.prefix_attention.backend import AttentionSettings
 from strata.kernels.prefix_attention.reference import reference_attention
 from strata.kernels.prefix_attention.tile import Tile
 
@@ -43,12 +44,15 @@ class Work:
         """Not the usual 1 / sqrt(H), which is what a backend that forgets the factor would take."""
         return 1.2 * self.query.shape[-1] ** -0.5
 
+    def settings(self, softcap: float | None = None) -> AttentionSettings:
+        return AttentionSettings(scaling=self.scaling, softcap=softcap)
+
     @property
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.query, self.key, self.value
 
     def oracle(self, softcap: float | None = None) -> torch.Tensor:
-        return reference_attention(*self.inputs, self.visible, self.scaling, softcap)
+        return reference_attention(*self.inputs, self.visible, self.settings(softcap))
 
 
 def make_work(

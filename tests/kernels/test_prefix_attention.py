@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from strata.kernels.prefix_attention.attend import attend
-from strata.kernels.prefix_attention.blocked import attend_blocked
-from strata.kernels.prefix_attention.sdpa import attend_sdpa
+from strata.kernels.prefix_attention.backend import AttentionRequest
+from strata.kernels.prefix_attention.blocked import BLOCKED_ON_CPU
+from strata.kernels.prefix_attention.registry import choose_backend
+from strata.kernels.prefix_attention.sdpa import SdpaBackend
 from strata.kernels.prefix_attention.tile import Tile, gather_keys
 
 from .attention_work import Work, make_work, poisoned_memory
 
-BACKENDS = {"blocked": attend_blocked, "sdpa": attend_sdpa}
+BACKENDS = {"blocked": BLOCKED_ON_CPU.attend, "sdpa": SdpaBackend().attend}
 CPU = torch.device("cpu")
 __all__ = ["poisoned_memory"]
 
@@ -114,7 +115,7 @@ def with_odd_shapes(test: Callable) -> Callable:
 )
 def test_backends_agree_with_the_oracle(backend, dtype, rows, groups, head_dim):
     work = make_work(rows, dtype, groups=groups, head_dim=head_dim)
-    attended = BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
+    attended = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
     assert_as_exact(attended, stock_attention(work), work.oracle())
 
 
@@ -125,7 +126,7 @@ def test_blocked_in_bfloat16(rows, groups, head_dim):
     Over a whole result the error is within twice SDPA's as well, as long as scores spread as little as these.
     """
     work = make_work(rows, torch.bfloat16, groups=groups, head_dim=head_dim)
-    attended, exact = attend_blocked(*work.inputs, work.tiles, work.scaling), work.oracle()
+    attended, exact = BLOCKED_ON_CPU.attend(*work.inputs, work.tiles, work.settings()), work.oracle()
     assert_as_exact(attended, eager_attention(work), exact)
     rms_bound = 2 * errors(stock_attention(work), exact) + rounding_floor(exact, torch.bfloat16)
     assert errors(attended, exact)[1] <= rms_bound[1]
@@ -135,7 +136,7 @@ def test_blocked_in_bfloat16(rows, groups, head_dim):
 @pytest.mark.parametrize("softcap", [2.0, 50.0])
 def test_soft_capped_scores(softcap, dtype):
     work = make_work(129, dtype, spread=3.0)
-    attended = attend_blocked(*work.inputs, work.tiles, work.scaling, softcap)
+    attended = BLOCKED_ON_CPU.attend(*work.inputs, work.tiles, work.settings(softcap))
     assert_as_exact(attended, eager_attention(work, softcap), work.oracle(softcap))
 
 
@@ -143,7 +144,7 @@ def test_soft_capped_scores(softcap, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_long_prefix(backend, dtype):
     work = causal_work(200, dtype, spread=1.0)
-    attended = BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
+    attended = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
     assert_as_exact(attended, stock_attention(work), work.oracle())
 
 
@@ -151,27 +152,27 @@ def test_a_long_prefix(backend, dtype):
 @pytest.mark.parametrize("spread", [4.0, 8.0])
 def test_blocked_in_bfloat16_is_as_exact_as_sdpa_when_scores_spread_wide(spread):
     work = causal_work(200, torch.bfloat16, spread=spread)
-    attended = attend_blocked(*work.inputs, work.tiles, work.scaling)
+    attended = BLOCKED_ON_CPU.attend(*work.inputs, work.tiles, work.settings())
     assert_as_exact(attended, stock_attention(work), work.oracle())
 
 
 @pytest.mark.parametrize("spread", [1.0, 4.0, 8.0])
 def test_blocked_in_bfloat16_is_as_exact_as_eager_attention(spread):
     work = causal_work(200, torch.bfloat16, spread=spread)
-    attended = attend_blocked(*work.inputs, work.tiles, work.scaling)
+    attended = BLOCKED_ON_CPU.attend(*work.inputs, work.tiles, work.settings())
     assert_as_exact(attended, eager_attention(work), work.oracle())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_keys_outside_a_tile_do_not_leak(backend):
     work = make_work(129, torch.float32)
-    clean = BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
+    clean = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
     for tile in work.tiles:
         key, value = (torch.full_like(states, float("nan")) for states in (work.key, work.value))
         for start, end in tile.key_ranges:
             key[:, start:end] = work.key[:, start:end]
             value[:, start:end] = work.value[:, start:end]
-        poisoned = BACKENDS[backend](work.query, key, value, work.tiles, work.scaling)
+        poisoned = BACKENDS[backend](work.query, key, value, work.tiles, work.settings())
         rows = slice(*tile.rows)
         torch.testing.assert_close(poisoned[rows], clean[rows], rtol=0, atol=0)
 
@@ -180,18 +181,18 @@ def test_keys_outside_a_tile_do_not_leak(backend):
 def test_masked_keys_have_no_weight_at_all(backend):
     """A huge value behind the mask would show even at a weight of 1e-20."""
     work = make_work(129, torch.float32)
-    clean = BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
+    clean = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
     row = 120
     value = torch.where(work.visible[row][None, :, None], work.value, torch.full_like(work.value, 1e30))
-    attended = BACKENDS[backend](work.query, work.key, value, work.tiles, work.scaling)
+    attended = BACKENDS[backend](work.query, work.key, value, work.tiles, work.settings())
     torch.testing.assert_close(attended[row], clean[row], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_tiles_may_come_in_any_order(backend):
     work = make_work(129, torch.float32)
-    forward = BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
-    backward = BACKENDS[backend](*work.inputs, work.tiles[::-1], work.scaling)
+    forward = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
+    backward = BACKENDS[backend](*work.inputs, work.tiles[::-1], work.settings())
     torch.testing.assert_close(backward, forward, rtol=0, atol=0)
 
 
@@ -199,7 +200,7 @@ def test_tiles_may_come_in_any_order(backend):
 def test_inputs_are_left_as_they_were(backend):
     work = make_work(129, torch.float32)
     before = [states.clone() for states in work.inputs]
-    BACKENDS[backend](*work.inputs, work.tiles, work.scaling)
+    BACKENDS[backend](*work.inputs, work.tiles, work.settings())
     assert all(torch.equal(*pair) for pair in zip(before, work.inputs, strict=True))
 
 
@@ -208,14 +209,15 @@ def test_inputs_need_not_be_contiguous(backend):
     """transformers hands over [T, N, H] transposed."""
     work = make_work(129, torch.float32)
     strided = [states.transpose(0, 1).contiguous().transpose(0, 1) for states in work.inputs]
-    attended = BACKENDS[backend](*strided, work.tiles, work.scaling)
+    attended = BACKENDS[backend](*strided, work.tiles, work.settings())
     assert_as_exact(attended, stock_attention(work), work.oracle())
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_attend_on_cpu_is_exact_with_and_without_a_cap(softcap):
+def test_what_is_chosen_on_cpu_is_exact_with_and_without_a_cap(softcap):
     work = make_work(127, torch.float32)
-    attended = attend(*work.inputs, work.tiles, work.scaling, softcap)
+    backend = choose_backend(AttentionRequest(device_type="cpu", has_softcap=softcap is not None))
+    attended = backend.attend(*work.inputs, work.tiles, work.settings(softcap))
     assert_as_exact(attended, eager_attention(work, softcap), work.oracle(softcap))
 
 
@@ -252,7 +254,8 @@ def to_cuda(work: Work) -> Work:
 @with_odd_shapes
 def test_sdpa_in_float16_on_cuda(rows, groups, head_dim):
     work = to_cuda(make_work(rows, torch.float16, groups=groups, head_dim=head_dim))
-    attended = attend(*work.inputs, work.tiles, work.scaling)
+    backend = choose_backend(AttentionRequest(device_type="cuda"))
+    attended = backend.attend(*work.inputs, work.tiles, work.settings())
     assert attended.is_cuda
     assert_as_exact(attended, stock_attention(work), work.oracle())
 
@@ -261,5 +264,6 @@ def test_sdpa_in_float16_on_cuda(rows, groups, head_dim):
 @needs_cuda
 def test_soft_capped_scores_in_float16_on_cuda():
     work = to_cuda(make_work(129, torch.float16, spread=3.0))
-    attended = attend(*work.inputs, work.tiles, work.scaling, 5.0)
+    backend = choose_backend(AttentionRequest(device_type="cuda", has_softcap=True))
+    attended = backend.attend(*work.inputs, work.tiles, work.settings(5.0))
     assert_as_exact(attended, eager_attention(work, 5.0), work.oracle(5.0))

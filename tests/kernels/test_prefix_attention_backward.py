@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from strata.kernels.prefix_attention.differentiable import attend_differentiable
+from strata.kernels.prefix_attention.differentiable import DIFFERENTIABLE_ON_CPU
 from strata.kernels.prefix_attention.reference import reference_attention
-from strata.kernels.prefix_attention.sdpa import attend_sdpa
+from strata.kernels.prefix_attention.sdpa import SdpaBackend
 
 from .attention_work import Work, make_work, poisoned_memory
 
@@ -32,16 +32,16 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("attention", [attend_differentiable, attend_sdpa], ids=["tiled", "sdpa"])
+@pytest.mark.parametrize("backend", [DIFFERENTIABLE_ON_CPU, SdpaBackend()], ids=["tiled", "sdpa"])
 @pytest.mark.parametrize(("rows", "groups", "softcap"), [(1, 1, None), (133, 4, None), (133, 2, 5.0)])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-def test_gradients_equal_those_of_the_oracle(attention, rows, groups, softcap, dtype, bound):
-    if attention is attend_sdpa and softcap is not None:
+def test_gradients_equal_those_of_the_oracle(backend, rows, groups, softcap, dtype, bound):
+    if backend is not DIFFERENTIABLE_ON_CPU and softcap is not None:
         pytest.skip("SDPA has no soft-capping")
     work = make_work(rows, torch.float64, groups=groups, head_dim=16)
-    rest = (work.scaling,) if softcap is None else (work.scaling, softcap)
-    exact = gradients_of(reference_attention, work, torch.float64, work.visible, *rest)
-    found = gradients_of(attention, work, dtype, work.tiles, *rest)
+    wanted = work.settings(softcap)
+    exact = gradients_of(reference_attention, work, torch.float64, work.visible, wanted)
+    found = gradients_of(backend.attend, work, dtype, work.tiles, wanted)
     for name, mine, theirs in zip(("output", "query", "key", "value"), found, exact, strict=True):
         assert relative_error(mine, theirs) < bound, name
 
@@ -55,17 +55,18 @@ def test_bfloat16_gradients_are_as_good_as_those_of_torch():
         found = scaled_dot_product_attention(query, keys, values, attn_mask=dense, scale=work.scaling)
         return found.transpose(0, 1)
 
-    exact = gradients_of(reference_attention, work, torch.float64, work.visible, work.scaling)
+    exact = gradients_of(reference_attention, work, torch.float64, work.visible, work.settings())
     theirs = gradients_of(torch_attention, work, torch.bfloat16)
-    mine = gradients_of(attend_differentiable, work, torch.bfloat16, work.tiles, work.scaling)
-    for name, own, other, truth in zip(("output", "query", "key", "value"), mine, theirs, exact, strict=True):
-        assert relative_error(own, truth) <= 2 * relative_error(other, truth) + 2**-9, name
+    mine = gradients_of(DIFFERENTIABLE_ON_CPU.attend, work, torch.bfloat16, work.tiles, work.settings())
+    for name, ours, other, truth in zip(
+        ("output", "query", "key", "value"), mine, theirs, exact, strict=True
+    ):
+        assert relative_error(ours, truth) <= 2 * relative_error(other, truth) + 2**-9, name
 
 
 def test_gradcheck_of_tiled_attention():
     work = make_work(7, torch.float64, groups=2, head_dim=4, num_kv_heads=1)
     leaves = [tensor.requires_grad_() for tensor in work.inputs]
     assert torch.autograd.gradcheck(
-        lambda query, key, value: attend_differentiable(query, key, value, work.tiles, work.scaling, 3.0),
-        leaves,
+        lambda *inputs: DIFFERENTIABLE_ON_CPU.attend(*inputs, work.tiles, work.settings(3.0)), leaves
     )

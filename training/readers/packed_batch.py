@@ -80,8 +80,8 @@ def pack_examples(examples: Sequence[Example], device: torch.device) -> PackedBa
         batch=batch,
         targets=targets,
         device=device,
-        tiles=tile_finder(tree, batch, device, scored=False),
-        scored_tiles=tile_finder(tree, batch, device, scored=True),
+        tiles=tile_finder(tree, batch, scored=False),
+        scored_tiles=tile_finder(tree, batch, scored=True),
     )
 
 

@@ -22,7 +22,8 @@ from strata.engine.machine.profile import (
 )
 from strata.engine.machine.rates import LayerRates, LinearKind
 from strata.engine.plan.shapes import TINY, TINYLLAMA_1B
-from strata.kernels.prefix_attention.attend import TILE_ROWS
+from strata.kernels.prefix_attention.backend import AttentionRequest
+from strata.kernels.prefix_attention.registry import choose_backend
 from strata.scripts.bench.calibrate.decode_runs import measure_decode_rates
 from strata.scripts.bench.calibrate.layer_fit import (
     LayerSample,
@@ -136,6 +137,7 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
     layer = TimedLayer(shape=TINYLLAMA_1B, dtype=dtype, linear=linear, device=device)
     tiny = TimedLayer(shape=TINY, dtype=dtype, linear=linear, device=device)
     shape, kind = layer.shape, device.type
+    backend = choose_backend(AttentionRequest(device_type=kind))
     matrices = layer.matrices(LINEAR_ROWS[kind])
     heads = [attention(32, 4, size, dtype, device, ATTENTION_KEYS[kind]) for size in HEAD_DIMS]
     call = tiny.lane(LayerCase(micro_batch_tokens=32, prefix_tokens=40, num_questions=4))
@@ -153,7 +155,7 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
         sizes,
         linear_flop_per_s=matrices.gemm_flops / matrices_s,
         attention=fit_attention((short_s, long_s), heads[0].scores, HEAD_DIMS),
-        masked_keys=TILE_ROWS["cpu"] / 2 if kind == "cpu" else 0.0,
+        masked_keys=backend.tile_rows / 2 if kind == "cpu" else 0.0,
         call_s=call_s / call.calls,
     )
     errors = [predict_seconds(sample.run, rates, sizes) / sample.seconds - 1 for sample in samples]

@@ -21,7 +21,8 @@ from strata.engine.sweep.hidden_store import MemoryStore
 from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
-from strata.kernels.prefix_attention.attend import TILE_ROWS, attend
+from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
+from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.tile import Tile
 from strata.scripts.bench.record import Stopwatch
 from strata.scripts.bench.workloads.baselines import synthetic_questions
@@ -178,7 +179,8 @@ def attention(
     num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, keys: int
 ) -> TimedRun:
     """Causal prefix attention alone over `keys` tokens."""
-    rows = TILE_ROWS[device.type]
+    backend = choose_backend(AttentionRequest(device_type=device.type))
+    rows = backend.tile_rows
     tiles = [
         Tile(
             rows=(start, min(start + rows, keys)),
@@ -192,11 +194,12 @@ def attention(
     ]
     query = torch.randn(num_heads, keys, head_dim, device=device).to(dtype)
     key, value = torch.randn(2, num_kv_heads, keys, head_dim, device=device).to(dtype)
+    wanted = AttentionSettings(scaling=head_dim**-0.5)
     # SDPA skips what a causal mask hides; the blocked kernel computes whole tiles.
     skips = device.type == "cuda"
     scores = keys * (keys + 1) / 2 if skips else sum(tile.num_rows * tile.num_keys for tile in tiles)
     return TimedRun(
-        run=lambda: attend(query, key, value, tiles, head_dim**-0.5), scores=float(num_heads * scores)
+        run=lambda: backend.attend(query, key, value, tiles, wanted), scores=float(num_heads * scores)
     )
 
 

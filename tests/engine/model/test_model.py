@@ -41,7 +41,7 @@ class LayerRun:
 
     def call(self, **settings: object) -> AttentionCall:
         defaults = {
-            "tiles_of": lambda window: build_tiles(self.tree, self.batch, 8, window),
+            "tiles_of": lambda max_rows, window: build_tiles(self.tree, self.batch, 8, window),
             "carried": self.carried,
         }
         return AttentionCall(**(defaults | settings))
@@ -94,7 +94,7 @@ class Untouchable(nn.Module):
         raise AssertionError("computed, although only keys and values are wanted")
 
 
-def refuse_tiles(window: int | None) -> tuple[Tile, ...]:
+def refuse_tiles(max_rows: int, window: int | None) -> tuple[Tile, ...]:
     raise AssertionError("attends, although only keys and values are wanted")
 
 
@@ -141,7 +141,7 @@ def test_scored_rows_alone_are_those_rows_of_a_full_run(family, layer):
         mode="scored",
         carried=None,
         key_values=full.key_values,
-        tiles_of=lambda window: build_scored_tiles(run.tree, run.batch, 8, window),
+        tiles_of=lambda max_rows, window: build_scored_tiles(run.tree, run.batch, 8, window),
     )
     output = run.decoder.run_layer(layer, run.hidden_states[rows], run.position_ids[rows], scored)
     # Fewer rows change the order in which GEMMs sum.
@@ -163,7 +163,9 @@ def test_each_layer_asks_for_tiles_of_its_window(family, windows):
     for layer, window in enumerate(windows):
         run, asked = make_layer_run(family, layer), []
         tiles_of = run.call().tiles_of
-        call = run.call(tiles_of=lambda given, tiles=tiles_of, log=asked: log.append(given) or tiles(given))
+        call = run.call(
+            tiles_of=lambda rows, given, tiles=tiles_of, log=asked: log.append(given) or tiles(rows, given)
+        )
         run.decoder.run_layer(layer, run.hidden_states, run.position_ids, call)
         assert asked == [window]
         if getattr(run.decoder.config, "layer_types", None):
@@ -236,7 +238,7 @@ def attend(**settings: object) -> torch.Tensor:
     query, key_value = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 4)
     tree = build_prefix_tree([np.array([1])])
     batch = MicroBatch(rows=((0, 1),), carried=(), first_row=0, num_rows=1, scored_rows=np.arange(0), kept=())
-    call = AttentionCall(tiles_of=lambda window: build_tiles(tree, batch, 8, window), carried=None)
+    call = AttentionCall(tiles_of=lambda max_rows, window: build_tiles(tree, batch, 8, window), carried=None)
     return attend_prefix_tree(
         Attention(), query, key_value, key_value, None, 0.5, **({"attention_call": call} | settings)
     )[0]
@@ -258,7 +260,9 @@ def test_settings_without_meaning_here_are_ignored(settings):
 def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
     asked: list[int | None] = []
     tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
-    call = AttentionCall(tiles_of=lambda window: asked.append(window) or (tile,), carried=None, window=own)
+    call = AttentionCall(
+        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=own
+    )
     attend(attention_call=call, sliding_window=passed)
     assert asked == [used]
 

@@ -145,23 +145,6 @@ def test_bytes_of_keys_and_values(family, head_dim, costs_of):
     assert costs_of(family, torch.bfloat16).key_value_bytes_per_token == key_values.nbytes
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gemma2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_scratch_on_cpu_holds_a_tiles_scores(family, dtype, costs_of):
-    scores = torch.empty(SHAPE["num_attention_heads"], 128, 1_000, dtype=dtype)
-    # A soft cap works on a copy in float32.
-    needed = scores.nbytes + (scores.numel() * 4 if family == "gemma2" else 0)
-    assert costs_of(family, dtype).attention_scratch_bytes(128, 1_000, on_cpu=True) >= needed
-
-
-def test_soft_capped_scores_take_memory_on_cuda_too(costs_of):
-    """SDPA knows no soft cap, so a tile's scores exist as a whole there, and grow with its rows and heads."""
-    capped = costs_of("gemma2", torch.float16)
-    assert capped.attention_scratch_bytes(2_048, 1_000, on_cpu=False) >= 2 * 4 * 2_048 * 1_000
-    plain = costs_of("llama-gqa", torch.float16)
-    assert plain.attention_scratch_bytes(2_048, 1_000, on_cpu=False) < 2 * 4 * 2_048 * 1_000
-
-
 def test_weights_to_decode_are_those_that_are_not_stored_as_they_are_computed(costs_of):
     layer = build_model("llama-gqa").layers[0]
     elements = sum(weight.numel() for weight in layer.parameters())
