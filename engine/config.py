@@ -1,18 +1,27 @@
-"""What a scoring job can be told: the flags of `strata score`. Imports nothing heavy: --help is quick."""
+"""What a scoring job can be told: the flags of `strata score`. Imports nothing heavy: --help is quick.
+
+The settings of a room live in that room (machine, plan, members); here they are put together.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member
+from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.types import InputError
+
+C = TypeVar("C", bound="ScoreConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Settings of one run; every field is a flag of the same name."""
+    """Settings of one run; every field, also of the parts, is a flag of the same name."""
 
     model: Path
     """Hugging Face checkpoint directory, as downloaded (safetensors)."""
@@ -32,24 +41,12 @@ class ScoreConfig:
     """Longest prompt in tokens; only contexts are ever shortened."""
     template: str | None = None
     """Built-in template (statement, yes-no, letters) or a file; the head's own by default."""
-    devices: str = "auto"
-    """auto, cpu, or a list such as cuda:0,cuda:1; all share one read of each layer."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    """Compute dtype; auto is the checkpoint's own where the device is fast in it; int8 takes weights (a
-    scale a channel) and activations (a scale a token) of all linear layers to 8 bits, and measures what that
-    does to scores."""
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    """What of the machine the run may use."""
     int8_check_questions: int = 16
     """With --dtype int8: questions scored again without it, for run.json; 0 skips this, and one more read."""
-    memory_gib: float | None = None
-    """Budget for weights and activations on a device (on CPU: beyond what the libraries take)."""
-    host_memory_gib: float | None = None
-    """Budget in host RAM."""
     strict: bool = False
     """Refuse odd rows instead of warning."""
-    verify: bool = False
-    """Check every tensor read against the checksums that `strata pack` left."""
-    cache_dir: Path | None = None
-    """Folder on a fast local disk that keeps what is read from a slow one, for later sweeps and runs."""
     save_prompts: bool = False
     """Leave prompts.jsonl: tokens, text and scored positions of every branch."""
     deadline: str | None = None
@@ -58,26 +55,41 @@ class ScoreConfig:
     """Go on with an interrupted run in the same --out; a long run is cut into groups that are kept."""
     limit: int | None = None
     """Only the first N questions."""
-    micro_batch_tokens: int | None = None
-    """Fix the planner's choice: tokens a micro-batch."""
-    num_groups: int | None = None
-    """Fix the planner's choice: groups, each a sweep over the weights."""
-    resident_layers: int | None = None
-    """Fix the planner's choice: layers that stay in memory."""
-    hidden_store: Literal["device", "ram", "disk"] | None = None
-    """Fix the planner's choice: where hidden states wait between layers."""
+    plan: PlanOverrides = field(default_factory=PlanOverrides)
+    """What of the planner's choice is fixed."""
     progress: bool = False
     """Show a progress bar (the command line does so on a terminal)."""
 
+    @classmethod
+    def from_flags(cls: type[C], **flags: Any) -> C:
+        """The settings that flags of these names give; those of the parts need no prefix."""
+        return cls(**_nest(cls, flags))
+
+    def as_flags(self) -> dict[str, Any]:
+        """Every setting by its flag's name, those of the parts included; what run.json keeps."""
+        return dict(_flatten(self))
+
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""
-        for flag, budget in (("--memory-gib", self.memory_gib), ("--host-memory-gib", self.host_memory_gib)):
-            if budget is not None and not budget > 0:
-                raise InputError(f"{flag}: {budget} is no amount of memory; expected a number above 0")
+        self.machine.check()
         if self.int8_check_questions < 0:
             raise InputError(f"--int8-check-questions: {self.int8_check_questions}; expected 0 or more")
         if self.deadline is not None:
             parse_duration_s("--deadline", self.deadline)
+
+    def members(self) -> list[Member]:
+        """A member an adapter, or the base model alone."""
+        return [
+            Member(
+                model=self.model,
+                adapter=adapter,
+                head=self.head,
+                template=self.template,
+                debias=self.debias,
+                max_tokens=self.max_tokens,
+            )
+            for adapter in self.adapter or (None,)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +117,25 @@ class PlanConfig(ScoreConfig):
     """With --shape: how the weights are stored."""
     json: bool = False
     """With --shape: also print the table as one JSON line."""
+
+
+PARTS = {"machine": MachineSettings, "plan": PlanOverrides}
+"""Settings of other rooms by the field that holds them."""
+
+
+def _nest(config: type, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags sorted into the parts that they belong to."""
+    nested = dict(flags)
+    for name, part in PARTS.items():
+        taken = {known.name: nested.pop(known.name) for known in fields(part) if known.name in nested}
+        if taken:
+            nested[name] = part(**taken)
+    return nested
+
+
+def _flatten(config: Any) -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for known in fields(config):
+        value = getattr(config, known.name)
+        flat += _flatten(value) if is_dataclass(value) else [(known.name, value)]
+    return flat

@@ -1,11 +1,34 @@
-"""Wall time a run may take: how it is written, and how careful one is with it."""
+"""Wall time a run may take: how it is written, and whether there is time for more."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
 
 from strata.engine.types import InputError
 
 SAFETY = 1.1
-"""A group is begun when this many times the longest group so far still fits before the deadline."""
+"""Work is begun when this many times the longest piece so far still fits before the deadline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """A moment on `time.perf_counter`'s clock by which work should have ended; None for never."""
+
+    at_s: float | None = None
+
+    @classmethod
+    def after(cls, started_s: float, duration: str | None) -> Deadline:
+        """The deadline of a run that began at `started_s` and may take `--deadline`.
+
+        Raises:
+            InputError: not a duration.
+        """
+        return cls(at_s=None if duration is None else started_s + parse_duration_s("--deadline", duration))
+
+    def allows(self, longest_s: float) -> bool:
+        """Whether a piece of work as long as the longest so far may be begun."""
+        return self.at_s is None or perf_counter() + SAFETY * longest_s <= self.at_s
 
 
 def parse_duration_s(flag: str, text: str) -> float:

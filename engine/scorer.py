@@ -1,136 +1,167 @@
-"""After every group: heads on the questions it completes, partial results on disk, and a look at the clock.
+"""The library: scores questions with an ensemble of members; writes no file, makes no folder, prints nothing.
 
-Flow: readouts of a finished group -> scores of the questions whose last readout it holds -> partial.jsonl.
-Questions that no group reached before the deadline get the longest option first. Knows nothing of how
-readouts are computed.
+    with Scorer.open([Member(model=Path("checkpoint"))]) as scorer:
+        for row in scorer.score(questions):
+            print(row.question.id, row.order)
+
+Opening reads headers and plans nothing; layers that stay in memory are read by the first call and kept for
+the next. Members that share a model and prompts share a sweep; their scores are averaged over all members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
 
-import torch
-
-from strata.engine.config import ScoreConfig
-from strata.engine.deadline import SAFETY
-from strata.engine.heads.head import Head
-from strata.engine.machine.machine import Budgets
-from strata.engine.machine.rates import MachineRates
-from strata.engine.members.ensemble import average_members
-from strata.engine.members.readings import MemberReadings
-from strata.engine.plan.sweep_job import SweepJob
-from strata.engine.plan.sweep_plan import SweepPlan
-from strata.engine.sweep.sweep import SweepResult
-from strata.engine.tree.prefix_tree import PrefixTree
-from strata.engine.tree.targets import TargetTable, branches_of
-from strata.engine.types import Prompt, Question, QuestionScores
-from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
+from strata.engine.deadline import Deadline
+from strata.engine.encoders.encoder import is_encoder
+from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.ensemble_job import EnsembleMembers
+from strata.engine.jobs.job import Job, OpenMembers, Session
+from strata.engine.jobs.open_decoder import open_decoder_members
+from strata.engine.jobs.open_encoder import open_encoder_members
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member, group_members
+from strata.engine.plan.overrides import GroupGoal
+from strata.engine.types import InputError, Prompt, Question, QuestionScores
+from strata.engine.weights.byte_sources import ByteSource, FileSource
+from strata.engine.weights.read_cache import CachedSource
 
 
-class GroupScorer:
-    """Scores questions group by group.
+class Scorer:
+    """Members, opened. Made by `Scorer.open`; a context manager, which gives memory and files back.
 
-    Args:
-        job: what is scored.
-        reader: counts the bytes that heads read.
-        save: called with the scores of each group.
-        deadline_s: value of `time.perf_counter()` by which the last group should have ended; None for none.
+    Attributes:
+        session: warnings so far, seconds by phase.
+        source: where the bytes of checkpoints come from.
     """
 
-    def __init__(
-        self,
-        job: ScoringJob,
-        reader: TensorReader,
-        save: Callable[[Sequence[QuestionScores]], None],
-        deadline_s: float | None,
+    def __init__(self, opened: OpenMembers, session: Session, source: ByteSource) -> None:
+        self._opened = opened
+        self.session = session
+        self.source = source
+
+    @classmethod
+    def open(
+        cls,
+        members: Sequence[Member],
+        machine: MachineSettings | None = None,
+        *,
+        session: Session | None = None,
+        source: ByteSource | None = None,
+        profile: str | None = None,
+    ) -> Scorer:
+        """Opens an ensemble of members.
+
+        Args:
+            members: at least one; decoders and encoders alike.
+            machine: devices, dtype and budgets; this machine's best by default.
+            session: the caller's warnings, times and what of plans is fixed.
+            source: where checkpoints' bytes come from; by default their files, through the cache folder that
+                the machine settings name, if any.
+            profile: plan for the machine of a profile instead of this one.
+
+        Raises:
+            InputError: whatever is wrong with a member's files or settings, in one line.
+        """
+        settings = machine or MachineSettings()
+        settings.check()
+        session = session or Session(folder=Path(tempfile.gettempdir()))
+        if source is None:
+            source = FileSource()
+            if settings.cache_dir is not None:
+                source = CachedSource(source, settings.cache_dir)
+        opened: list[OpenMembers] = []
+        for group in group_members(members):
+            if is_encoder(group[0].model):
+                opened.append(open_encoder_members(group, settings, session))
+            else:
+                opened.append(open_decoder_members(group, settings, session, source, profile))
+        return cls(opened[0] if len(opened) == 1 else EnsembleMembers(opened), session, source)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return self._opened.members
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.scores: dict[str, QuestionScores] = {}
-        self.heads_s = 0.0
-        self._job, self._reader, self._save, self._deadline_s = job, reader, save, deadline_s
+        self.close()
 
-    def finish_group(self, group: int, swept: SweepResult) -> bool:
-        """Scores what the group completes. Returns whether there is time for another group."""
-        started = perf_counter()
-        job, completed = self._job, self._job.completed[group]
-        if completed:
-            targets = job.targets.select(branches_of(job.prompts, completed))
-            prompts = [job.prompts[index] for index in completed]
-            scores = score_members(job, prompts, targets, swept, self._reader)
-            self.scores |= {row.question.id: row for row in scores}
-            self._save(scores)
-        self.heads_s += perf_counter() - started
-        if self._deadline_s is None:
-            return True
-        return perf_counter() + SAFETY * max(swept.group_s) <= self._deadline_s
+    def close(self) -> None:
+        """Gives memory and open files back."""
+        self._opened.close()
 
+    def score(self, questions: Sequence[Question]) -> list[QuestionScores]:
+        """Scores questions.
 
-def score_members(
-    job: ScoringJob, prompts: Sequence[Prompt], targets: TargetTable, swept: SweepResult, reader: TensorReader
-) -> list[QuestionScores]:
-    """Scores of some prompts from their readouts: every member's, averaged."""
-    members = {}
-    for number, name in enumerate(job.sweep.members):
-        readings = MemberReadings(
-            checkpoint=job.checkpoint,
-            adapter=job.sweep.adapters[number] if job.sweep.adapters else None,
-            readouts=swept.readouts[name],
-            targets=targets,
-            normalized=job.head.normalizes(job.targets),
-            reader=reader,
-            device=torch.device(job.plan.devices[0]),
-        )
-        members[name] = job.head.score(prompts, targets, readings)
-    return average_members(members)
+        Args:
+            questions: with ids that differ.
 
+        Returns:
+            One entry a question, in order.
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoringJob:
-    """A checked and planned job.
+        Raises:
+            InputError: questions that a member cannot be asked, or too small a budget.
+            FloatingPointError: scores that are not finite even in float32.
+        """
+        by_id = {row.question.id: row for rows in self.groups(questions) for row in rows}
+        return [by_id[question.id] for question in questions]
 
-    `prompts` are those still to score, `all_prompts` with those that an interrupted run has `done`;
-    `completed` lists for each group the indexes of the prompts whose last readout it holds.
-    """
+    def groups(self, questions: Sequence[Question]) -> Iterator[list[QuestionScores]]:
+        """Scores questions, and yields them as groups of them finish; raises as `score` does."""
+        if not questions:
+            return
+        yield from self.plan(questions).groups(Deadline())
 
-    config: ScoreConfig
-    head: Head
-    template_name: str
-    questions: list[Question]
-    prompts: list[Prompt]
-    all_prompts: list[Prompt]
-    targets: TargetTable
-    sweep: SweepJob
-    completed: tuple[tuple[int, ...], ...]
-    rates: MachineRates
-    budgets: Budgets
-    fingerprint: str
-    done: dict[str, QuestionScores]
+    def plan(self, questions: Sequence[Question], group_goal: GroupGoal | None = None) -> Job:
+        """What `score` would do: tokens, groups, seconds, bytes (`describe`). Reads no decoder's weights."""
+        return self.prepare(self.render(questions), group_goal)
 
-    @property
-    def tree(self) -> PrefixTree:
-        """All branches of all questions."""
-        return self.sweep.tree
+    def render(self, questions: Sequence[Question], source: str = "the questions") -> Sequence[Prompt]:
+        """The prompts that members are given; `source` names the question file in messages."""
+        ids = [question.id for question in questions]
+        if len(set(ids)) < len(ids):
+            twice = next(name for name in ids if ids.count(name) > 1)
+            raise InputError(f"questions: id {twice!r} comes twice; expected each id once")
+        with self.session.timer.phase("tokenize"):
+            return self._opened.render(questions, source)
 
-    @property
-    def plan(self) -> SweepPlan:
-        """How the job is swept."""
-        return self.sweep.plan
+    def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal | None = None) -> Job:
+        """Plans the scoring of prompts, in groups as the goal says."""
+        with self.session.timer.phase("plan"):
+            return self._opened.prepare(prompts, group_goal or GroupGoal())
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The model."""
-        return self.sweep.checkpoint
+    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
+        """A digest of all that decides the scores of these prompts."""
+        return self._opened.fingerprint(prompts)
 
-    @property
-    def tokens_per_option_run(self) -> int:
-        """Tokens that scoring every distinct path alone would compute."""
-        return sum(
-            sum(
-                map(
-                    len, {branch.token_ids.tobytes(): branch.token_ids for branch in prompt.branches}.values()
-                )
-            )
-            for prompt in self.prompts
-        )
+    def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The prompts with each branch's text, for prompts.jsonl."""
+        return self._opened.with_texts(prompts)
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations; equal prefixes are computed once.
+
+        Args:
+            pairs: (prefix, continuation) texts. Spaces that end a prefix belong to the continuation, and the
+                continuation's tokens are those of prefix + continuation after as many as the prefix alone
+                has, as in lm-evaluation-harness.
+
+        Returns:
+            For every pair, in order, the sum of the continuation's log-probabilities in nats, and whether
+            each of its tokens is the most probable one.
+
+        Raises:
+            InputError: several members, an encoder, a pair without a token to predict, or one that is longer
+                than the model's window.
+        """
+        if not isinstance(self._opened, DecoderMembers) or len(self.members) > 1:
+            raise InputError("log-likelihoods: expected one decoder member, without others beside it")
+        return self._opened.log_likelihoods(pairs)

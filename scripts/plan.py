@@ -9,10 +9,12 @@ from rich.table import Table
 
 from strata.engine.config import PlanConfig
 from strata.engine.encoders.encoder import is_encoder
+from strata.engine.jobs.decoder_job import DecoderJob
+from strata.engine.jobs.job import Session
 from strata.engine.machine.devices import GIB
-from strata.engine.results.phases import PhaseTimer
-from strata.engine.run.decoder_job import prepare_job
-from strata.engine.scorer import ScoringJob
+from strata.engine.questions.question_file import read_questions
+from strata.engine.run.score import group_goal_of
+from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, RunWarnings
 
 MIB = 1 << 20
@@ -33,20 +35,25 @@ def run_plan(config: PlanConfig) -> int:
         raise InputError(f"{absent}: missing; expected --model DIR and --questions FILE, or --shape")
     if is_encoder(config.model):
         raise InputError(f"--model: {config.model} is an encoder, which has no sweep; expected a decoder")
+    config.check()
     warnings = RunWarnings(strict=config.strict)
-    job = prepare_job(config, warnings, PhaseTimer())
-    console = Console(highlight=False)
-    console.print(tabulate_plan(job))
+    session = Session(warnings=warnings, overrides=config.plan, folder=config.out)
+    questions = read_questions(
+        config.questions, context_column=config.context_column, limit=config.limit, warnings=warnings
+    )
+    with Scorer.open(config.members(), config.machine, session=session, profile=config.profile) as scorer:
+        job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
+        assert isinstance(job, DecoderJob)
+        Console(highlight=False).print(tabulate_plan(job))
     for line in warnings.lines():
         print(f"warning: {line}", file=sys.stderr)
     return 0
 
 
-def tabulate_plan(job: ScoringJob) -> Table:
+def tabulate_plan(job: DecoderJob) -> Table:
     """One row a decision or prediction."""
-    table = Table(
-        title=f"{len(job.prompts)} question(s), head {job.head}, {job.config.model}", title_justify="left"
-    )
+    head, model = job.opened.head.name, job.opened.model.checkpoint.path
+    table = Table(title=f"{len(job.prompts)} question(s), head {head}, {model}", title_justify="left")
     table.add_column("what", no_wrap=True)
     table.add_column("plan")
     for name, text in plan_rows(job):
@@ -54,10 +61,11 @@ def tabulate_plan(job: ScoringJob) -> Table:
     return table
 
 
-def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
+def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
     """Name and text of every row."""
-    plan, num_layers = job.plan, job.checkpoint.num_layers
-    saved = job.tokens_per_option_run / job.tree.num_tokens
+    plan, num_layers, machine = job.sweep.plan, job.opened.model.checkpoint.num_layers, job.machine
+    sharing = job.prefix_sharing
+    saved = sharing.tokens_per_option_run / sharing.trie_nodes
     return [
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
@@ -67,12 +75,12 @@ def plan_rows(job: ScoringJob) -> list[tuple[str, str]]:
         ("hidden states in", plan.hidden_store),
         ("bytes read", f"{plan.bytes_read:,} ({_size(plan.bytes_read)})"),
         ("FLOPs", f"{plan.flops:.3e}"),
-        ("memory a device", f"{_size(plan.memory_bytes)} of {_size(job.budgets.device_bytes)}"),
-        ("memory in RAM", f"{_size(plan.host_bytes)} of {_size(job.budgets.host_bytes)}"),
+        ("memory a device", f"{_size(plan.memory_bytes)} of {_size(machine.budgets.device_bytes)}"),
+        ("memory in RAM", f"{_size(plan.host_bytes)} of {_size(machine.budgets.host_bytes)}"),
         ("rates", plan.rates_from),
         (
             "GEMM rate, disk rate",
-            f"{job.rates.gemm_flop_per_s / 1e12:.2f} TFLOP/s, {_mb(job.rates.disk_bytes_per_s)}",
+            f"{machine.rates.gemm_flop_per_s / 1e12:.2f} TFLOP/s, {_mb(machine.rates.disk_bytes_per_s)}",
         ),
         ("compute, reading", f"{plan.compute_s:.1f} s, {plan.read_s:.1f} s"),
         (

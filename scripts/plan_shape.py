@@ -16,9 +16,9 @@ from strata.engine.machine.machine import profiled_machine
 from strata.engine.machine.profile import MachineProfile, load_profile
 from strata.engine.model.decoder import build_decoder
 from strata.engine.plan.costs import StorageFormat, shape_costs
-from strata.engine.plan.planner import plan_on
-from strata.engine.plan.shapes import linear_kinds, read_shape, shape_workload
-from strata.engine.plan.sweep_plan import SweepPlan, overrides_of
+from strata.engine.plan.planner import plan_sweep
+from strata.engine.plan.shapes import JobSize, linear_kinds, read_shape, shape_workload
+from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.types import InputError
 
 STORAGES: tuple[StorageFormat, ...] = ("fp16", "int8", "nf4")
@@ -79,17 +79,23 @@ def plan_shape(config: PlanConfig, profile: MachineProfile) -> list[ShapePlan]:
     """
     model = read_shape(config.shape or "")
     num_questions = question_count(config)
+    size = JobSize(
+        num_questions=num_questions,
+        tokens=config.tokens,
+        options=config.options,
+        option_tokens=config.option_tokens,
+    )
     storages = STORAGES if config.storage == "all" else (config.storage,)
     plans = []
-    for linear in linear_kinds(config, profile):
-        machine = profiled_machine(config, profile, torch.float16, linear)
+    for linear in linear_kinds(config.machine.dtype, profile):
+        machine = profiled_machine(config.machine, profile, torch.float16, linear)
         decoder = build_decoder(model, machine.dtype)
         for storage in storages:
             costs = shape_costs(model, decoder, storage, machine.dtype, linear)
-            work = shape_workload(config, num_questions, costs, model.vocab_size)
+            work = shape_workload(size, costs, model.vocab_size)
             plan, problem = None, ""
             try:
-                plan = plan_on(machine, costs, work, overrides_of(config))
+                plan = plan_sweep(costs, work, machine, config.plan)
             except InputError as error:
                 problem = str(error)
             compute = "int8" if linear == "int8" else str(machine.dtype).removeprefix("torch.")

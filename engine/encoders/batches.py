@@ -1,13 +1,14 @@
-"""Runs an encoder's batches on its devices: logits, partial results on disk, and a look at the clock.
+"""Runs an encoder's batches on its devices, and yields scores as they are known.
 
-Knows no files beyond the callback that keeps scores. Legend: R rows, O options.
+Knows no files and no questions' prompts. Legend: R rows, O options.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Queue
 from threading import Event, Lock
 from time import perf_counter
 from typing import Any
@@ -16,15 +17,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from strata.engine.deadline import SAFETY
+from strata.engine.deadline import Deadline
 from strata.engine.encoders.encoder import adapter_name
 from strata.engine.encoders.rows import EncoderPrompt, pad_rows
-from strata.engine.heads.probabilities import option_probabilities
-from strata.engine.members.ensemble import average_members
-from strata.engine.types import QuestionScores
-
-KEEP_EVERY_S = 5.0
-"""Scores go to disk about this often: what a crash may cost."""
 
 
 class EncoderLane:
@@ -42,6 +37,7 @@ class EncoderLane:
     ) -> None:
         self._model, self._device, self._tokenizer = model, device, tokenizer
         self._num_adapters = num_adapters
+        self._dtype = next(model.parameters()).dtype
 
     def score(self, prompts: Sequence[EncoderPrompt]) -> tuple[list[list[np.ndarray]], bool]:
         """Logits of a batch.
@@ -60,11 +56,18 @@ class EncoderLane:
                 self._model.set_adapter(adapter_name(member))
             logits_R = choice_logits(self._model, inputs)
             if not bool(torch.isfinite(logits_R).all()):
-                logits_R, needed_float32 = choice_logits(copy.deepcopy(self._model).float(), inputs), True
+                logits_R, needed_float32 = self._in_float32(inputs), True
             if not bool(torch.isfinite(logits_R).all()):
                 raise FloatingPointError("scores are not finite in float32: the weights hold NaN or inf")
-            members.append([own.numpy() for own in logits_R.double().cpu().split(counts)])
+            members.append([logits.numpy() for logits in logits_R.double().cpu().split(counts)])
         return members, needed_float32
+
+    def _in_float32(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Logits [R] in float32; the model is widened where it is and narrowed again, which loses nothing."""
+        try:
+            return choice_logits(self._model.float(), inputs)
+        finally:
+            self._model.to(self._dtype)
 
 
 @torch.no_grad()
@@ -73,93 +76,93 @@ def choice_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs).logits[:, 0]
 
 
-class EncoderSweep:
-    """Scores batches, each on the first lane that is free.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredBatch:
+    """A batch's logits: `members` holds [O] float64 for every member and question."""
 
-    Args:
-        members: their names.
-        keep: called with scores every few seconds, and at the end.
-        deadline_s: value of `time.perf_counter()` by which the last batch should have ended; None for none.
-        advance: told of tokens computed.
+    prompts: Sequence[EncoderPrompt]
+    members: list[list[np.ndarray]]
+    needed_float32: bool
+    seconds: float
 
-    Attributes:
-        scores: by question id.
-        num_tokens: computed for all members, padding aside.
-        num_padding_tokens: computed in vain.
-        num_float32_batches: computed again, in float32.
+    @property
+    def num_tokens(self) -> int:
+        """Computed for all members, padding aside."""
+        return sum(prompt.num_tokens for prompt in self.prompts) * len(self.members)
+
+    @property
+    def num_padding_tokens(self) -> int:
+        """Computed in vain, for all members."""
+        num_rows = sum(len(prompt.branches) for prompt in self.prompts)
+        padded = num_rows * max(prompt.longest_tokens for prompt in self.prompts)
+        return padded * len(self.members) - self.num_tokens
+
+
+def score_batches(
+    lanes: Sequence[EncoderLane], batches: Sequence[Sequence[EncoderPrompt]], deadline: Deadline
+) -> Iterator[ScoredBatch]:
+    """Scores batches in order, each on the first lane that is free, as many as the deadline allows.
+
+    Yields:
+        Each batch as it is done; closing the iterator ends the work.
+
+    Raises:
+        FloatingPointError: scores that are not finite in float32; what was done before has been yielded.
     """
+    left = _Batches(batches, deadline)
+    if len(lanes) == 1:
+        while (batch := left.take()) is not None:
+            yield left.timed(lanes[0], batch)
+        return
+    done: Queue[ScoredBatch | None] = Queue()
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        running = [pool.submit(_work, lane, left, done) for lane in lanes]
+        try:
+            for _ in lanes:
+                while (scored := done.get()) is not None:
+                    yield scored
+        finally:
+            left.stop()
+        for lane_work in running:
+            lane_work.result()
 
-    def __init__(
-        self,
-        members: Sequence[str],
-        keep: Callable[[Sequence[QuestionScores]], None],
-        deadline_s: float | None,
-        advance: Callable[[int], None],
-    ) -> None:
-        self.scores: dict[str, QuestionScores] = {}
-        self.num_tokens = self.num_padding_tokens = self.num_float32_batches = 0
-        self._members, self._keep, self._deadline_s, self._advance = members, keep, deadline_s, advance
-        self._unkept: list[QuestionScores] = []
+
+def _work(lane: EncoderLane, left: _Batches, done: Queue[ScoredBatch | None]) -> None:
+    """A lane's thread; None says that it has ended, well or not."""
+    try:
+        while (batch := left.take()) is not None:
+            done.put(left.timed(lane, batch))
+    except BaseException:
+        left.stop()
+        raise
+    finally:
+        done.put(None)
+
+
+class _Batches:
+    """What is left to do, for several lanes: until the deadline, or until one of them fails."""
+
+    def __init__(self, batches: Sequence[Sequence[EncoderPrompt]], deadline: Deadline) -> None:
+        self._left, self._deadline = iter(batches), deadline
         self._longest_s = 0.0
-        self._kept_at = perf_counter()
         self._lock, self._stopped = Lock(), Event()
 
-    def run(self, lanes: Sequence[EncoderLane], batches: Sequence[Sequence[EncoderPrompt]]) -> None:
-        """Scores the batches in order, as many as the deadline allows; keeps what is done if it fails."""
-        left = iter(batches)
-        try:
-            if len(lanes) == 1:
-                self._work(lanes[0], left)
-                return
-            with ThreadPoolExecutor(len(lanes)) as pool:
-                running = [pool.submit(self._work, lane, left) for lane in lanes]
-                try:
-                    for lane in running:
-                        lane.result()
-                finally:
-                    self._stopped.set()
-        finally:
-            self._flush()
-
-    def _work(self, lane: EncoderLane, left: Iterator[Sequence[EncoderPrompt]]) -> None:
-        while (batch := self._next(left)) is not None:
-            started = perf_counter()
-            members, needed_float32 = lane.score(batch)
-            with self._lock:
-                self._finish(batch, members, perf_counter() - started)
-                self.num_float32_batches += needed_float32
-
-    def _next(self, left: Iterator[Sequence[EncoderPrompt]]) -> Sequence[EncoderPrompt] | None:
+    def take(self) -> Sequence[EncoderPrompt] | None:
+        """The next batch, if there is one and time for it."""
         with self._lock:
-            late = (
-                self._deadline_s is not None and perf_counter() + SAFETY * self._longest_s > self._deadline_s
-            )
-            return None if late or self._stopped.is_set() else next(left, None)
+            if self._stopped.is_set() or not self._deadline.allows(self._longest_s):
+                return None
+            return next(self._left, None)
 
-    def _finish(
-        self, batch: Sequence[EncoderPrompt], members: list[list[np.ndarray]], seconds: float
-    ) -> None:
-        rows = {
-            name: [
-                QuestionScores(question=prompt.question, scores=own, probabilities=option_probabilities(own))
-                for prompt, own in zip(batch, found, strict=True)
-            ]
-            for name, found in zip(self._members, members, strict=True)
-        }
-        scores = average_members(rows)
-        self.scores |= {row.question.id: row for row in scores}
-        self._unkept += scores
-        tokens = sum(prompt.num_tokens for prompt in batch)
-        num_rows = sum(len(prompt.branches) for prompt in batch)
-        padded = num_rows * max(prompt.longest_tokens for prompt in batch)
-        self.num_tokens += tokens * len(members)
-        self.num_padding_tokens += (padded - tokens) * len(members)
-        self._longest_s = max(self._longest_s, seconds)
-        self._advance(tokens * len(members))
-        if perf_counter() - self._kept_at > KEEP_EVERY_S:
-            self._flush()
+    def timed(self, lane: EncoderLane, batch: Sequence[EncoderPrompt]) -> ScoredBatch:
+        """A batch's logits, and how long they took."""
+        started = perf_counter()
+        members, needed_float32 = lane.score(batch)
+        seconds = perf_counter() - started
+        with self._lock:
+            self._longest_s = max(self._longest_s, seconds)
+        return ScoredBatch(prompts=batch, members=members, needed_float32=needed_float32, seconds=seconds)
 
-    def _flush(self) -> None:
-        if self._unkept:
-            self._keep(self._unkept)
-        self._unkept, self._kept_at = [], perf_counter()
+    def stop(self) -> None:
+        """No more batches are given out."""
+        self._stopped.set()

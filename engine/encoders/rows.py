@@ -51,20 +51,20 @@ class EncoderTokenizer:
         shape: of the encoder.
         max_tokens: the user's bound on a row; None for the window.
         warnings: where odd rows go.
-        source: the question file's name, for messages.
 
     Raises:
         InputError: no tokenizer, one without padding, a slow one, or a bound that leaves no room.
     """
 
     def __init__(
-        self, path: Path, shape: EncoderShape, max_tokens: int | None, warnings: RunWarnings, source: str
+        self, path: Path, shape: EncoderShape, max_tokens: int | None, warnings: RunWarnings
     ) -> None:
         self.tokenizer = read_tokenizer(path)
         self._check(path)
         # What it knows of a window is for one model; ours comes from the config.
         self.tokenizer.model_max_length = UNBOUNDED
-        self._shape, self._warnings, self._source = shape, warnings, source
+        self._shape, self._warnings = shape, warnings
+        self._source = "the question file"
         self._bounds = self._choose_bounds(max_tokens)
         self.limit_tokens = min(bound for _, bound in self._bounds)
         self._num_special = self.tokenizer.num_special_tokens_to_add(pair=True)
@@ -94,12 +94,13 @@ class EncoderTokenizer:
             return [window, own]
         return [own]
 
-    def encode(self, questions: Sequence[Question]) -> list[EncoderPrompt]:
-        """Rows of questions, in order.
+    def encode(self, questions: Sequence[Question], source: str | None = None) -> list[EncoderPrompt]:
+        """Rows of questions, in order; `source` names the question file in messages.
 
         Where even without a context a row is longer than the limit it stays whole, as it does with decoders;
         where the model has no positions for it, the question's beginning is cut so that the option is read.
         """
+        self._source = source or self._source
         prompts: list[EncoderPrompt] = []
         for first in range(0, len(questions), BATCH_QUESTIONS):
             prompts += self._encode_batch(questions[first : first + BATCH_QUESTIONS])

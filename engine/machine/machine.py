@@ -1,12 +1,15 @@
-"""What a plan is for: this machine, or one that a profile describes. Knows nothing of trees."""
+"""What a plan is for: this machine as it is measured, or one that a profile describes. Knows no model.
+
+Of a model it takes three facts: the dtype its weights are stored in, its width, and a file of it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from strata.engine.config import PlanConfig, ScoreConfig
 from strata.engine.machine.devices import (
     DTYPES,
     GIB,
@@ -18,7 +21,15 @@ from strata.engine.machine.devices import (
 )
 from strata.engine.machine.profile import MachineProfile, load_profile, measure_rates
 from strata.engine.machine.rates import LinearKind, MachineRates
-from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.machine.settings import MachineSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """Bytes allowed on each device and in host RAM; on CPU both limit the same memory."""
+
+    device_bytes: int
+    host_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +42,56 @@ class Machine:
     budgets: Budgets
     rates: MachineRates
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the workers compute on the CPU."""
+        return self.devices[0] == "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """What the choice of a dtype and the quick measurements depend on; `file` is read to measure the disk."""
+
+    dtype: torch.dtype
+    hidden_size: int
+    file: Path
+
+
+def choose_machine(settings: MachineSettings, stored: StoredModel, profile: str | None = None) -> Machine:
+    """This machine as it is measured, or the one that a profile describes.
+
+    Args:
+        settings: what the user allows and fixes.
+        stored: the model that it is for.
+        profile: name or file of a profile; None for this machine.
+
+    Raises:
+        InputError: a device that is not there, or no such profile.
+    """
+    linear: LinearKind = "int8" if settings.dtype == "int8" else "dense"
+    if profile is not None:
+        return profiled_machine(settings, load_profile(profile), stored.dtype, linear)
+    devices = resolve_devices(settings.devices)
+    dtype = resolve_dtype(settings.dtype, stored.dtype, devices)
+    return Machine(
+        devices=devices,
+        dtype=dtype,
+        linear=linear,
+        budgets=Budgets(
+            device_bytes=device_budget_bytes(devices, settings.memory_gib),
+            host_bytes=host_budget_bytes(settings.host_memory_gib),
+        ),
+        rates=measure_rates(devices, dtype, stored.hidden_size, stored.file, linear),
+    )
+
 
 def profiled_machine(
-    config: PlanConfig, profile: MachineProfile, stored: torch.dtype, linear: LinearKind
+    settings: MachineSettings, profile: MachineProfile, stored: torch.dtype, linear: LinearKind
 ) -> Machine:
     """A machine that may be elsewhere.
 
     Args:
-        config: may fix dtype, devices and budgets.
+        settings: may fix dtype, devices and budgets.
         profile: the machine.
         stored: dtype of the checkpoint.
         linear: how linear layers are computed.
@@ -46,10 +99,10 @@ def profiled_machine(
     Raises:
         InputError: the profile has no such device or no rates for the dtype.
     """
-    devices = profile.choose_devices(config.devices)
+    devices = profile.choose_devices(settings.devices)
     name = profile.int8_activations if linear == "int8" else profile.resolve_dtype(stored)
-    if config.dtype in DTYPES:
-        name = config.dtype
+    if settings.dtype in DTYPES:
+        name = settings.dtype
     device_bytes = profile.device_memory_bytes * SHARE_OF_FREE_MEMORY
     host_bytes = profile.host_memory_bytes * SHARE_OF_FREE_MEMORY
     return Machine(
@@ -57,40 +110,8 @@ def profiled_machine(
         dtype=DTYPES[name],
         linear=linear,
         budgets=Budgets(
-            device_bytes=int(config.memory_gib * GIB if config.memory_gib else device_bytes),
-            host_bytes=int(config.host_memory_gib * GIB if config.host_memory_gib else host_bytes),
+            device_bytes=int(settings.memory_gib * GIB if settings.memory_gib else device_bytes),
+            host_bytes=int(settings.host_memory_gib * GIB if settings.host_memory_gib else host_bytes),
         ),
         rates=profile.rates(name, linear, devices.count("cpu") or 1),
     )
-
-
-def choose_machine(config: ScoreConfig, checkpoint: Checkpoint) -> Machine:
-    """This machine as it is measured, or the one that `strata plan --profile` names.
-
-    Raises:
-        InputError: a device that is not there, or no such profile.
-    """
-    linear: LinearKind = "int8" if config.dtype == "int8" else "dense"
-    if isinstance(config, PlanConfig) and config.profile is not None:
-        return profiled_machine(config, load_profile(config.profile), checkpoint.stored_dtype, linear)
-    devices = resolve_devices(config.devices)
-    dtype = resolve_dtype(config.dtype, checkpoint.stored_dtype, devices)
-    file = checkpoint.require("norm.weight").parts[0][0].file
-    return Machine(
-        devices=devices,
-        dtype=dtype,
-        linear=linear,
-        budgets=Budgets(
-            device_bytes=device_budget_bytes(devices, config.memory_gib),
-            host_bytes=host_budget_bytes(config.host_memory_gib),
-        ),
-        rates=measure_rates(devices, dtype, checkpoint.config.hidden_size, file, linear),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budgets:
-    """Bytes allowed on each device and in host RAM; on CPU both limit the same memory."""
-
-    device_bytes: int
-    host_bytes: int

@@ -64,6 +64,16 @@ class LayerLoader:
         self._adapter = adapter
         self._scratch: torch.Tensor | None = None
 
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self._sources)
+
+    @property
+    def reader(self) -> TensorReader:
+        """What reads, and counts the bytes."""
+        return self._reader
+
     def stored_bytes(self, layer: int) -> int:
         """Bytes read from disk for a layer."""
         return sum(source.num_bytes for source in self._sources[layer].values())

@@ -6,15 +6,23 @@ Independent check: resident sets measured beside the prediction (tests/engine/te
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from strata.engine.plan.costs import ModelCosts
-from strata.engine.plan.sweep_plan import SweepPlan, readout_dtype
+from strata.engine.plan.sweep_plan import SweepChoice, readout_dtype
 from strata.engine.plan.workload import Workload
 from strata.kernels.prefix_attention.backend import AttentionRequest, TileSize
 from strata.kernels.prefix_attention.registry import choose_backend
 
 
-def predict_memory(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[int, int]:
+class PeakBytes(NamedTuple):
+    """Peak bytes on the busiest device and in host RAM; on CPU the same figure, all workers together."""
+
+    device: int
+    host: int
+
+
+def predict_memory(plan: SweepChoice, costs: ModelCosts, work: Workload) -> PeakBytes:
     """Peak bytes on the busiest device and in host RAM; on CPU the same figure, all workers together."""
     on_cpu, workers = plan.devices[0] == "cpu", len(plan.devices)
     hidden = hidden_bytes(plan, costs, work)
@@ -35,23 +43,23 @@ def predict_memory(plan: SweepPlan, costs: ModelCosts, work: Workload) -> tuple[
         in_ram = hidden * workers if plan.hidden_store != "disk" else 0
         total = resident + buffers + decoded + passing + costs.scratch_bytes + in_ram + readouts
         total += max(working * workers, embedding)
-        return total, total
+        return PeakBytes(total, total)
     weights = sum(costs.weight_bytes[layer] for layer in plan.resident_layers)
     weights += slots * max((costs.weight_bytes[layer] for layer in streamed), default=0)
     raw = max((costs.buffer_bytes[n] for n in range(costs.num_layers) if costs.converted_bytes[n]), default=0)
     device = weights + raw + costs.scratch_bytes + max(working, embedding)
     host = buffers + passing + embedding + readouts
     if plan.hidden_store == "device":
-        return device + hidden, host
-    return device, host + (hidden * workers if plan.hidden_store == "ram" else 0)
+        return PeakBytes(device + hidden, host)
+    return PeakBytes(device, host + (hidden * workers if plan.hidden_store == "ram" else 0))
 
 
-def hidden_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
+def hidden_bytes(plan: SweepChoice, costs: ModelCosts, work: Workload) -> int:
     """Hidden states of one worker's share of a group, all members together."""
     return lane_tokens(plan, work) * costs.hidden_size * costs.itemsize * work.num_members
 
 
-def lane_tokens(plan: SweepPlan, work: Workload) -> int:
+def lane_tokens(plan: SweepChoice, work: Workload) -> int:
     """Tokens of one worker in one group."""
     return math.ceil(work.num_tokens / (plan.num_groups * len(plan.devices)))
 
@@ -62,7 +70,7 @@ def _resident_bytes_on_host(costs: ModelCosts, layer: int) -> int:
     return costs.converted_bytes[layer] + (costs.buffer_bytes[layer] if has_views else 0)
 
 
-def _working_bytes(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
+def _working_bytes(plan: SweepChoice, costs: ModelCosts, work: Workload) -> int:
     """Activations, key spaces and attention scratch of one worker's micro-batch."""
     batch = min(plan.micro_batch_tokens, lane_tokens(plan, work))
     keys = work.longest_branch_tokens + batch

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from strata.engine.machine.devices import DTYPES, GIB
 from strata.engine.machine.machine import Budgets, Machine
-from strata.engine.machine.rates import LinearKind, MachineRates
+from strata.engine.machine.rates import MachineRates
 from strata.engine.plan.costs import ModelCosts
-from strata.engine.plan.memory import predict_memory
+from strata.engine.plan.memory import PeakBytes, predict_memory
+from strata.engine.plan.overrides import PlanOverrides, StoreKind
 from strata.engine.plan.simulation import Resource, simulate_sweep
-from strata.engine.plan.sweep_plan import PlanOverrides, StoreKind, SweepPlan
+from strata.engine.plan.sweep_plan import SweepChoice, SweepPlan
 from strata.engine.plan.times import SweepTimes, sweep_times
 from strata.engine.plan.workload import Workload
 from strata.engine.types import InputError
@@ -39,137 +41,149 @@ RESOURCE_NAMES: dict[Resource, str] = {
 }
 
 
-def plan_sweep(
-    costs: ModelCosts,
-    work: Workload,
-    *,
-    devices: tuple[str, ...],
-    dtype: str,
-    budgets: Budgets,
-    rates: MachineRates,
-    overrides: PlanOverrides,
-    linear: LinearKind = "dense",
-) -> SweepPlan:
+def plan_sweep(costs: ModelCosts, work: Workload, machine: Machine, overrides: PlanOverrides) -> SweepPlan:
     """Chooses the fastest plan that fits.
+
+    Args:
+        costs: the model's.
+        work: the job's size.
+        machine: what it runs on.
+        overrides: what the user fixes.
 
     Raises:
         InputError: not even two layers and the smallest micro-batch fit the budget (says how much would).
     """
-    usual, *others = _micro_batch_sizes(devices, rates, overrides)
-    bare = _bare_plan(work, devices, dtype, linear, rates)
-    least: SweepPlan | None = None
-    best: SweepPlan | None = None
-    for size in (usual, *others):
-        allowed_s = math.inf if best is None else best.predicted_s * WORTH_ANOTHER_SIZE
-        sized = replace(bare, micro_batch_tokens=size)
-        found, smallest = _best_of_size(sized, costs, work, budgets, rates, overrides, allowed_s)
-        if least is None or smallest.memory_bytes < least.memory_bytes:
-            least = smallest
-        best = found or best
-    while best is None and overrides.micro_batch_tokens is None and size > SMALLEST_MICRO_BATCH_TOKENS:
-        size //= 2
-        sized = replace(bare, micro_batch_tokens=size)
-        best, smallest = _best_of_size(sized, costs, work, budgets, rates, overrides, math.inf)
-        least = smallest if least is None or smallest.memory_bytes < least.memory_bytes else least
-    if best is not None:
+    return _Search(costs=costs, work=work, machine=machine, overrides=overrides).find()
+
+
+def predict_plan(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
+    """The plan with its bytes and seconds predicted anew, for one whose groups have changed."""
+    memory = PeakBytes(device=plan.memory_bytes, host=plan.host_bytes)
+    return _price(Candidate(plan, memory), sweep_times(plan, costs, work, rates), costs, work, rates)
+
+
+def fits(memory: PeakBytes, budgets: Budgets) -> bool:
+    """Whether a choice stays inside the budgets."""
+    return memory.device <= budgets.device_bytes and memory.host <= budgets.host_bytes
+
+
+class Candidate(NamedTuple):
+    """A choice, and the memory that it takes."""
+
+    choice: SweepChoice
+    memory: PeakBytes
+
+
+@dataclass(kw_only=True, eq=False)
+class _Search:
+    """The search for a plan; `least` is the least memory that any candidate seen takes."""
+
+    costs: ModelCosts
+    work: Workload
+    machine: Machine
+    overrides: PlanOverrides
+    least: PeakBytes | None = None
+
+    def find(self) -> SweepPlan:
+        best: SweepPlan | None = None
+        for size in self._micro_batch_sizes():
+            allowed_s = math.inf if best is None else best.predicted_s * WORTH_ANOTHER_SIZE
+            best = self._best_of_size(size, allowed_s) or best
+        if best is None and self.overrides.micro_batch_tokens is None:
+            while best is None and size > SMALLEST_MICRO_BATCH_TOKENS:
+                size //= 2
+                best = self._best_of_size(size, math.inf)
+        if best is None:
+            raise self._does_not_fit()
         return best
-    assert least is not None
-    raise _does_not_fit(least, budgets)
+
+    def _micro_batch_sizes(self) -> tuple[int, ...]:
+        """The usual size first; others where the rates can tell them apart."""
+        if self.overrides.micro_batch_tokens is not None:
+            return (self.overrides.micro_batch_tokens,)
+        usual = DEFAULT_MICRO_BATCH_TOKENS["cpu" if self.machine.on_cpu else "cuda"]
+        return (usual,) if self.machine.rates.layer is None else (usual, 2 * usual, usual // 2, usual // 4)
+
+    def _best_of_size(self, size: int, allowed_s: float) -> SweepPlan | None:
+        """The fastest plan of a micro-batch size that takes less than `allowed_s`."""
+        best: SweepPlan | None = None
+        for choice, memory in self._candidates(size):
+            if self.least is None or memory.device < self.least.device:
+                self.least = memory
+            if not fits(memory, self.machine.budgets):
+                continue
+            times = sweep_times(choice, self.costs, self.work, self.machine.rates)
+            limit_s = allowed_s if best is None else min(allowed_s, best.predicted_s + 0.01)
+            if _least_seconds(times) > limit_s:
+                continue
+            priced = _price(Candidate(choice, memory), times, self.costs, self.work, self.machine.rates)
+            if priced.predicted_s < allowed_s and (best is None or _rank(priced) < _rank(best)):
+                best = priced
+        return best
+
+    def _candidates(self, size: int) -> Iterator[Candidate]:
+        """Choices of a micro-batch size with their memory."""
+        kinds: tuple[StoreKind, ...] = ("ram", "disk") if self.machine.on_cpu else ("device", "ram", "disk")
+        fixed = self.overrides.hidden_store
+        for kind in kinds if fixed is None else (fixed,):
+            for num_groups in _group_counts(self.overrides):
+                yield self._with_residency(
+                    SweepChoice(
+                        devices=self.machine.devices,
+                        dtype=_dtype_name(self.machine),
+                        linear=self.machine.linear,
+                        num_groups=num_groups,
+                        micro_batch_tokens=size,
+                        resident_layers=(),
+                        num_slots=SLOTS,
+                        hidden_store=kind,
+                    )
+                )
+
+    def _with_residency(self, choice: SweepChoice) -> Candidate:
+        """The choice with as many resident layers as fit (or as asked for), and its memory."""
+        num_layers, budgets = self.costs.num_layers, self.machine.budgets
+
+        def holding(count: int) -> Candidate:
+            held = replace(choice, resident_layers=spread_layers(num_layers, count))
+            return Candidate(held, predict_memory(held, self.costs, self.work))
+
+        if self.overrides.resident_layers is not None:
+            return holding(min(self.overrides.resident_layers, num_layers))
+        whole = holding(num_layers)
+        if fits(whole.memory, budgets):
+            return whole
+        most, too_many = holding(0), max(1, num_layers - SLOTS + 1)
+        if not fits(most.memory, budgets):
+            return most
+        # A resident layer more never takes less memory, but for models with layers of very different sizes.
+        while too_many - len(most.choice.resident_layers) > 1:
+            middle = holding((len(most.choice.resident_layers) + too_many) // 2)
+            if fits(middle.memory, budgets):
+                most = middle
+            else:
+                too_many = len(middle.choice.resident_layers)
+        return most
+
+    def _does_not_fit(self) -> InputError:
+        assert self.least is not None
+        budgets = self.machine.budgets
+        limit = "--memory-gib" if self.least.device > budgets.device_bytes else "--host-memory-gib"
+        needed = max(self.least.device, self.least.host if limit != "--memory-gib" else 0) / GIB
+        needed = math.ceil(needed * 100) / 100
+        return InputError(
+            f"{limit}: two layers of this model and a micro-batch do not fit "
+            f"{budgets.device_bytes / GIB:.2f} GiB on a device and "
+            f"{budgets.host_bytes / GIB:.2f} GiB in RAM; expected at least {needed:.2f} GiB"
+        )
 
 
-def _does_not_fit(least: SweepPlan, budgets: Budgets) -> InputError:
-    limit = "--memory-gib" if least.memory_bytes > budgets.device_bytes else "--host-memory-gib"
-    needed = max(least.memory_bytes, least.host_bytes if limit != "--memory-gib" else 0) / GIB
-    needed = math.ceil(needed * 100) / 100
-    return InputError(
-        f"{limit}: two layers of this model and a micro-batch do not fit "
-        f"{budgets.device_bytes / GIB:.2f} GiB on a device and "
-        f"{budgets.host_bytes / GIB:.2f} GiB in RAM; expected at least {needed:.2f} GiB"
-    )
-
-
-def _best_of_size(
-    sized: SweepPlan,
-    costs: ModelCosts,
-    work: Workload,
-    budgets: Budgets,
-    rates: MachineRates,
-    overrides: PlanOverrides,
-    allowed_s: float,
-) -> tuple[SweepPlan | None, SweepPlan]:
-    """The fastest plan of a size that takes less than `allowed_s`, and the one of least memory."""
-    least: SweepPlan | None = None
-    best: SweepPlan | None = None
-    for candidate in _candidates(sized, costs, work, budgets, overrides):
-        if least is None or candidate.memory_bytes < least.memory_bytes:
-            least = candidate
-        if not fits(candidate, budgets):
-            continue
-        times = sweep_times(candidate, costs, work, rates)
-        limit_s = allowed_s if best is None else min(allowed_s, best.predicted_s + 0.01)
-        if _least_seconds(times) > limit_s:
-            continue
-        priced = _predict(candidate, times, costs, work)
-        if priced.predicted_s < allowed_s and (best is None or _rank(priced) < _rank(best)):
-            best = priced
-    assert least is not None
-    return best, least
-
-
-def fits(plan: SweepPlan, budgets: Budgets) -> bool:
-    """Whether a plan stays inside the budgets."""
-    return plan.memory_bytes <= budgets.device_bytes and plan.host_bytes <= budgets.host_bytes
+def _dtype_name(machine: Machine) -> str:
+    return next(name for name, known in DTYPES.items() if known is machine.dtype)
 
 
 def _rank(plan: SweepPlan) -> tuple[float, int, bool]:
     return (round(plan.predicted_s, 2), plan.num_groups, plan.hidden_store == "disk")
-
-
-def _micro_batch_sizes(
-    devices: tuple[str, ...], rates: MachineRates, overrides: PlanOverrides
-) -> tuple[int, ...]:
-    """The usual size first; others where the rates can tell them apart."""
-    if overrides.micro_batch_tokens is not None:
-        return (overrides.micro_batch_tokens,)
-    usual = DEFAULT_MICRO_BATCH_TOKENS[devices[0].split(":")[0]]
-    return (usual,) if rates.layer is None else (usual, 2 * usual, usual // 2, usual // 4)
-
-
-def _bare_plan(
-    work: Workload, devices: tuple[str, ...], dtype: str, linear: LinearKind, rates: MachineRates
-) -> SweepPlan:
-    """What all candidates share; nothing decided, nothing predicted."""
-    return SweepPlan(
-        devices=devices,
-        dtype=dtype,
-        linear=linear,
-        num_groups=1,
-        micro_batch_tokens=0,
-        resident_layers=(),
-        num_slots=SLOTS,
-        hidden_store="ram",
-        tokens=work.num_tokens * work.num_members,
-        flops=work.gemm_flops + work.attention_flops,
-        bytes_read=0,
-        memory_bytes=0,
-        host_bytes=0,
-        predicted_s=0.0,
-        compute_s=0.0,
-        read_s=0.0,
-        bottleneck="",
-        rates_from=rates.rates_from,
-    )
-
-
-def _candidates(
-    sized: SweepPlan, costs: ModelCosts, work: Workload, budgets: Budgets, overrides: PlanOverrides
-) -> Iterator[SweepPlan]:
-    """Plans of a micro-batch size with their memory."""
-    kinds: tuple[StoreKind, ...] = ("ram", "disk") if sized.devices[0] == "cpu" else ("device", "ram", "disk")
-    for kind in kinds if overrides.hidden_store is None else (overrides.hidden_store,):
-        for num_groups in _group_counts(overrides):
-            candidate = replace(sized, hidden_store=kind, num_groups=num_groups)
-            yield _with_residency(candidate, costs, work, budgets, overrides)
 
 
 def _group_counts(overrides: PlanOverrides) -> Iterator[int]:
@@ -180,34 +194,6 @@ def _group_counts(overrides: PlanOverrides) -> Iterator[int]:
     while count <= MAX_GROUPS:
         yield count
         count *= 2
-
-
-def _with_residency(
-    plan: SweepPlan, costs: ModelCosts, work: Workload, budgets: Budgets, overrides: PlanOverrides
-) -> SweepPlan:
-    """The plan with as many resident layers as fit (or as asked for), and its memory."""
-
-    def holding(count: int) -> SweepPlan:
-        layers = spread_layers(costs.num_layers, count)
-        held = replace(plan, resident_layers=layers)
-        memory, host = predict_memory(held, costs, work)
-        return replace(held, memory_bytes=memory, host_bytes=host)
-
-    if overrides.resident_layers is not None:
-        return holding(min(overrides.resident_layers, costs.num_layers))
-    if fits(whole := holding(costs.num_layers), budgets):
-        return whole
-    most, too_many = holding(0), max(1, costs.num_layers - SLOTS + 1)
-    if not fits(most, budgets):
-        return most
-    # A resident layer more never takes less memory, but for models with layers of very different sizes.
-    while too_many - len(most.resident_layers) > 1:
-        middle = holding((len(most.resident_layers) + too_many) // 2)
-        if fits(middle, budgets):
-            most = middle
-        else:
-            too_many = len(middle.resident_layers)
-    return most
 
 
 def spread_layers(num_layers: int, count: int) -> tuple[int, ...]:
@@ -229,17 +215,19 @@ def _least_seconds(times: SweepTimes) -> float:
     return max(times.num_sweeps * computing, once + (times.num_sweeps - 1) * again)
 
 
-def predict_plan(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
-    """The plan with its bytes and seconds predicted anew, for one whose decisions have changed."""
-    return _predict(plan, sweep_times(plan, costs, work, rates), costs, work)
-
-
-def _predict(plan: SweepPlan, times: SweepTimes, costs: ModelCosts, work: Workload) -> SweepPlan:
-    """The plan with its bytes and its simulated seconds."""
+def _price(
+    candidate: Candidate, times: SweepTimes, costs: ModelCosts, work: Workload, rates: MachineRates
+) -> SweepPlan:
+    """The plan that a candidate is: with its bytes and its simulated seconds."""
+    choice, memory = candidate
     swept = simulate_sweep(times)
-    return replace(
-        plan,
-        bytes_read=_bytes_read(plan, costs, work),
+    return SweepPlan(
+        **{name: getattr(choice, name) for name in SweepChoice.__dataclass_fields__},
+        tokens=work.num_tokens * work.num_members,
+        flops=work.gemm_flops + work.attention_flops,
+        bytes_read=_bytes_read(choice, costs, work),
+        memory_bytes=memory.device,
+        host_bytes=memory.host,
         predicted_s=swept.total_s,
         compute_s=swept.busy_s["compute"],
         read_s=swept.busy_s["disk"],
@@ -248,27 +236,17 @@ def _predict(plan: SweepPlan, times: SweepTimes, costs: ModelCosts, work: Worklo
         store_s=swept.busy_s["store"],
         stall_s=swept.stall_s,
         bottleneck=RESOURCE_NAMES[swept.bottleneck],
+        rates_from=rates.rates_from,
     )
 
 
-def _bytes_read(plan: SweepPlan, costs: ModelCosts, work: Workload) -> int:
-    resident = set(plan.resident_layers)
-    streamed = sum(size for layer, size in enumerate(costs.stored_bytes) if layer not in resident)
+def _bytes_read(choice: SweepChoice, costs: ModelCosts, work: Workload) -> int:
     a_group = work.head_bytes + work.distinct_tokens * work.embedding_row_bytes
-    once = sum(costs.stored_bytes) + work.norm_bytes
-    return once + (plan.num_groups - 1) * streamed + plan.num_groups * a_group
+    return layer_bytes(choice, costs) + work.norm_bytes + choice.num_groups * a_group
 
 
-def plan_on(machine: Machine, costs: ModelCosts, work: Workload, overrides: PlanOverrides) -> SweepPlan:
-    """The fastest plan that fits a machine; see plan_sweep."""
-    name = next(name for name, known in DTYPES.items() if known is machine.dtype)
-    return plan_sweep(
-        costs,
-        work,
-        devices=machine.devices,
-        dtype=name,
-        linear=machine.linear,
-        budgets=machine.budgets,
-        rates=machine.rates,
-        overrides=overrides,
-    )
+def layer_bytes(choice: SweepChoice, costs: ModelCosts) -> int:
+    """Bytes of layers that a run reads: all once, the streamed ones again in every later group."""
+    resident = set(choice.resident_layers)
+    streamed = sum(size for layer, size in enumerate(costs.stored_bytes) if layer not in resident)
+    return sum(costs.stored_bytes) + (choice.num_groups - 1) * streamed

@@ -15,13 +15,15 @@ from typing import Literal
 import numpy as np
 from transformers import AutoConfig, PreTrainedConfig
 
-from strata.engine.config import PlanConfig
 from strata.engine.machine.devices import DTYPES
 from strata.engine.machine.profile import MachineProfile
 from strata.engine.machine.rates import LinearKind
 from strata.engine.plan.costs import ModelCosts
-from strata.engine.plan.workload import Workload, measure_workload
+from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.types import InputError
+
+LABEL_ROWS = 2
+"""Rows of the vocabulary projection that a job on a shape reads: yes and no."""
 
 
 def read_shape(name: str) -> PreTrainedConfig:
@@ -48,23 +50,30 @@ def read_shape(name: str) -> PreTrainedConfig:
     return config.get_text_config()
 
 
-def shape_workload(config: PlanConfig, num_questions: int, costs: ModelCosts, vocab_size: int) -> Workload:
+@dataclass(frozen=True, kw_only=True)
+class JobSize:
+    """Equal questions: how many, tokens of each (its options included), options, tokens of an option."""
+
+    num_questions: int
+    tokens: int
+    options: int
+    option_tokens: int
+
+
+def shape_workload(size: JobSize, costs: ModelCosts, vocab_size: int) -> Workload:
     """The size of a job of equal questions; every token id of the vocabulary may occur."""
-    branch = np.arange(config.option_tokens, dtype=np.int32)
-    prefix_tokens = config.tokens - config.options * config.option_tokens
+    num_questions = size.num_questions
+    branch = np.arange(size.option_tokens, dtype=np.int32)
+    prefix_tokens = size.tokens - size.options * size.option_tokens
     prefix = np.arange(prefix_tokens, dtype=np.int32)
-    position_ids = np.concatenate([prefix, *[prefix_tokens + branch] * config.options])
-    ends = prefix_tokens + config.option_tokens * np.arange(1, config.options + 1) - 1
+    position_ids = np.concatenate([prefix, *[prefix_tokens + branch] * size.options])
+    ends = prefix_tokens + size.option_tokens * np.arange(1, size.options + 1) - 1
     row_bytes = costs.hidden_size * costs.itemsize
     one = measure_workload(
         costs,
-        token_ids=position_ids,
-        position_ids=position_ids,
-        scored=ends,
+        TokenStream(token_ids=position_ids, position_ids=position_ids, scored=ends),
+        SideBytes(norm=row_bytes, head=LABEL_ROWS * row_bytes, embedding_row=row_bytes),
         num_members=1,
-        norm_bytes=row_bytes,
-        head_bytes=LABEL_ROWS * row_bytes,
-        embedding_row_bytes=row_bytes,
     )
     return replace(
         one,
@@ -76,14 +85,11 @@ def shape_workload(config: PlanConfig, num_questions: int, costs: ModelCosts, vo
     )
 
 
-def linear_kinds(config: PlanConfig, profile: MachineProfile) -> Sequence[LinearKind]:
+def linear_kinds(dtype: str, profile: MachineProfile) -> Sequence[LinearKind]:
     """The ways of computing that are asked for and known."""
-    if config.dtype == "int8":
+    if dtype == "int8":
         return ("int8",)
-    return ("dense", "int8") if config.dtype not in DTYPES and "int8" in profile.compute else ("dense",)
-
-
-LABEL_ROWS = 2
+    return ("dense", "int8") if dtype not in DTYPES and "int8" in profile.compute else ("dense",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,124 +1,158 @@
-"""Plans the sweep of a job's tree: costs of the checkpoint, budgets and rates of the machine, exact bytes.
+"""Plans the sweep of a tree, down to the lanes: what `run_sweep` then does, nothing built twice.
 
-Flow: checkpoint headers + tree + targets -> ModelCosts, Workload -> SweepPlan -> the lanes it means -> which
-prompts each group completes -> the bytes that will be read, exactly. Reads no weights.
+Flow: open model + tree + machine -> ModelCosts, Workload -> SweepPlan -> the lanes it means -> the bytes that
+will be read, exactly. Reads no weights. Knows no heads: what they read comes as a function of targets.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from strata.engine.adapters.adapter_file import check_shapes
-from strata.engine.adapters.lora import Adapter
-from strata.engine.config import ScoreConfig
-from strata.engine.heads.head import Head
-from strata.engine.machine.machine import Budgets, Machine, choose_machine
-from strata.engine.machine.rates import MachineRates
-from strata.engine.members.readings import MemberCosts
-from strata.engine.model.decoder import build_decoder
+from strata.engine.machine.machine import Machine
 from strata.engine.model.embedding import embedding_bytes
-from strata.engine.model.layer_loader import make_loader
+from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.costs import ModelCosts, model_costs
-from strata.engine.plan.planner import plan_on, predict_plan
-from strata.engine.plan.sweep_plan import SweepPlan, overrides_of
-from strata.engine.plan.workload import Workload, measure_workload
+from strata.engine.plan.overrides import GroupGoal, PlanOverrides
+from strata.engine.plan.planner import layer_bytes, plan_sweep, predict_plan
+from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.tree.intervals import count
-from strata.engine.tree.lanes import EMPTY_LANE, Lane, completed_by_group, split_lanes
+from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree
-from strata.engine.tree.targets import TargetTable, branches_of
-from strata.engine.types import Prompt
-from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
+from strata.engine.tree.targets import ScoredTree, TargetTable
+from strata.engine.types import InputError
 
-GROUP_S = 600.0
-"""With --resume or --deadline a group should take no longer than about this: what a crash may cost."""
-GROUPS_BEFORE_DEADLINE = 10
+HeadBytes = Callable[[TargetTable], int]
+"""Bytes that the head of all members reads of the checkpoint for some targets."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PlannedJob:
-    """A sweep with its plan, the prompts that each group completes, and what the plan was made with."""
+class SweepJob:
+    """What a sweep computes: readouts of a tree's scored tokens, for every member of an open model.
 
-    sweep: SweepJob
-    completed: tuple[tuple[int, ...], ...]
-    rates: MachineRates
-    budgets: Budgets
+    Attributes:
+        model: the modules, and the loader of their weights.
+        scored_tree: the tokens, and which of them are read out.
+        plan: how.
+        groups: the lanes of every group, one a worker.
+    """
+
+    model: OpenModel
+    scored_tree: ScoredTree
+    plan: SweepPlan
+    groups: tuple[tuple[Lane, ...], ...]
+
+    @property
+    def tree(self) -> PrefixTree:
+        """All tokens."""
+        return self.scored_tree.tree
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of what is swept side by side."""
+        return tuple(member.name for member in self.model.members)
+
+    @property
+    def completed(self) -> tuple[tuple[int, ...], ...]:
+        """For each group the indexes of the prompts whose last readout it computes."""
+        return self.scored_tree.completed_by(self.groups)
 
 
-def plan_job(
-    config: ScoreConfig,
-    head: Head,
-    checkpoint: Checkpoint,
-    adapters: tuple[Adapter, ...],
-    prompts: Sequence[Prompt],
-    tree: PrefixTree,
-    targets: TargetTable,
-) -> PlannedJob:
-    """Plans the sweep of a tree.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlanRequest:
+    """What a sweep is planned with: the machine, what the user fixes, and how long groups may be."""
+
+    machine: Machine
+    overrides: PlanOverrides = field(default_factory=PlanOverrides)
+    group_goal: GroupGoal = field(default_factory=GroupGoal)
+
+
+def plan_sweep_job(
+    model: OpenModel, scored_tree: ScoredTree, request: PlanRequest, head_bytes: HeadBytes
+) -> SweepJob:
+    """Plans the sweep of a tree. Layers that an earlier sweep left in memory stay there, if all still fits.
+
+    Args:
+        model: what sweeps.
+        scored_tree: the tokens.
+        request: on which machine, and what is fixed.
+        head_bytes: what the head will read.
 
     Raises:
-        InputError: a device that is not there, weights or adapters that do not fit the model, or too small
-            a budget.
+        InputError: too small a budget.
     """
-    machine = choose_machine(config, checkpoint)
-    dtype = machine.dtype
-    decoder = build_decoder(checkpoint.config, dtype)
-    if machine.linear == "int8":
-        decoder.quantize_linears()
-    shapes = [decoder.layer_shapes(layer) for layer in range(checkpoint.num_layers)]
-    for adapter in adapters:
-        for layer, layer_shapes in enumerate(shapes):
-            check_shapes(adapter, layer_shapes, layer_index=layer)
-    loader = make_loader(checkpoint, decoder, dtype, TensorReader(), adapters)
-    costs = model_costs(checkpoint, decoder, loader, dtype)
-    norm_bytes = sum(
-        source.num_bytes for name, source in checkpoint.weights.items() if name.startswith("norm.")
-    )
-    work = measure_workload(
+    if model.resident:
+        fixed = request.overrides.resident_layers
+        held = replace(request.overrides, resident_layers=len(model.resident) if fixed is None else fixed)
+        try:
+            job = _plan_sweep_job(model, scored_tree, replace(request, overrides=held), head_bytes)
+        except InputError:
+            job = None
+        if job is not None and set(model.resident) <= set(job.plan.resident_layers):
+            return job
+        model.resident.clear()
+    return _plan_sweep_job(model, scored_tree, request, head_bytes)
+
+
+def _plan_sweep_job(
+    model: OpenModel, scored_tree: ScoredTree, request: PlanRequest, head_bytes: HeadBytes
+) -> SweepJob:
+    costs = _costs_of(model)
+    work = _measure(model, costs, scored_tree, head_bytes(scored_tree.targets))
+    plan = plan_sweep(costs, work, request.machine, request.overrides)
+    wanted = request.group_goal.num_groups(plan.predicted_s)
+    if request.overrides.num_groups is None and wanted > plan.num_groups:
+        overrides = replace(request.overrides, num_groups=wanted)
+        plan = plan_sweep(costs, work, request.machine, overrides)
+    plan, groups = settle_groups(scored_tree, plan)
+    plan = predict_plan(plan, costs, work, request.machine.rates)
+    plan = count_public_keys(plan, costs, groups, len(model.members))
+    job = SweepJob(model=model, scored_tree=scored_tree, plan=plan, groups=groups)
+    exact = _exact_bytes(job, costs, work, head_bytes)
+    return replace(job, plan=replace(plan, bytes_read=exact))
+
+
+def _costs_of(model: OpenModel) -> ModelCosts:
+    """The model's costs; layers that are in memory already are not read and not decoded."""
+    costs = model_costs(model.checkpoint, model.decoders[0], model.loader, model.dtype)
+    return replace(
         costs,
-        token_ids=tree.token_ids,
-        position_ids=tree.position_ids,
-        scored=targets.scored,
-        num_members=max(1, len(adapters)),
-        norm_bytes=norm_bytes,
-        head_bytes=head_bytes(head, checkpoint, adapters, targets, targets),
-        embedding_row_bytes=embedding_bytes(checkpoint, 1),
+        stored_bytes=tuple(0 if n in model.resident else size for n, size in enumerate(costs.stored_bytes)),
+        decode_weights=tuple(
+            {} if n in model.resident else steps for n, steps in enumerate(costs.decode_weights)
+        ),
     )
-    plan = _choose_plan(config, costs, work, machine)
-    plan, groups = settle_groups(tree, targets.scored, plan)
-    plan = predict_plan(plan, costs, work, machine.rates)
-    plan = count_public_keys(plan, costs, groups, max(1, len(adapters)))
-    job = SweepJob(checkpoint=checkpoint, tree=tree, scored=targets.scored, plan=plan, adapters=adapters)
-    completed = completed_by_group(prompts, targets, groups)
-    total = exact_bytes(job, head, costs, work, completed, prompts, targets)
-    job = replace(job, plan=replace(plan, bytes_read=total))
-    return PlannedJob(sweep=job, completed=completed, rates=machine.rates, budgets=machine.budgets)
 
 
-def _choose_plan(config: ScoreConfig, costs: ModelCosts, work: Workload, machine: Machine) -> SweepPlan:
-    """The planner's choice; with more groups when the run may be cut short and the user fixed none."""
-    overrides = overrides_of(config)
-    choose = partial(plan_on, machine, costs, work)
-    plan = choose(overrides=overrides)
-    wanted = groups_wanted(config, plan.predicted_s)
-    if config.num_groups is None and wanted > plan.num_groups:
-        return choose(overrides=replace(overrides, num_groups=wanted))
-    return plan
+def _measure(model: OpenModel, costs: ModelCosts, scored_tree: ScoredTree, head_bytes: int) -> Workload:
+    norms = [source for name, source in model.checkpoint.weights.items() if name.startswith("norm.")]
+    side_bytes = SideBytes(
+        norm=sum(source.num_bytes for source in norms),
+        head=head_bytes,
+        embedding_row=embedding_bytes(model.checkpoint, 1),
+    )
+    tree = scored_tree.tree
+    stream = TokenStream(token_ids=tree.token_ids, position_ids=tree.position_ids, scored=scored_tree.scored)
+    return measure_workload(costs, stream, side_bytes, num_members=len(model.members))
 
 
-def settle_groups(
-    tree: PrefixTree, scored: np.ndarray, plan: SweepPlan
-) -> tuple[SweepPlan, list[tuple[Lane, ...]]]:
+def plan_lanes(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[tuple[Lane, ...], ...]:
+    """The lanes of every group, one a device; a small job's last lanes may be empty."""
+    num_devices = len(plan.devices)
+    num_lanes = plan.num_groups * num_devices
+    lanes = split_lanes(scored_tree.tree, scored_tree.scored, num_lanes, plan.micro_batch_tokens)
+    missing = -len(lanes) % num_devices
+    lanes += (EMPTY_LANE,) * missing
+    return tuple(lanes[first : first + num_devices] for first in range(0, len(lanes), num_devices))
+
+
+def settle_groups(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[SweepPlan, tuple[tuple[Lane, ...], ...]]:
     """The plan with the number of groups that its lanes really make: a small tree has few runs."""
-    groups = plan_lanes(tree, scored, plan)
+    groups = plan_lanes(scored_tree, plan)
     while len(groups) != plan.num_groups:
         plan = replace(plan, num_groups=len(groups))
-        groups = plan_lanes(tree, scored, plan)
+        groups = plan_lanes(scored_tree, plan)
     return plan, groups
 
 
@@ -128,76 +162,15 @@ def count_public_keys(
     """The plan with the memory of the public tokens' keys and values, which stay for the whole run."""
     num_public = sum(count(lane.public) for lanes in groups for lane in lanes if lane.publishes)
     size = num_public * costs.num_layers * costs.key_value_bytes_per_token * num_members
-    on_cpu = plan.devices[0] == "cpu"
     return replace(
-        plan, memory_bytes=plan.memory_bytes + size, host_bytes=plan.host_bytes + (size if on_cpu else 0)
+        plan,
+        memory_bytes=plan.memory_bytes + size,
+        host_bytes=plan.host_bytes + (size if plan.on_cpu else 0),
     )
 
 
-def groups_wanted(config: ScoreConfig, predicted_s: float) -> int:
-    """Groups that a run which may be cut short should have."""
-    if config.deadline is not None:
-        return min(GROUPS_BEFORE_DEADLINE, math.ceil(predicted_s / 1.0))
-    return math.ceil(predicted_s / GROUP_S) if config.resume else 1
-
-
-def exact_bytes(
-    job: SweepJob,
-    head: Head,
-    costs: ModelCosts,
-    work: Workload,
-    completed: tuple[tuple[int, ...], ...],
-    prompts: Sequence[Prompt],
-    targets: TargetTable,
-) -> int:
+def _exact_bytes(job: SweepJob, costs: ModelCosts, work: Workload, head_bytes: HeadBytes) -> int:
     """Bytes that the run will read: layers, embedding rows a group, final norm, heads a group."""
-    resident = set(job.plan.resident_layers)
-    again = sum(size for layer, size in enumerate(costs.stored_bytes) if layer not in resident)
-    layers = sum(costs.stored_bytes) + (len(completed) - 1) * again
-    embedding = len(completed) * work.distinct_tokens * work.embedding_row_bytes
-    heads = sum(
-        head_bytes(head, job.checkpoint, job.adapters, targets.select(branches_of(prompts, indexes)), targets)
-        for indexes in completed
-        if indexes
-    )
-    return layers + embedding + work.norm_bytes + heads
-
-
-def head_bytes(
-    head: Head,
-    checkpoint: Checkpoint,
-    adapters: tuple[Adapter, ...],
-    targets: TargetTable,
-    whole: TargetTable,
-) -> int:
-    """Bytes that the head reads for some targets, all members together; `whole` are the job's targets."""
-    costs = MemberCosts(checkpoint=checkpoint, adapter=adapters[0] if adapters else None)
-    return max(1, len(adapters)) * head.bytes_read(targets, costs, normalized=head.normalizes(whole))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SweepJob:
-    """What a sweep computes: readouts at `scored` (ascending stream indexes) of a tree, for every member."""
-
-    checkpoint: Checkpoint
-    tree: PrefixTree
-    scored: np.ndarray
-    plan: SweepPlan
-    adapters: tuple[Adapter, ...] = ()
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Names of what is scored side by side: the adapters, or the base model alone."""
-        return tuple(adapter.name for adapter in self.adapters) or (BASE_MEMBER,)
-
-
-def plan_lanes(tree: PrefixTree, scored: np.ndarray, plan: SweepPlan) -> list[tuple[Lane, ...]]:
-    """The lanes of every group, one a device; a small job's last lanes may be empty."""
-    num_devices = len(plan.devices)
-    lanes = split_lanes(tree, scored, plan.num_groups * num_devices, plan.micro_batch_tokens)
-    missing = -len(lanes) % num_devices
-    lanes += (EMPTY_LANE,) * missing
-    return [lanes[first : first + num_devices] for first in range(0, len(lanes), num_devices)]
-
-
-BASE_MEMBER = "base"
+    embedding = len(job.groups) * work.distinct_tokens * work.embedding_row_bytes
+    heads = sum(head_bytes(job.scored_tree.targets_of(indexes)) for indexes in job.completed if indexes)
+    return layer_bytes(job.plan, costs) + embedding + work.norm_bytes + heads

@@ -1,45 +1,22 @@
-"""The planner's words: the size of a job, what is allowed, what the user fixes, and the decision itself."""
+"""The planner's decision: a choice of how to sweep, and the same with what it is expected to cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from strata.engine.config import ScoreConfig
 from strata.engine.machine.devices import DTYPES
 from strata.engine.machine.rates import MEASURED_QUICKLY, LinearKind
-from strata.engine.types import InputError
+from strata.engine.plan.overrides import StoreKind
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOverrides:
-    """What the user fixes; None leaves the choice to the planner."""
-
-    micro_batch_tokens: int | None = None
-    num_groups: int | None = None
-    resident_layers: int | None = None
-    hidden_store: StoreKind | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("micro_batch_tokens", 1), ("num_groups", 1), ("resident_layers", 0)):
-            setting = getattr(self, name)
-            if setting is not None and setting < least:
-                raise InputError(
-                    f"--{name.replace('_', '-')}: {setting} is too small; expected at least {least}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepPlan:
-    """The decision, and what it is expected to cost.
+class SweepChoice:
+    """How a job is swept.
 
     `dtype` is that of activations and dense weights; `linear` says whether linear layers compute in it or in
-    int8. `bytes_read` is exact once `settle_bytes` has seen the lanes; `memory_bytes` is what each device is
-    expected to hold at its peak (weights, activations, hidden states that wait on it), `host_bytes` the same
-    of host RAM. `compute_s`, `read_s`, `decode_s`, `copy_s`, `store_s` are busy seconds of one worker's
-    resources, `stall_s` those in which it waits for weights.
+    int8. `num_slots` streamed layers are in memory at once: the one being computed and the next.
     """
 
     devices: tuple[str, ...]
@@ -50,6 +27,28 @@ class SweepPlan:
     resident_layers: tuple[int, ...]
     num_slots: int
     hidden_store: StoreKind
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return DTYPES[self.dtype]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the workers compute on the CPU, and so share one memory."""
+        return self.devices[0] == "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan(SweepChoice):
+    """A choice, and what it is expected to cost.
+
+    `bytes_read` is exact in a SweepJob, which knows the lanes; `memory_bytes` is what each device is expected
+    to hold at its peak (weights, activations, hidden states that wait on it), `host_bytes` the same of host
+    RAM. `compute_s`, `read_s`, `decode_s`, `copy_s`, `store_s` are busy seconds of one worker's resources,
+    `stall_s` those in which it waits for weights.
+    """
+
     tokens: int
     flops: float
     bytes_read: int
@@ -65,25 +64,7 @@ class SweepPlan:
     stall_s: float = 0.0
     rates_from: str = MEASURED_QUICKLY
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        return DTYPES[self.dtype]
-
 
 def readout_dtype(compute_dtype: torch.dtype) -> torch.dtype:
     """What readouts are kept in: the compute dtype, but float32 for float16, which they may overflow."""
     return torch.float32 if compute_dtype is torch.float16 else compute_dtype
-
-
-StoreKind = Literal["device", "ram", "disk"]
-
-
-def overrides_of(config: ScoreConfig) -> PlanOverrides:
-    """What the flags fix."""
-    return PlanOverrides(
-        micro_batch_tokens=config.micro_batch_tokens,
-        num_groups=config.num_groups,
-        resident_layers=config.resident_layers,
-        hidden_store=config.hidden_store,
-    )

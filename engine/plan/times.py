@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from strata.engine.machine.rates import MachineRates
 from strata.engine.plan.costs import ModelCosts
 from strata.engine.plan.memory import hidden_bytes, lane_tokens
-from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.plan.sweep_plan import SweepChoice
 from strata.engine.plan.workload import Workload
 
 
-def sweep_times(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepTimes:
+def sweep_times(plan: SweepChoice, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepTimes:
     """Seconds of every layer of one worker, which stands for all."""
     compute_s = compute_seconds(plan, costs, work, rates)
     resident = set(plan.resident_layers)
@@ -63,7 +63,7 @@ def reading_again_seconds(costs: ModelCosts, rates: MachineRates) -> tuple[float
 
 
 def compute_seconds(
-    plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates
+    plan: SweepChoice, costs: ModelCosts, work: Workload, rates: MachineRates
 ) -> tuple[float, ...]:
     """Seconds of each layer over all micro-batches of one worker in one group."""
     layer_rates, share = rates.layer_rates, 1 / (plan.num_groups * len(plan.devices))
@@ -89,7 +89,7 @@ def compute_seconds(
     return tuple(seconds)
 
 
-def store_seconds(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> float:
+def store_seconds(plan: SweepChoice, costs: ModelCosts, work: Workload, rates: MachineRates) -> float:
     """Seconds of writing and reading one worker's hidden states, a layer of a group; the disk is shared."""
     size = hidden_bytes(plan, costs, work)
     on_cpu = plan.devices[0] == "cpu"

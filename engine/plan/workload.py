@@ -9,6 +9,24 @@ import numpy as np
 from strata.engine.plan.costs import ModelCosts, sweep_flops
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenStream:
+    """The tokens of a prefix tree: ids and positions [T], and `scored` [S], the indexes that are read out."""
+
+    token_ids: np.ndarray
+    position_ids: np.ndarray
+    scored: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBytes:
+    """Bytes that a group reads beside its layers: final norm (once), head, one row of the embedding."""
+
+    norm: int
+    head: int
+    embedding_row: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """The size of a job: what the planner knows of a tree.
@@ -30,27 +48,19 @@ class Workload:
 
 
 def measure_workload(
-    costs: ModelCosts,
-    *,
-    token_ids: np.ndarray,
-    position_ids: np.ndarray,
-    scored: np.ndarray,
-    num_members: int,
-    norm_bytes: int,
-    head_bytes: int,
-    embedding_row_bytes: int,
+    costs: ModelCosts, stream: TokenStream, side_bytes: SideBytes, *, num_members: int
 ) -> Workload:
     """The size of a tree's job."""
-    gemm, attention = sweep_flops(costs, position_ids, scored)
+    gemm, attention = sweep_flops(costs, stream.position_ids, stream.scored)
     return Workload(
-        num_tokens=len(token_ids),
-        num_scored=len(scored),
-        longest_branch_tokens=int(position_ids.max()) + 1,
-        distinct_tokens=len(np.unique(token_ids)),
+        num_tokens=len(stream.token_ids),
+        num_scored=len(stream.scored),
+        longest_branch_tokens=int(stream.position_ids.max()) + 1,
+        distinct_tokens=len(np.unique(stream.token_ids)),
         num_members=num_members,
         gemm_flops=gemm * num_members,
         attention_flops=attention * num_members,
-        norm_bytes=norm_bytes,
-        head_bytes=head_bytes,
-        embedding_row_bytes=embedding_row_bytes,
+        norm_bytes=side_bytes.norm,
+        head_bytes=side_bytes.head,
+        embedding_row_bytes=side_bytes.embedding_row,
     )

@@ -1,24 +1,29 @@
-"""What a finished run leaves in its folder, and what it says of its memory."""
+"""What a run leaves in its folder: files of answers, and run.json's account of what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from strata.engine.jobs.job import Job, Measured
 from strata.engine.machine.devices import GIB
+from strata.engine.results.peak_memory import PeakMemory, device_peaks
+from strata.engine.results.phases import PhaseTimer
 from strata.engine.results.tables import write_prompts, write_scores, write_submission
-from strata.engine.scorer import ScoringJob
-from strata.engine.types import QuestionScores, RunWarnings
+from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
+from strata.engine.weights.byte_sources import ByteSource
+from strata.engine.weights.read_cache import CachedSource
+
+LIBRARY_BYTES = 128 << 20
+"""What libraries take in a run's first second (thread pools, GEMM kernels), not part of the budget."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ScoreRun:
-    """What a run found: scores in the file's order, run.json's content, and the folder it left."""
-
-    scores: list[QuestionScores]
-    record: dict
-    out: Path
+def check_out(out: Path) -> None:
+    """Raises InputError where --out, or a folder above it, is a file."""
+    existing = next((folder for folder in (out, *out.parents) if folder.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise InputError(f"--out: {existing} is a file; expected a folder")
 
 
 def remove_artefacts(out: Path) -> None:
@@ -27,22 +32,70 @@ def remove_artefacts(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _write_artefacts(job: ScoringJob, scores: list[QuestionScores]) -> None:
-    out = job.config.out
+def write_artefacts(out: Path, scores: Sequence[QuestionScores], prompts: Iterable[Prompt] | None) -> None:
+    """Leaves submission.csv and scores.parquet, and with prompts prompts.jsonl."""
     write_submission(out / "submission.csv", scores)
     write_scores(out / "scores.parquet", scores)
-    if job.config.save_prompts:
-        write_prompts(out / "prompts.jsonl", job.all_prompts)
+    if prompts is not None:
+        write_prompts(out / "prompts.jsonl", prompts)
 
 
-LIBRARY_BYTES = 128 << 20
-"""What libraries take in a run's first second (thread pools, GEMM kernels), not part of the budget."""
+def describe_measured(job: Job, timer: PhaseTimer, memory: PeakMemory) -> dict[str, object]:
+    """What run.json keeps of a job: its account, seconds by phase, memory, and rates."""
+    measured, sweep_s = job.measure(), timer.seconds["sweep"]
+    peak_flop_per_s = job.machine.rates.gemm_flop_per_s * len(job.machine.devices)
+    return {
+        "seconds": sum(timer.seconds.values()),
+        "seconds_by_phase": dict(timer.seconds),
+        "sweep_s": sweep_s,
+        **_counts(measured),
+        "peak_host_bytes": memory.peak_bytes,
+        "baseline_host_bytes": memory.baseline_bytes,
+        "memory_bytes": memory.peak_bytes - memory.baseline_bytes,
+        "peak_device_bytes": device_peaks(job.machine.devices),
+        "tok_per_s": measured.tokens_computed / sweep_s,
+        "question_per_s": measured.num_questions / sweep_s,
+        "roofline_fraction": measured.flops / (sweep_s * peak_flop_per_s),
+    }
 
 
-def _report_memory(job: ScoringJob, measured: Mapping[str, object], warnings: RunWarnings) -> None:
-    taken, allowed = measured["memory_bytes"], min(job.budgets.device_bytes, job.budgets.host_bytes)
-    assert isinstance(taken, int)
-    if job.plan.devices[0] == "cpu" and taken > allowed + LIBRARY_BYTES:
+def _counts(measured: Measured) -> dict[str, object]:
+    """Only what the kind of model has: no tree, no streamed weights, no padding where there are none."""
+    counts: dict[str, object] = {
+        "tokens_computed": measured.tokens_computed,
+        "bytes_read": measured.bytes_read,
+        "float32_micro_batches": measured.float32_micro_batches,
+    }
+    for part in (measured.prefix_sharing, measured.weight_stream):
+        counts |= {} if part is None else asdict(part)
+    return counts if measured.padding_tokens is None else counts | {"padding_tokens": measured.padding_tokens}
+
+
+def describe_prompts(prompts: Sequence[Prompt]) -> dict[str, object]:
+    """How many contexts were shortened, and by how much."""
+    return {
+        "truncated_questions": sum(prompt.num_truncated_tokens > 0 for prompt in prompts),
+        "truncated_context_tokens": sum(prompt.num_truncated_tokens for prompt in prompts),
+    }
+
+
+def describe_cache(source: ByteSource, warnings: RunWarnings) -> dict[str, object]:
+    """What the read-through cache did; nothing without one."""
+    if not isinstance(source, CachedSource):
+        return {}
+    if source.stopped_because is not None:
+        warnings.say(f"--cache-dir: caching stopped: {source.stopped_because}")
+    return {"bytes_from_cache": source.num_bytes_from_cache, "bytes_kept_in_cache": source.num_bytes_kept}
+
+
+def report_oddities(job: Job, memory_bytes: int, warnings: RunWarnings) -> None:
+    """Says what a user should know of a run's numbers and memory."""
+    if overflow := job.measure().overflow:
+        warnings.say(overflow)
+    budgets = job.machine.budgets
+    allowed = min(budgets.device_bytes, budgets.host_bytes)
+    if job.machine.on_cpu and memory_bytes > allowed + LIBRARY_BYTES:
         warnings.say(
-            f"the run took {taken / GIB:.2f} GiB beyond its start; its budget was {allowed / GIB:.2f} GiB"
+            f"the run took {memory_bytes / GIB:.2f} GiB beyond its start; "
+            f"its budget was {allowed / GIB:.2f} GiB"
         )

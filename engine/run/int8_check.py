@@ -7,21 +7,18 @@ run's. Costs one more read of the checkpoint. Knows nothing of how int8 computes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
-from strata.engine.deadline import SAFETY
-from strata.engine.plan.sweep_job import plan_job
-from strata.engine.scorer import ScoringJob, score_members
-from strata.engine.sweep.sweep import run_sweep
-from strata.engine.tree.prefix_tree import build_prefix_tree
-from strata.engine.tree.targets import build_target_table
-from strata.engine.types import InputError, Prompt, QuestionScores
+from strata.engine.config import ScoreConfig
+from strata.engine.deadline import Deadline
+from strata.engine.jobs.job import Job, Session
+from strata.engine.results.phases import PhaseTimer
+from strata.engine.scorer import Scorer
+from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
 from strata.engine.weights.byte_sources import ByteSource
-from strata.engine.weights.tensor_reader import TensorReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,66 +68,70 @@ def sample_prompts(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
 
 
 def check_int8(
-    job: ScoringJob,
+    config: ScoreConfig,
+    job: Job,
     scores: Mapping[str, QuestionScores],
-    num_questions: int,
+    deadline: Deadline,
+    *,
+    session: Session,
     source: ByteSource,
-    deadline_s: float | None,
 ) -> dict[str, object]:
-    """Scores a sample with dense weights and compares.
+    """Scores a sample of an int8 run's questions with dense weights and compares.
 
     Args:
-        job: the int8 job.
-        scores: its scores by question id.
-        num_questions: size of the sample.
+        config: the run's settings.
+        job: what it scored.
+        scores: by question id.
+        deadline: the check is left out where it would end later.
+        session: of the run.
         source: where the checkpoint's bytes come from.
-        deadline_s: value of `time.perf_counter()` by which the check should have ended; None for none.
 
     Returns:
-        What run.json keeps: the fields of `Agreement`, the dense dtype, seconds, bytes read; or why not.
+        What run.json keeps, under `int8_check`: the fields of `Agreement`, the dense dtype, seconds, bytes
+        read; or why not. Nothing for a run that did not compute in int8, or that asks for no check.
     """
-    started = perf_counter()
-    prompts = [prompt for prompt in job.prompts if prompt.question.id in scores]
-    if not prompts:
+    if job.machine.linear != "int8" or not config.int8_check_questions:
+        return {}
+    with session.timer.phase("int8 check"):
+        scored = [prompt for prompt in job.prompts if prompt.question.id in scores]
+        sample = sample_prompts(scored, config.int8_check_questions)
+        try:
+            return {"int8_check": _compare_with_dense(config, sample, scores, deadline, session, source)}
+        except InputError as error:
+            return {"int8_check": {"skipped": str(error)}}
+
+
+def _compare_with_dense(
+    config: ScoreConfig,
+    sample: Sequence[Prompt],
+    scores: Mapping[str, QuestionScores],
+    deadline: Deadline,
+    session: Session,
+    source: ByteSource,
+) -> dict[str, object]:
+    if not sample:
         return {"skipped": "no question was scored"}
-    prompts = sample_prompts(prompts, num_questions)
-    try:
-        dense = dense_job(job, prompts)
-    except InputError as error:
-        return {"skipped": str(error)}
-    if deadline_s is not None and started + SAFETY * dense.plan.predicted_s > deadline_s:
-        return {"skipped": f"no time before the deadline (about {dense.plan.predicted_s:.0f} s)"}
-    with closing(TensorReader(source)) as reader:
-        swept = run_sweep(dense.sweep, reader, job.config.out)
-        exact = score_members(dense, prompts, dense.targets, swept, reader)
-    agreement = compare_scores([scores[row.question.id] for row in exact], exact)
-    return {
-        **asdict(agreement),
-        "dense_dtype": dense.plan.dtype,
-        "seconds": perf_counter() - started,
-        "bytes_read": reader.num_bytes_read,
-    }
-
-
-def dense_job(job: ScoringJob, prompts: list[Prompt]) -> ScoringJob:
-    """The job of some of the prompts, planned anew with dense weights."""
-    config = replace(
-        job.config, dtype="auto", num_groups=1, resident_layers=None, deadline=None, resume=False
+    started = perf_counter()
+    overrides = replace(config.plan, num_groups=1, resident_layers=None)
+    quiet = replace(
+        session, overrides=overrides, warnings=RunWarnings(), timer=PhaseTimer(), shows_progress=False
     )
-    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
-    targets = build_target_table(prompts, tree)
-    planned = plan_job(config, job.head, job.checkpoint, job.sweep.adapters, prompts, tree, targets)
-    return replace(
-        job,
-        config=config,
-        prompts=prompts,
-        all_prompts=prompts,
-        targets=targets,
-        sweep=planned.sweep,
-        completed=planned.completed,
-        rates=planned.rates,
-        budgets=planned.budgets,
-    )
+    settings = replace(config.machine, dtype="auto", verify=False)
+    with Scorer.open(config.members(), settings, session=quiet, source=source) as scorer:
+        dense = scorer.prepare(sample)
+        if not deadline.allows(dense.predicted_s):
+            return {"skipped": f"no time before the deadline (about {dense.predicted_s:.0f} s)"}
+        exact = {row.question.id: row for rows in dense.groups(Deadline()) for row in rows}
+        agreement = compare_scores(
+            [scores[prompt.question.id] for prompt in sample],
+            [exact[prompt.question.id] for prompt in sample],
+        )
+        return {
+            **asdict(agreement),
+            "dense_dtype": str(dense.machine.dtype).removeprefix("torch."),
+            "seconds": perf_counter() - started,
+            "bytes_read": dense.measure().bytes_read,
+        }
 
 
 def _rms(values: np.ndarray) -> float:

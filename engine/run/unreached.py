@@ -10,14 +10,6 @@ from strata.engine.heads.probabilities import option_probabilities
 from strata.engine.questions.metrics import longest_option_order
 from strata.engine.types import Question, QuestionScores, RunWarnings
 
-
-def guess(question: Question) -> QuestionScores:
-    """A question nobody scored: the longest option first, all options all but equally probable."""
-    scores = np.empty(len(question.options))
-    scores[list(longest_option_order(question))] = -1e-6 * np.arange(len(question.options))
-    return QuestionScores(question=question, scores=scores, probabilities=option_probabilities(scores))
-
-
 UNREACHED = "not scored before the deadline"
 
 
@@ -29,3 +21,10 @@ def collect_scores(
     if missing:
         warnings.rows[UNREACHED] = missing
     return [by_id[question.id] if question.id in by_id else guess(question) for question in questions]
+
+
+def guess(question: Question) -> QuestionScores:
+    """A question nobody scored: the longest option first, all options all but equally probable."""
+    scores = np.empty(len(question.options))
+    scores[list(longest_option_order(question))] = -1e-6 * np.arange(len(question.options))
+    return QuestionScores(question=question, scores=scores, probabilities=option_probabilities(scores))

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from strata.engine.plan.sweep_plan import StoreKind
+from strata.engine.plan.overrides import StoreKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreShape:
+    """What a store holds: rows of a width in a dtype, for one device."""
+
+    num_rows: int
+    width: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 class HiddenStore(Protocol):
@@ -33,13 +44,12 @@ class HiddenStore(Protocol):
 class MemoryStore:
     """Rows on the device, or in host RAM (pinned when the device is a GPU)."""
 
-    def __init__(
-        self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, *, on_host: bool
-    ) -> None:
-        pinned = on_host and device.type == "cuda"
-        where = torch.device("cpu") if on_host else device
-        self._device = device
-        self._rows = torch.empty(num_rows, width, dtype=dtype, device=where, pin_memory=pinned)
+    def __init__(self, shape: StoreShape, *, on_host: bool) -> None:
+        pinned = on_host and shape.device.type == "cuda"
+        where = torch.device("cpu") if on_host else shape.device
+        self._device = shape.device
+        size = (shape.num_rows, shape.width)
+        self._rows = torch.empty(size, dtype=shape.dtype, device=where, pin_memory=pinned)
 
     def read(self, first: int, count: int) -> torch.Tensor:
         """Rows on the device; a view when they are there already."""
@@ -61,13 +71,11 @@ class DiskStore:
         OSError: the disk is full, naming the folder.
     """
 
-    def __init__(
-        self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path
-    ) -> None:
-        self._width, self._dtype, self._device = width, dtype, device
-        self._row_bytes = width * dtype.itemsize
+    def __init__(self, shape: StoreShape, folder: Path) -> None:
+        self._width, self._dtype, self._device = shape.width, shape.dtype, shape.device
+        self._row_bytes = shape.width * shape.dtype.itemsize
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  (closed by close())
-        size = max(1, num_rows * self._row_bytes)
+        size = max(1, shape.num_rows * self._row_bytes)
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
@@ -94,10 +102,8 @@ class DiskStore:
         self._file.close()
 
 
-def make_store(
-    kind: StoreKind, num_rows: int, width: int, dtype: torch.dtype, device: torch.device, folder: Path
-) -> HiddenStore:
+def make_store(kind: StoreKind, shape: StoreShape, folder: Path) -> HiddenStore:
     """A store of the kind the plan says; `folder` is where a disk store's file goes."""
     if kind == "disk":
-        return DiskStore(num_rows, width, dtype, device, folder)
-    return MemoryStore(num_rows, width, dtype, device, on_host=kind == "ram")
+        return DiskStore(shape, folder)
+    return MemoryStore(shape, on_host=kind == "ram")

@@ -24,12 +24,26 @@ from strata.engine.tree.prefix_tree import PrefixTree
 from strata.engine.tree.tiles import tile_finder
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Readouts:
+    """Where workers leave what is read out: `rows` [S, D] a member, for `scored` [S] stream indexes."""
+
+    scored: np.ndarray
+    rows: Mapping[str, torch.Tensor]
+
+    def put(self, member: str, streams: np.ndarray, readouts: torch.Tensor) -> None:
+        """Stores readouts [s, D] of stream indexes [s], on the host."""
+        places = torch.from_numpy(np.searchsorted(self.scored, streams))
+        rows = self.rows[member]
+        rows[places] = readouts.to(rows.dtype).cpu()
+
+
 @dataclass(kw_only=True, eq=False)
 class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
-    `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer,
-    micro-batch).
+    `stores` hold each member's hidden states; `norm` are the final norm's weights. `promoted` maps
+    micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer, micro-batch).
     """
 
     decoder: Decoder
@@ -37,8 +51,12 @@ class LaneWorker:
     dtype: torch.dtype
     tree: PrefixTree
     lane: Lane
+    stores: Mapping[str, HiddenStore]
+    norm: Mapping[str, torch.Tensor]
+    readouts: Readouts
     promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
+    _layer: int = 0
     _weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,74 +64,87 @@ class LaneWorker:
         self._tiles = [tile_finder(self.tree, batch, scored=False) for batch in batches]
         self._scored_tiles = [tile_finder(self.tree, batch, scored=True) for batch in batches]
 
-    def embed(self, table: torch.Tensor, row_of_token: np.ndarray, store: HiddenStore) -> None:
-        """Fills the hidden store with embeddings, from a table [U, D] and each token id's row in it [V]."""
+    def embed(self, table: torch.Tensor, row_of_token: np.ndarray) -> None:
+        """Fills the hidden stores with embeddings, from a table [U, D] and each token id's row in it [V]."""
         on_device = table.to(self.device, self.dtype)
-        for batch in self.lane.micro_batches:
-            token_ids = self.tree.token_ids[indexes(batch.rows)]
-            rows = torch.from_numpy(row_of_token[token_ids]).to(self.device)
-            store.write(batch.first_row, self.decoder.embed(on_device, rows))
+        for store in self.stores.values():
+            for batch in self.lane.micro_batches:
+                token_ids = self.tree.token_ids[indexes(batch.rows)]
+                rows = torch.from_numpy(row_of_token[token_ids]).to(self.device)
+                store.write(batch.first_row, self.decoder.embed(on_device, rows))
 
     def assign(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
-        """Puts a layer's weights into the modules."""
-        self._weights = weights
+        """Puts a layer's weights into the modules; the micro-batches that follow go through this layer."""
+        self._layer, self._weights = layer, weights
         self.decoder.assign_layer(layer, weights)
 
-    def release(self, layer: int) -> None:
+    def release(self) -> None:
         """Lets go of the layer's weights."""
         self._weights = {}
-        self.decoder.drop_layer(layer)
+        self.decoder.drop_layer(self._layer)
 
-    def run_layer(
-        self, layer: int, index: int, member: str, store: HiddenStore, carried: torch.Tensor | None
-    ) -> torch.Tensor:
-        """One micro-batch through one layer, store to store. Returns the key space [2, K, C, H]."""
-        hidden, position_ids = self._load(index, member, store)
+    def close(self) -> None:
+        """Gives the hidden stores back."""
+        for store in self.stores.values():
+            store.close()
+
+    def run(self, index: int, member: str, carried: torch.Tensor | None) -> torch.Tensor:
+        """A micro-batch of a member through the layer; in the last layer it leaves readouts.
+
+        Args:
+            index: which micro-batch of the lane.
+            member: whose hidden states.
+            carried: keys and values [2, K, C, H] that the micro-batch before left, None for none.
+
+        Returns:
+            The micro-batch's key space [2, K, C, H].
+        """
+        hidden, position_ids = self._load(index, member)
+        if self._layer == len(self.decoder.layers) - 1:
+            return self._run_last_layer(index, member, hidden, position_ids, carried)
         call = AttentionCall(tiles_of=self._tiles[index], carried=carried)
         output = self._compute(
-            layer, index, hidden, lambda states: self.decoder.run_layer(layer, states, position_ids, call)
+            index, hidden, lambda states: self.decoder.run_layer(self._layer, states, position_ids, call)
         )
         if output.dtype == self.dtype:
-            store.write(self.lane.micro_batches[index].first_row, output)
+            self.stores[member].write(self.lane.micro_batches[index].first_row, output)
         else:
             self.promoted[member, index] = output
         assert call.key_values is not None
         return call.key_values
 
-    def run_last_layer(
+    def _run_last_layer(
         self,
-        layer: int,
         index: int,
         member: str,
-        store: HiddenStore,
+        hidden: torch.Tensor,
+        position_ids: torch.Tensor,
         carried: torch.Tensor | None,
-        norm: Mapping[str, torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all rows, the rest for scored ones. Returns readouts [S, D] and key space."""
-        hidden, position_ids = self._load(index, member, store)
+    ) -> torch.Tensor:
+        """Keys and values of all rows, the rest for scored ones, whose readouts it leaves."""
+        layer, batch = self._layer, self.lane.micro_batches[index]
         keys = AttentionCall(tiles_of=self._tiles[index], carried=carried, mode="keys")
         key_values = self._compute(
-            layer,
-            index,
-            hidden,
-            lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys),
+            index, hidden, lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys)
         )
-        scored = torch.from_numpy(self.lane.micro_batches[index].scored_rows).to(self.device)
-        if not len(scored):
-            return hidden[:0], key_values
+        if not len(batch.scored_rows):
+            return key_values
+        scored = torch.from_numpy(batch.scored_rows).to(self.device)
         tiles_of = self._scored_tiles[index]
         call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values)
 
         def read_out(states: torch.Tensor) -> torch.Tensor:
             output = self.decoder.run_layer(layer, states, position_ids[scored], call)
-            return self.decoder.normalize({name: weight.to(output) for name, weight in norm.items()}, output)
+            norm = {name: weight.to(output) for name, weight in self.norm.items()}
+            return self.decoder.normalize(norm, output)
 
-        readouts = self._compute(layer, index, hidden[scored], read_out)
+        readouts = self._compute(index, hidden[scored], read_out)
         if not is_finite(readouts):
             raise FloatingPointError(
                 "the last layer's readouts are not finite: weights or activations hold NaN or inf"
             )
-        return readouts, key_values
+        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts)
+        return key_values
 
     def keep_carried(self, index: int, key_values: torch.Tensor) -> torch.Tensor | None:
         """What the next micro-batch carries of a key space."""
@@ -122,15 +153,17 @@ class LaneWorker:
             return None
         return torch.cat([key_values[:, :, start:end] for start, end in ranges], dim=2)
 
-    def _load(self, index: int, member: str, store: HiddenStore) -> tuple[torch.Tensor, torch.Tensor]:
+    def _load(self, index: int, member: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [T, D] and position ids [T] of a micro-batch, on the device."""
         batch = self.lane.micro_batches[index]
-        promoted = self.promoted.get((member, index))
-        hidden = store.read(batch.first_row, batch.num_rows) if promoted is None else promoted
+        hidden = self.promoted.get((member, index))
+        if hidden is None:
+            hidden = self.stores[member].read(batch.first_row, batch.num_rows)
         position_ids = self.tree.position_ids[indexes(batch.rows)].astype(np.int64)
         return hidden, torch.from_numpy(position_ids).to(self.device)
 
     def _compute(
-        self, layer: int, index: int, hidden: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
+        self, index: int, hidden: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """`attempt(hidden)`; in float32 when the hidden states are, or when the result overflows float16.
 
@@ -139,6 +172,7 @@ class LaneWorker:
         Raises:
             FloatingPointError: not finite even in float32.
         """
+        layer = self._layer
         if hidden.dtype == self.dtype:
             result = attempt(hidden)
             if self.dtype != torch.float16 or is_finite(result):

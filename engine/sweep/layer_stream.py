@@ -42,54 +42,68 @@ class _PlacedLayer:
     copied: dict[torch.device, torch.cuda.Event] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadingOrder:
+    """Which layers are read when, and how many are in memory.
+
+    Attributes:
+        sweeps: for each sweep, numbered from 0, the layers it takes in order; the first one takes all. Read
+            in the background thread, which may wait for the next one.
+        num_slots: streamed layers in memory at once: 2 or more, or 1 when only one is ever streamed.
+        resident: layers that stay in memory after the first sweep.
+    """
+
+    sweeps: Iterable[Sequence[int]]
+    num_slots: int
+    resident: frozenset[int] = frozenset()
+
+
 class LayerStream:
     """The layers of all sweeps of a run, in the order in which they are needed.
 
     Args:
         loader: reads a layer into host memory and decodes it on its device.
-        num_layers: decoder layers.
-        sweeps: for each sweep, numbered from 0, the layers it takes in order; the first one takes all. Read
-            in the background thread, which may wait for the next one.
-        resident: layers that stay in memory after the first sweep.
+        order: which layers, when.
         devices: the devices of the workers, one entry a worker; entries may repeat.
-        num_slots: streamed layers in memory at once: 2 or more, or 1 when only one is ever streamed.
         coordinator: what the waits go through.
+        kept: weights of resident layers by layer and device; those that are there are not read, and what is
+            read is put there, for a later stream.
     """
 
     def __init__(
         self,
-        *,
         loader: LayerLoader,
-        num_layers: int,
-        sweeps: Iterable[Sequence[int]],
-        resident: frozenset[int],
+        order: ReadingOrder,
         devices: Sequence[torch.device],
-        num_slots: int,
         coordinator: Coordinator,
+        kept: dict[int, dict[torch.device, Weights]] | None = None,
     ) -> None:
-        self._loader = loader
-        self._sweeps = sweeps
-        self._resident = resident
+        self._loader, self._order, self._coordinator = loader, order, coordinator
+        self._kept = {} if kept is None else kept
         self._devices = list(devices)
         self._unique_devices = list(dict.fromkeys(devices))
-        self._coordinator = coordinator
-        self._placed: dict[tuple[int, int], _PlacedLayer] = {}
+        self._placed: dict[tuple[int, int], _PlacedLayer] = {
+            (0, layer): _PlacedLayer(slot=None, users_left=len(devices), weights=weights)
+            for layer, weights in self._kept.items()
+        }
         self._streams = {
             device: torch.cuda.Stream(device) for device in self._unique_devices if device.type == "cuda"
         }
-        streamed = [layer for layer in range(num_layers) if layer not in resident]
-        self._free_slots = [self._make_slot(streamed) for _ in range(num_slots if streamed else 0)]
+        streamed = [layer for layer in range(loader.num_layers) if layer not in order.resident]
+        self._free_slots = [self._make_slot(streamed) for _ in range(order.num_slots if streamed else 0)]
         self.wait_s = 0.0
         self.read_s = 0.0
 
     def read_all(self) -> None:
         """The background thread's work: every layer of every sweep, in order."""
         for sweep, layer in self._needed():
-            slot = None if layer in self._resident else self._take_slot()
+            slot = None if layer in self._order.resident else self._take_slot()
             started = time.perf_counter()
             raw = self._loader.read(layer, None if slot is None else slot.buffer)
             placed = self._place(layer, raw, slot)
             self.read_s += time.perf_counter() - started
+            if slot is None:
+                self._kept[layer] = placed.weights
             self._coordinator.update(partial(self._placed.__setitem__, (sweep, layer), placed))
 
     def take(self, sweep: int, layer: int, device: torch.device) -> Weights:
@@ -101,7 +115,8 @@ class LayerStream:
         placed = self._placed[key]
         if device.type == "cuda":
             stream = torch.cuda.current_stream(device)
-            stream.wait_event(placed.copied[device])
+            if device in placed.copied:
+                stream.wait_event(placed.copied[device])
             for weight in placed.weights[device].values():
                 weight.record_stream(stream)
         return placed.weights[device]
@@ -109,7 +124,7 @@ class LayerStream:
     def give_back(self, sweep: int, layer: int, device: torch.device) -> None:
         """Says that a worker has queued its last use of a layer; the last worker frees the slot."""
         key = self._key(sweep, layer)
-        if layer in self._resident:
+        if layer in self._order.resident:
             return
         placed = self._placed[key]
         assert placed.slot is not None, "streamed layers have a slot"
@@ -118,13 +133,13 @@ class LayerStream:
         self._coordinator.update(lambda: self._free(key, placed))
 
     def _needed(self) -> Iterator[tuple[int, int]]:
-        for sweep, layers in enumerate(self._sweeps):
+        for sweep, layers in enumerate(self._order.sweeps):
             for layer in layers:
-                if sweep == 0 or layer not in self._resident:
+                if layer not in self._kept:
                     yield sweep, layer
 
     def _key(self, sweep: int, layer: int) -> tuple[int, int]:
-        return (0 if layer in self._resident else sweep, layer)
+        return (0 if layer in self._order.resident else sweep, layer)
 
     def _take_slot(self) -> _Slot:
         self._coordinator.wait_for(lambda: bool(self._free_slots))

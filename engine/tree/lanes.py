@@ -11,7 +11,6 @@ the key space of its micro-batch. Knows nothing of layers or weights.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,8 +26,6 @@ from strata.engine.tree.intervals import (
     union,
 )
 from strata.engine.tree.prefix_tree import PrefixTree
-from strata.engine.tree.targets import TargetTable
-from strata.engine.types import Prompt
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -258,21 +255,3 @@ def _needed_from_each(tree: PrefixTree, slices: list[Intervals]) -> list[Interva
         later = subtract(union(later, seen), union(slices[index]))
         needed[index] = later
     return needed
-
-
-def completed_by_group(
-    prompts: Sequence[Prompt], targets: TargetTable, groups: Sequence[tuple[Lane, ...]]
-) -> tuple[tuple[int, ...], ...]:
-    """For each group the indexes of the prompts whose last readout it computes."""
-    group_of_row = np.zeros(len(targets.scored), np.int64)
-    for group, lanes in enumerate(groups):
-        for lane in lanes:
-            group_of_row[np.searchsorted(targets.scored, lane.scored)] = group
-    last_group = np.zeros(targets.num_branches, np.int64)
-    np.maximum.at(last_group, targets.branches, group_of_row[targets.rows])
-    completed: list[list[int]] = [[] for _ in groups]
-    first = 0
-    for index, prompt in enumerate(prompts):
-        completed[last_group[first : first + len(prompt.branches)].max()].append(index)
-        first += len(prompt.branches)
-    return tuple(tuple(indexes) for indexes in completed)

@@ -1,4 +1,8 @@
-"""Which readouts a job needs, and which of them belong to which branch. Knows nothing of heads."""
+"""Which readouts a job needs, and which of them belong to which branch and prompt. Knows nothing of heads.
+
+Shapes: prompts [Q] with branches, all branches' token ids -> PrefixTree of T tokens; their n targets -> S
+readout rows, one a distinct scored token.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from strata.engine.tree.prefix_tree import PrefixTree
+from strata.engine.tree.lanes import Lane
+from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.types import Prompt
 
 
@@ -41,6 +46,55 @@ class TargetTable:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredTree:
+    """The prefix tree of a job's branches and what is read off it.
+
+    Attributes:
+        tree: all branches of all prompts, as one trie.
+        targets: what is read off it.
+        branch_ends: [Q] for each prompt the number of branches up to its last one.
+    """
+
+    tree: PrefixTree
+    targets: TargetTable
+    branch_ends: np.ndarray
+
+    @property
+    def scored(self) -> np.ndarray:
+        """[S] ascending stream indexes whose readouts are needed."""
+        return self.targets.scored
+
+    def targets_of(self, prompts: Sequence[int]) -> TargetTable:
+        """The targets of some prompts, given by their indexes in ascending order."""
+        starts = np.concatenate(([0], self.branch_ends))
+        chosen = [np.arange(starts[index], starts[index + 1]) for index in prompts]
+        return self.targets.select(np.concatenate(chosen))
+
+    def completed_by(self, groups: Sequence[tuple[Lane, ...]]) -> tuple[tuple[int, ...], ...]:
+        """For each group of lanes the indexes of the prompts whose last readout it computes."""
+        targets = self.targets
+        group_of_row = np.zeros(len(targets.scored), np.int64)
+        for group, lanes in enumerate(groups):
+            for lane in lanes:
+                group_of_row[np.searchsorted(targets.scored, lane.scored)] = group
+        last_group = np.zeros(targets.num_branches, np.int64)
+        np.maximum.at(last_group, targets.branches, group_of_row[targets.rows])
+        completed: list[list[int]] = [[] for _ in groups]
+        first = 0
+        for index, end in enumerate(self.branch_ends.tolist()):
+            completed[last_group[first:end].max()].append(index)
+            first = end
+        return tuple(tuple(indexes) for indexes in completed)
+
+
+def build_scored_tree(prompts: Sequence[Prompt]) -> ScoredTree:
+    """The tree of all branches of some prompts, with their targets."""
+    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
+    ends = np.cumsum([len(prompt.branches) for prompt in prompts])
+    return ScoredTree(tree=tree, targets=build_target_table(prompts, tree), branch_ends=ends)
+
+
 def build_target_table(prompts: Sequence[Prompt], tree: PrefixTree) -> TargetTable:
     """Finds the readout of every target of every branch; branches are the tree's sequences, in order."""
     branches, streams, token_ids = [], [], []
@@ -58,10 +112,3 @@ def build_target_table(prompts: Sequence[Prompt], tree: PrefixTree) -> TargetTab
         num_branches=len(all_branches),
         scored=scored,
     )
-
-
-def branches_of(prompts: Sequence[Prompt], chosen: Sequence[int]) -> np.ndarray:
-    """Ascending global branch numbers of some prompts."""
-    ends = np.cumsum([len(prompt.branches) for prompt in prompts])
-    ranges = [np.arange(ends[index] - len(prompts[index].branches), ends[index]) for index in chosen]
-    return np.concatenate(ranges)

@@ -24,7 +24,7 @@ ASKED = ["plan", "--profile", "kaggle-2xt4", "--shape", "tinyllama-1.1b", "--que
 
 
 def config(**settings: object) -> PlanConfig:
-    return PlanConfig(**{"shape": "tinyllama-1.1b", "questions": Path("4000"), **settings})
+    return PlanConfig.from_flags(**{"shape": "tinyllama-1.1b", "questions": Path("4000"), **settings})
 
 
 @pytest.fixture(scope="module")

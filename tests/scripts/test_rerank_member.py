@@ -39,7 +39,7 @@ def test_scores_are_those_of_each_passage_alone(checkpoint, fixed_rates, tmp_pat
     path = tmp_path / "alone.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     alone = score_questions(
-        ScoreConfig(
+        ScoreConfig.from_flags(
             model=model,
             questions=path,
             out=tmp_path / "run",

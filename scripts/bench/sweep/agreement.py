@@ -58,4 +58,4 @@ def score_with(config: SweepBenchConfig, head: Head, dtype: str) -> list[Questio
     with TemporaryDirectory(dir=config.folder) as out:
         settings: dict = {"model": config.trained_model, "questions": config.trained_questions}
         settings |= {"out": Path(out), "head": head, "dtype": dtype, "int8_check_questions": 0}
-        return score_questions(ScoreConfig(**settings)).scores
+        return score_questions(ScoreConfig.from_flags(**settings)).scores

@@ -179,7 +179,7 @@ def train_encoder(config: TrainEncoderBenchConfig, encoder: Path, questions: Pat
 def score_test(config: TrainEncoderBenchConfig, encoder: Path, model: Path, questions: Path) -> ScoreRun:
     """Scores the test set with what was trained."""
     return score_questions(
-        ScoreConfig(
+        ScoreConfig.from_flags(
             model=encoder if config.lora else model,
             adapter=(model,) if config.lora else (),
             questions=questions,

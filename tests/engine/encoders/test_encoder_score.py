@@ -57,7 +57,7 @@ def score(tmp_path: Path, questions: Path) -> Callable[..., ScoreRun]:
 
     def run(model: Path, **settings: object) -> ScoreRun:
         defaults = {"questions": questions, "out": tmp_path / f"run{next(numbers)}", "devices": "cpu"}
-        return score_questions(ScoreConfig(model=model, **(defaults | settings)))
+        return score_questions(ScoreConfig.from_flags(model=model, **(defaults | settings)))
 
     return run
 

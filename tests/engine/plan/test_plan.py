@@ -325,16 +325,16 @@ torch.set_num_threads(1)
 machine.measure_rates = lambda *arguments: MachineRates(gemm_flop_per_s=1e11, disk_bytes_per_s=1e9)
 folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
 basic = {"questions": folder / "short.jsonl", "head": "yes-no", "devices": "cpu", "dtype": "float32"}
-score_questions(ScoreConfig(model=folder / "tiny", out=folder / "first", **basic))
+score_questions(ScoreConfig.from_flags(model=folder / "tiny", out=folder / "first", **basic))
 for name, flags in runs.items():
     flags = basic | flags | {"model": folder / "wide", "out": folder / name}
     flags["questions"] = folder / flags["questions"]
     try:
-        score_questions(ScoreConfig(**flags, memory_gib=1e-6))
+        score_questions(ScoreConfig.from_flags(**flags, memory_gib=1e-6))
     except InputError as error:
         least_gib = float(str(error).split()[-2])
     gc.collect()
-    score_questions(ScoreConfig(**flags, memory_gib=least_gib + 0.01))
+    score_questions(ScoreConfig.from_flags(**flags, memory_gib=least_gib + 0.01))
 """
 
 

@@ -182,7 +182,7 @@ def test_plain_encoder_gets_a_head_learns_and_is_read_and_scored_by_others(
     expected = plain_loss(loaded.eval(), saved, examples, 0.0).item()
     assert reader.loss(reader.score(examples), examples) == pytest.approx(expected, abs=1e-5)
     run = score_questions(
-        ScoreConfig(
+        ScoreConfig.from_flags(
             model=saved if full else folder,
             adapter=() if full else (saved,),
             questions=write_jsonl(tmp_path / "questions.jsonl", QUESTIONS),

@@ -1,0 +1,276 @@
+"""Decoder members that share one checkpoint: opened, asked, planned, swept, and their heads read.
+
+Flow: Member settings -> checkpoint headers, adapters, head, template, machine (`open_decoder_members`) ->
+prompts (`render`) -> scored tree and sweep (`prepare`) -> readouts of a group -> scores of the questions that
+it completes (`DecoderJob.groups`). Opening and planning read no weights; whatever is wrong with the input is
+found there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from strata.engine.adapters.lora import Adapter
+from strata.engine.deadline import Deadline
+from strata.engine.heads.head import Head
+from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
+from strata.engine.machine.machine import Machine
+from strata.engine.members.ensemble import average_members
+from strata.engine.members.member import Member
+from strata.engine.members.readings import MemberCosts, MemberReadings
+from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, rope_type
+from strata.engine.model.open_model import OpenModel
+from strata.engine.plan.overrides import GroupGoal
+from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
+from strata.engine.progress import progress_bar
+from strata.engine.prompts.render import PromptSettings, render_prompts
+from strata.engine.prompts.tokenizer import read_tokenizer
+from strata.engine.results.partial_scores import fingerprint_job
+from strata.engine.sweep.sweep import SweptGroup, run_sweep
+from strata.engine.tree.targets import TargetTable, build_scored_tree
+from strata.engine.types import InputError, Prompt, Question, QuestionScores
+
+
+@dataclass(kw_only=True, eq=False)
+class DecoderMembers:
+    """Members of one decoder, opened; see `open_decoder_members`.
+
+    Attributes:
+        settings: the members as the user names them.
+        dtype: `--dtype` as given, which decides scores.
+        adapters: the members' adapters, none for the base model alone.
+        head: what scores their readouts.
+        prompting: template and bounds of their prompts.
+        machine: what they run on.
+        model: the modules.
+        session: of the caller.
+        is_verified: embedding and projection have been checked whole.
+    """
+
+    settings: tuple[Member, ...]
+    dtype: str
+    adapters: tuple[Adapter, ...]
+    head: Head
+    prompting: PromptSettings
+    machine: Machine
+    model: OpenModel
+    session: Session
+    is_verified: bool = True
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(member.name for member in self.model.members)
+
+    def render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
+        """The prompts of questions; see `OpenMembers`."""
+        member, checkpoint = self.settings[0], self.model.checkpoint
+        tokenizer = read_tokenizer(member.model)
+        given = member.read(questions)
+        prompts = render_prompts(given, self.prompting, tokenizer, self.session.warnings, source=source)
+        largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
+        vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
+        if largest >= vocabulary:
+            raise InputError(
+                f"{member.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
+                "the model's vocabulary"
+            )
+        return prompts
+
+    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
+        """A digest of all that decides the scores; see `OpenMembers`."""
+        adapters = (member.adapter for member in self.settings if member.adapter is not None)
+        model, template = self.settings[0].model.resolve(), self.prompting.template.name
+        return fingerprint_job(prompts, (model, self.head.name, template, self.dtype, *adapters))
+
+    def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
+        """Plans a sweep; see `OpenMembers`."""
+        scored_tree = build_scored_tree(prompts)
+        normalized = self.head.normalizes(scored_tree.targets)
+        costs = MemberCosts(
+            checkpoint=self.model.checkpoint, adapter=self.adapters[0] if self.adapters else None
+        )
+
+        def head_bytes(targets: TargetTable) -> int:
+            return len(self.members) * self.head.bytes_read(targets, costs, normalized=normalized)
+
+        request = PlanRequest(machine=self.machine, overrides=self.session.overrides, group_goal=group_goal)
+        sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
+        self._warn(sweep)
+        return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
+
+    def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The prompts, whose branches have their texts already."""
+        return iter(prompts)
+
+    def close(self) -> None:
+        """Lets go of resident layers and closes the weight files."""
+        self.model.resident.clear()
+        self.model.reader.close()
+
+    def verify(self) -> None:
+        """Checks embedding and projection whole, once: of these, a job reads some rows only."""
+        if self.is_verified:
+            return
+        checkpoint = self.model.checkpoint
+        with self.session.timer.phase("verify"):
+            for name in ("embed_tokens.weight", checkpoint.output_embedding):
+                if name is not None:
+                    self.model.reader.verify(checkpoint.require_plain(name))
+        self.is_verified = True
+
+    def _warn(self, sweep: SweepJob) -> None:
+        """Says which of the user's settings the job does not honour."""
+        overrides, say = self.session.overrides, self.session.warnings.say
+        num_layers, config = self.model.checkpoint.num_layers, self.model.checkpoint.config
+        longest = int(sweep.tree.position_ids.max()) + 1
+        supported = getattr(config, "max_position_embeddings", longest)
+        original = getattr(config, "original_max_position_embeddings", None) or supported
+        if rope_type(config) in LENGTH_DEPENDENT_ROPE and longest > original:
+            say(
+                f"rotary scaling {rope_type(config)!r} depends on length: the whole job uses the "
+                f"setting of its longest prompt, {longest} tokens "
+                f"(a run of each prompt alone would switch at {original})"
+            )
+        if overrides.num_groups is not None and overrides.num_groups != sweep.plan.num_groups:
+            say(f"--num-groups {overrides.num_groups}: the job has prompts for {sweep.plan.num_groups} only")
+        if overrides.resident_layers is not None and overrides.resident_layers > num_layers:
+            say(f"--resident-layers {overrides.resident_layers}: the model has {num_layers} layers")
+
+
+@dataclass(kw_only=True, eq=False)
+class DecoderJob:
+    """Prompts with their planned sweep; `swept` are the groups done so far. See `Job`."""
+
+    opened: DecoderMembers
+    prompts: Sequence[Prompt]
+    sweep: SweepJob
+    normalized: bool
+    swept: list[SweptGroup] = field(default_factory=list)
+    num_scored: int = 0
+    bytes_read: int = 0
+
+    @property
+    def machine(self) -> Machine:
+        """What it runs on."""
+        return self.opened.machine
+
+    @property
+    def predicted_s(self) -> float:
+        """Seconds of the sweep."""
+        return self.sweep.plan.predicted_s
+
+    @property
+    def prefix_sharing(self) -> PrefixSharing:
+        """What the tree saves."""
+        paths = [
+            {branch.token_ids.tobytes(): branch.token_ids for branch in prompt.branches}.values()
+            for prompt in self.prompts
+        ]
+        return PrefixSharing(
+            trie_nodes=self.sweep.tree.num_tokens,
+            tokens_per_option_run=sum(len(path) for distinct in paths for path in distinct),
+        )
+
+    def describe(self) -> dict[str, object]:
+        """The plan as run.json keeps it."""
+        plan = self.sweep.plan
+        return {
+            **asdict(plan),
+            "tokens_computed": plan.tokens,
+            "sweep_s": plan.predicted_s,
+            "head": self.opened.head.name,
+            "template": self.opened.prompting.template.name,
+            "members": list(self.opened.members),
+            **asdict(self.prefix_sharing),
+            "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
+            "budgets": asdict(self.machine.budgets),
+            "rates": asdict(self.machine.rates),
+        }
+
+    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+        """Sweeps group after group, and scores the questions that each completes; see `Job`."""
+        session, reader = self.opened.session, self.opened.model.reader
+        before = reader.num_bytes_read
+        self.opened.verify()
+        total = (
+            self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
+        )
+        with progress_bar("sweep", total, shown=session.shows_progress) as advance:
+            groups = session.timer.each("sweep", run_sweep(self.sweep, session.folder, advance))
+            with closing(groups):
+                for group in groups:
+                    self.swept.append(group)
+                    with session.timer.phase("heads"):
+                        scores = self._score(group)
+                    self.bytes_read = reader.num_bytes_read - before
+                    yield scores
+                    if not deadline.allows(max(swept.seconds for swept in self.swept)):
+                        break
+
+    def measure(self) -> Measured:
+        """What the sweep took."""
+        tokens = sum(group.tokens_computed for group in self.swept)
+        overflows = [overflow for group in self.swept for overflow in group.overflows]
+        plan = self.sweep.plan
+        return Measured(
+            num_questions=self.num_scored,
+            tokens_computed=tokens,
+            flops=plan.flops * tokens / plan.tokens,
+            bytes_read=self.bytes_read,
+            float32_micro_batches=len(overflows),
+            overflow=_describe_overflows(overflows),
+            prefix_sharing=self.prefix_sharing,
+            weight_stream=WeightStream(
+                weights_wait_s=sum(group.weights_wait_s for group in self.swept),
+                weights_read_s=sum(group.weights_read_s for group in self.swept),
+                bytes_verified=self.opened.model.reader.num_bytes_verified,
+            ),
+        )
+
+    def _score(self, group: SweptGroup) -> list[QuestionScores]:
+        """Scores of the questions whose last readout the group holds: every member's, averaged."""
+        completed = self.sweep.completed[group.index]
+        if not completed:
+            return []
+        targets = self.sweep.scored_tree.targets_of(completed)
+        prompts = [self.prompts[index] for index in completed]
+        adapters: Sequence[Adapter | None] = self.opened.adapters or (None,)
+        by_member: dict[str, list[QuestionScores]] = {}
+        for name, adapter in zip(self.opened.members, adapters, strict=True):
+            readings = self._readings(targets, group.readouts, name, adapter)
+            by_member[name] = self.opened.head.score(prompts, targets, readings)
+        self.num_scored += len(prompts)
+        return average_members(by_member)
+
+    def _readings(
+        self,
+        targets: TargetTable,
+        readouts: Mapping[str, torch.Tensor],
+        member: str,
+        adapter: Adapter | None,
+    ) -> MemberReadings:
+        return MemberReadings(
+            checkpoint=self.opened.model.checkpoint,
+            adapter=adapter,
+            readouts=readouts[member],
+            targets=targets,
+            normalized=self.normalized,
+            reader=self.opened.model.reader,
+            device=self.opened.model.devices[0],
+        )
+
+
+def _describe_overflows(overflows: Sequence[tuple[int, int]]) -> str:
+    if not overflows:
+        return ""
+    layers = sorted({layer for layer, _ in overflows})
+    return (
+        f"{len(overflows)} micro-batch(es) were not finite in the compute dtype, "
+        f"first in layer {layers[0]}; they were computed in float32 from there on"
+    )

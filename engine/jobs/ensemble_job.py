@@ -1,0 +1,129 @@
+"""Members of several models as one: run one model after the other, their scores averaged. See `OpenMembers`.
+
+Until the last model runs, no question is fully known; then its groups are handed on as they end, averaged
+with what the others said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from strata.engine.deadline import Deadline
+from strata.engine.jobs.job import Job, Measured, OpenMembers
+from strata.engine.machine.machine import Machine
+from strata.engine.members.ensemble import average_members
+from strata.engine.plan.overrides import GroupGoal
+from strata.engine.types import Prompt, Question, QuestionScores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnsemblePrompt(Prompt):
+    """A question as each model is asked it; its branches are those of all."""
+
+    parts: tuple[Prompt, ...]
+
+
+@dataclass(eq=False)
+class EnsembleMembers:
+    """Opened members of several models."""
+
+    parts: Sequence[OpenMembers]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of all."""
+        return tuple(name for part in self.parts for name in part.members)
+
+    def render(self, questions: Sequence[Question], source: str) -> list[EnsemblePrompt]:
+        """The prompts of every model, question by question."""
+        rendered = [part.render(questions, source) for part in self.parts]
+        return [
+            EnsemblePrompt(
+                question=question,
+                branches=tuple(branch for prompt in prompts for branch in prompt.branches),
+                num_truncated_tokens=sum(prompt.num_truncated_tokens for prompt in prompts),
+                parts=tuple(prompts),
+            )
+            for question, *prompts in zip(questions, *rendered, strict=True)
+        ]
+
+    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
+        """A digest of those of the models."""
+        digests = [part.fingerprint(part_of(prompts, index)) for index, part in enumerate(self.parts)]
+        return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+    def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> EnsembleJob:
+        """Plans every model's job."""
+        jobs = [part.prepare(part_of(prompts, n), group_goal) for n, part in enumerate(self.parts)]
+        return EnsembleJob(opened=self, prompts=prompts, jobs=jobs)
+
+    def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The prompts of all models, one model after the other."""
+        for index, part in enumerate(self.parts):
+            yield from part.with_texts(part_of(prompts, index))
+
+    def close(self) -> None:
+        """Closes every model."""
+        for part in self.parts:
+            part.close()
+
+
+def part_of(prompts: Sequence[Prompt], index: int) -> list[Prompt]:
+    """What one of the models is asked."""
+    return [prompt.parts[index] for prompt in prompts if isinstance(prompt, EnsemblePrompt)]
+
+
+@dataclass(kw_only=True, eq=False)
+class EnsembleJob:
+    """The jobs of several models on the same questions. See `Job`."""
+
+    opened: EnsembleMembers
+    prompts: Sequence[Prompt]
+    jobs: Sequence[Job]
+
+    @property
+    def machine(self) -> Machine:
+        """What the first of them runs on."""
+        return self.jobs[0].machine
+
+    @property
+    def predicted_s(self) -> float:
+        """Seconds of all, one after the other."""
+        return sum(job.predicted_s for job in self.jobs)
+
+    def describe(self) -> dict[str, object]:
+        """The plan of each model."""
+        return {"members": list(self.opened.members), "parts": [job.describe() for job in self.jobs]}
+
+    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+        """The last model's groups, averaged with what the others said of the same questions."""
+        *earlier, last = self.jobs
+        known = [{row.question.id: row for rows in job.groups(deadline) for row in rows} for job in earlier]
+        for rows in last.groups(deadline):
+            yield [self._average(row, known) for row in rows]
+
+    def measure(self) -> Measured:
+        """What all took together."""
+        found = [job.measure() for job in self.jobs]
+        return Measured(
+            num_questions=found[-1].num_questions,
+            tokens_computed=sum(one.tokens_computed for one in found),
+            flops=sum(one.flops for one in found),
+            bytes_read=sum(one.bytes_read for one in found),
+            float32_micro_batches=sum(one.float32_micro_batches for one in found),
+            overflow="; ".join(one.overflow for one in found if one.overflow),
+        )
+
+    def _average(self, last: QuestionScores, known: Sequence[dict[str, QuestionScores]]) -> QuestionScores:
+        """Each member counts once, whichever model it belongs to; one that a deadline cut off counts not."""
+        rows = [*(scores.get(last.question.id) for scores in known), last]
+        by_member: dict[str, list[QuestionScores]] = {}
+        for part, row in zip(self.opened.parts, rows, strict=True):
+            if row is None:
+                continue
+            for name in part.members:
+                scores = row.member_scores[name] if len(part.members) > 1 else row.scores
+                by_member[name] = [replace(row, scores=scores)]
+        return average_members(by_member)[0]

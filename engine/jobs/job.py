@@ -1,0 +1,156 @@
+"""What a prepared job is, whatever kind of model computes it, and what is known of it afterwards.
+
+Flow: members that share a model and prompts -> `render` questions -> `prepare` prompts: a Job -> its `groups`
+of scores, as they end -> `measure`. Decoders and encoders implement the two protocols alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from strata.engine.deadline import Deadline
+from strata.engine.machine.machine import Machine
+from strata.engine.plan.overrides import GroupGoal, PlanOverrides
+from strata.engine.results.phases import PhaseTimer
+from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Session:
+    """What the jobs of one caller have in common: where warnings and times go, what a plan is made with.
+
+    Attributes:
+        warnings: odd questions and settings that are not honoured.
+        timer: seconds by phase.
+        overrides: what of the plan is fixed.
+        folder: where a hidden store on disk keeps its temporary files.
+        shows_progress: a bar on stderr while something is computed.
+    """
+
+    warnings: RunWarnings = field(default_factory=RunWarnings)
+    timer: PhaseTimer = field(default_factory=PhaseTimer)
+    overrides: PlanOverrides = field(default_factory=PlanOverrides)
+    folder: Path
+    shows_progress: bool = False
+
+
+class Job(Protocol):
+    """Prompts that are planned and can be scored, once."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """What it scores."""
+        ...
+
+    @property
+    def machine(self) -> Machine:
+        """What it runs on, and is planned for."""
+        ...
+
+    @property
+    def predicted_s(self) -> float:
+        """Seconds that scoring is expected to take."""
+        ...
+
+    def describe(self) -> dict[str, object]:
+        """The plan as run.json keeps it."""
+        ...
+
+    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+        """Computes, and yields the scores of questions as they are known; each question once.
+
+        Nothing is begun that would not end before the deadline.
+
+        Raises:
+            FloatingPointError: scores that are not finite even in float32.
+            InputError: stored weights that turn out to be broken.
+        """
+        ...
+
+    def measure(self) -> Measured:
+        """What scoring took, so far."""
+        ...
+
+
+class OpenMembers(Protocol):
+    """Members that share a model and prompts, opened: what is wrong with their files has been told."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def render(self, questions: Sequence[Question], source: str) -> Sequence[Prompt]:
+        """The prompts of questions; `source` names the question file in messages.
+
+        Raises:
+            InputError: questions that the model cannot be asked.
+        """
+        ...
+
+    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
+        """A digest of all that decides the scores of these prompts."""
+        ...
+
+    def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> Job:
+        """Plans the scoring of prompts that `render` made.
+
+        Raises:
+            InputError: too small a memory budget, or weights that do not fit.
+        """
+        ...
+
+    def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """The prompts with each branch's text, for prompts.jsonl."""
+        ...
+
+    def close(self) -> None:
+        """Gives memory and open files back."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixSharing:
+    """What the prefix tree saves: tokens of the tree, and of every distinct path on its own."""
+
+    trie_nodes: int
+    tokens_per_option_run: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightStream:
+    """How streaming weights went: seconds waited for and spent reading, bytes verified."""
+
+    weights_wait_s: float
+    weights_read_s: float
+    bytes_verified: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a job took.
+
+    Attributes:
+        num_questions: scored.
+        tokens_computed: by all members, padding aside.
+        flops: useful ones.
+        bytes_read: of weights.
+        float32_micro_batches: computed again in float32, since they were not finite.
+        overflow: what to say of these; empty when there are none.
+        prefix_sharing: None for models that share nothing between options.
+        weight_stream: None for models that are read whole.
+        padding_tokens: computed in vain; None where nothing is padded.
+    """
+
+    num_questions: int
+    tokens_computed: int
+    flops: float
+    bytes_read: int
+    float32_micro_batches: int
+    overflow: str = ""
+    prefix_sharing: PrefixSharing | None = None
+    weight_stream: WeightStream | None = None
+    padding_tokens: int | None = None

@@ -1,0 +1,101 @@
+"""Opens decoder members: checkpoint headers, adapters, head, template, machine and modules, in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from strata.engine.adapters.adapter_file import read_adapter
+from strata.engine.adapters.lora import Adapter
+from strata.engine.heads.registry import choose_head
+from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.job import Session
+from strata.engine.machine.machine import StoredModel, choose_machine
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member
+from strata.engine.members.readings import score_shape
+from strata.engine.model.open_model import Computing, open_model
+from strata.engine.prompts.render import PromptSettings
+from strata.engine.prompts.templates import load_template
+from strata.engine.types import InputError
+from strata.engine.weights.byte_sources import ByteSource
+from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
+from strata.engine.weights.checksums import read_checksums
+from strata.engine.weights.formats.registry import ignored_settings
+from strata.engine.weights.tensor_reader import TensorReader
+
+
+def open_decoder_members(
+    members: Sequence[Member],
+    settings: MachineSettings,
+    session: Session,
+    source: ByteSource,
+    profile: str | None = None,
+) -> DecoderMembers:
+    """Opens members of one decoder; reads no weights.
+
+    Args:
+        members: they differ in their adapters only.
+        settings: what of the machine they may use.
+        session: of the caller.
+        source: where the checkpoint's bytes come from.
+        profile: plan for the machine that this profile describes; None for this one.
+
+    Raises:
+        InputError: a file that is missing, broken or does not fit the others, or a setting that cannot be
+            honoured.
+    """
+    first = members[0]
+    checkpoint = open_checkpoint(first.model)
+    for line in ignored_settings(checkpoint.quantization):
+        session.warnings.say(line)
+    checksums = read_checksums(checkpoint.path) if settings.verify else None
+    adapters = _read_adapters(members, checkpoint)
+    width = checkpoint.config.hidden_size
+    where = f"{checkpoint.path} and its adapters"
+    head = choose_head(first.head, score_shape(checkpoint, adapters), width, where)
+    prompting = PromptSettings(
+        template=load_template(first.template, head=head),
+        head=head,
+        debias=first.debias,
+        max_tokens=first.max_tokens,
+        window=getattr(checkpoint.config, "max_position_embeddings", None),
+    )
+    file = checkpoint.require("norm.weight").parts[0][0].file
+    stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
+    machine = choose_machine(settings, stored, profile)
+    computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
+    return DecoderMembers(
+        settings=tuple(members),
+        dtype=settings.dtype,
+        adapters=adapters,
+        head=head,
+        prompting=prompting,
+        machine=machine,
+        model=open_model(checkpoint, adapters, computing, TensorReader(source, checksums)),
+        session=session,
+        is_verified=not settings.verify,
+    )
+
+
+def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+    """The members' adapters, none for the base model alone.
+
+    Raises:
+        InputError: one that does not fit, or score heads that only some of them bring.
+    """
+    paths = [member.adapter for member in members if member.adapter is not None]
+    if paths and len(paths) < len(members):
+        raise InputError(
+            f"members of {checkpoint.path}: some have an adapter and some have none; expected all or none"
+        )
+    adapters = tuple(
+        read_adapter(path, hidden_size=checkpoint.config.hidden_size, num_layers=checkpoint.num_layers)
+        for path in paths
+    )
+    with_score = [adapter.name for adapter in adapters if adapter.score is not None]
+    if with_score and len(with_score) < len(adapters):
+        missing = next(adapter.name for adapter in adapters if adapter.score is None)
+        raise InputError(
+            f"--adapter: {with_score[0]!r} brings a score head but {missing!r} does not; expected all or none"
+        )
+    return adapters

@@ -1,0 +1,75 @@
+"""A member: one way of scoring questions. An ensemble is a list of them. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from strata.engine.types import InputError, Question
+
+BASE_NAME = "base"
+"""What a member without an adapter is called where it is the only one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Model, adapter, head, prompt and context source; the settings of a decoder and of an encoder alike.
+
+    Attributes:
+        model: Hugging Face checkpoint folder; a decoder, or an encoder with a multiple-choice head.
+        adapter: PEFT LoRA folder, None for the model as it is.
+        head: a head's name, or auto.
+        template: built-in prompt template or a file; None takes the head's.
+        debias: none or rotate.
+        max_tokens: longest prompt in tokens; None for the model's window.
+        context: where contexts come from: the question's, or none.
+        label: what it is called, where its adapter's folder does not tell it apart.
+    """
+
+    model: Path
+    adapter: Path | None = None
+    head: str = "auto"
+    template: str | None = None
+    debias: Literal["none", "rotate"] = "none"
+    max_tokens: int | None = None
+    context: Literal["question", "none"] = "question"
+    label: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its column in scores.parquet is called: its label, its adapter's folder, or `base`."""
+        if self.label is not None:
+            return self.label
+        return BASE_NAME if self.adapter is None else self.adapter.resolve().name
+
+    @property
+    def prompting(self) -> Member:
+        """The member without what tells it from others of a sweep, which read the same prompts."""
+        return replace(self, adapter=None, label=None)
+
+    def read(self, questions: Sequence[Question]) -> Sequence[Question]:
+        """The questions with the contexts that this member is given."""
+        if self.context == "question":
+            return questions
+        return [replace(question, context="") for question in questions]
+
+
+def group_members(members: Sequence[Member]) -> list[list[Member]]:
+    """Members that share model and prompts, and so a sweep, together; in order of first appearance.
+
+    Raises:
+        InputError: no member, or two of one name.
+    """
+    if not members:
+        raise InputError("members: none given; expected at least one")
+    names = [member.name for member in members]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        what = "adapters" if all(member.adapter for member in members) else "members"
+        raise InputError(f"--adapter: two {what} are called {twice!r}; expected folders of different names")
+    groups: dict[tuple[Member, bool], list[Member]] = {}
+    for member in members:
+        groups.setdefault((member.prompting, member.adapter is None), []).append(member)
+    return list(groups.values())

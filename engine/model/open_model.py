@@ -1,0 +1,121 @@
+"""A checkpoint ready to be swept: its modules, one set a worker, and the layers that stay in memory.
+
+Here alone it is asked whether adapters are merged: a lone one is, as its layers are decoded; several are
+applied side by side by the modules. Reads no weights by itself. Knows no prompts and no plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from strata.engine.adapters.adapter_file import check_shapes
+from strata.engine.adapters.lora import Adapter, LoraWeights
+from strata.engine.adapters.lora_linear import set_active, wrap_linears
+from strata.engine.model.decoder import Decoder, build_decoder
+from strata.engine.model.layer_loader import LayerLoader, Weights, make_loader
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.tensor_reader import TensorReader
+
+BASE_MEMBER = "base"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SideAdapter:
+    """What is swept side by side: a member's name, and the LoRAs of each layer that the modules apply for it.
+
+    `layers` is None where modules hold all there is: the base model, or a lone adapter, merged.
+    """
+
+    name: str
+    layers: tuple[Mapping[str, LoraWeights], ...] | None = None
+
+    def activate(self, decoder: Decoder, layer: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Makes a decoder's layer compute as this member."""
+        if self.layers is not None:
+            loras = {path: lora.to(device, dtype) for path, lora in self.layers[layer].items()}
+            set_active(decoder.layers[layer], loras)
+
+
+@dataclass(kw_only=True, eq=False)
+class OpenModel:
+    """A checkpoint's modules on the meta device, and what of its weights stays from sweep to sweep.
+
+    Attributes:
+        checkpoint: where the weights are.
+        dtype: of activations and dense weights.
+        devices: one a worker; entries may repeat.
+        decoders: one a worker, since assigning weights changes the modules.
+        members: what is swept side by side.
+        loader: reads and decodes layers.
+        resident: by layer number, the weights on each device that stay for the next sweep.
+    """
+
+    checkpoint: Checkpoint
+    dtype: torch.dtype
+    devices: tuple[torch.device, ...]
+    decoders: tuple[Decoder, ...]
+    members: tuple[SideAdapter, ...]
+    loader: LayerLoader
+    resident: dict[int, dict[torch.device, Weights]] = field(default_factory=dict)
+
+    @property
+    def reader(self) -> TensorReader:
+        """What reads the checkpoint, and counts the bytes."""
+        return self.loader.reader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How a model is computed: on which devices, one a worker; the dtype of activations; linears in int8?"""
+
+    devices: tuple[str, ...]
+    dtype: torch.dtype
+    int8: bool = False
+
+
+def open_model(
+    checkpoint: Checkpoint, adapters: tuple[Adapter, ...], computing: Computing, reader: TensorReader
+) -> OpenModel:
+    """Builds the modules.
+
+    Args:
+        checkpoint: the base model.
+        adapters: each is a member; without any the base model is the only one.
+        computing: on what, and in what.
+        reader: reads the checkpoint.
+
+    Raises:
+        InputError: a family that strata cannot run, weights that are missing or of another shape, or adapters
+            that do not fit.
+    """
+    decoders = tuple(_build(checkpoint, computing) for _ in computing.devices)
+    shapes = [decoders[0].layer_shapes(layer) for layer in range(checkpoint.num_layers)]
+    for adapter in adapters:
+        for layer, layer_shapes in enumerate(shapes):
+            check_shapes(adapter, layer_shapes, layer_index=layer)
+    loader = make_loader(checkpoint, decoders[0], computing.dtype, reader, adapters)
+    if len(adapters) > 1:
+        for decoder in decoders:
+            for module in decoder.layers:
+                wrap_linears(module, {path for adapter in adapters for path in adapter.module_paths})
+        members = tuple(SideAdapter(name=adapter.name, layers=adapter.layers) for adapter in adapters)
+    else:
+        members = (SideAdapter(name=adapters[0].name if adapters else BASE_MEMBER),)
+    return OpenModel(
+        checkpoint=checkpoint,
+        dtype=computing.dtype,
+        devices=tuple(torch.device(name) for name in computing.devices),
+        decoders=decoders,
+        members=members,
+        loader=loader,
+    )
+
+
+def _build(checkpoint: Checkpoint, computing: Computing) -> Decoder:
+    decoder = build_decoder(checkpoint.config, computing.dtype)
+    if computing.int8:
+        decoder.quantize_linears()
+    return decoder
