@@ -21,8 +21,8 @@ from strata.engine.machine.machine import Budgets, Machine, choose_machine
 from strata.engine.machine.rates import MachineRates
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.embedding import embedding_bytes
-from strata.engine.model.layer_loader import make_loader
 from strata.engine.model.vocabulary import vocabulary_projection
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, model_costs
 from strata.engine.plan.planner import plan_on, predict_plan
 from strata.engine.plan.sweep_plan import SweepPlan, overrides_of
@@ -33,7 +33,6 @@ from strata.engine.tree.prefix_tree import PrefixTree
 from strata.engine.tree.targets import TargetTable, branches_of
 from strata.engine.types import Prompt
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 
 GROUP_S = 600.0
 """With --resume or --deadline a group should take no longer than about this: what a crash may cost."""
@@ -74,8 +73,7 @@ def plan_job(
     for adapter in adapters:
         for layer, layer_shapes in enumerate(shapes):
             check_shapes(adapter, layer_shapes, layer_index=layer)
-    loader = make_loader(checkpoint, decoder, dtype, TensorReader(), adapters)
-    costs = model_costs(checkpoint, decoder, loader, dtype)
+    costs = model_costs(checkpoint.config, route_layers(checkpoint, decoder, dtype, adapters), dtype)
     norm_bytes = sum(
         source.num_bytes for name, source in checkpoint.weights.items() if name.startswith("norm.")
     )
