@@ -51,6 +51,7 @@ from strata.engine.results.tables import write_prompts, write_scores, write_subm
 from strata.engine.run.artefacts import LIBRARY_BYTES, ScoreRun, remove_artefacts
 from strata.engine.run.unreached import UNREACHED, collect_scores
 from strata.engine.types import InputError, Question, QuestionScores, RunWarnings
+from strata.engine.weights.checkpoint_folder import weight_files
 
 HEAD = "multiple-choice"
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -319,7 +320,7 @@ def _measure(
 
 def _weight_files(config: ScoreConfig) -> list[Path]:
     adapters = [path / "adapter_model.safetensors" for path in config.adapter]
-    return [*config.model.glob("model*.safetensors"), *adapters]
+    return [*weight_files(config.model), *adapters]
 
 
 def _report(job: EncoderJob, sweep: EncoderSweep, measured: dict[str, object], warnings: RunWarnings) -> None:
