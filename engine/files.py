@@ -55,17 +55,27 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text_atomically(file: Path, text: str) -> None:
-    """Leaves a UTF-8 file, whole or not at all.
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Leaves a file of this content, whole or not at all; folders are made as needed.
 
     Raises:
         OutputError: the system refuses.
     """
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
-    write_atomically(file, write)
+    write_atomically(path, write)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Leaves a UTF-8 file of this text, line ends as they are, whole or not at all.
+
+    Raises:
+        OutputError: the system refuses.
+        UnicodeEncodeError: the text holds a lone surrogate.
+    """
+    write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def read_utf8(path: Path) -> str:

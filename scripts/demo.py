@@ -94,7 +94,9 @@ def score(questions: Path, out: Path) -> list[QuestionScores]:
     from strata.engine.config import ScoreConfig
     from strata.engine.run.score import score_questions
 
-    config = ScoreConfig.from_flags(model=MODEL, adapter=(ADAPTER,), questions=questions, out=out, dtype="float32")
+    config = ScoreConfig.from_flags(
+        model=MODEL, adapter=(ADAPTER,), questions=questions, out=out, dtype="float32"
+    )
     return score_questions(config).scores
 
 

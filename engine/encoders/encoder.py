@@ -7,7 +7,6 @@ classifier, one logit a row.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForMultipleChoice, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForMultipleChoice, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import (
+    CONFIG_FILE,
+    read_config,
+    read_config_json,
+    weight_files,
+)
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
 
 FAMILIES = (
@@ -83,10 +88,8 @@ class EncoderShape:
 def is_encoder(path: Path) -> bool:
     """Whether a folder's config.json is an encoder's; False when it cannot be read."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(config, dict):
+        config = read_config_json(path)
+    except InputError:
         return False
     names = config.get("architectures") or []
     by_name = any(str(name).endswith("ForMultipleChoice") for name in names)
@@ -99,21 +102,15 @@ def read_encoder_config(path: Path) -> PreTrainedConfig:
     Raises:
         InputError: no such folder, no config that transformers reads, another kind of model, or quantised.
     """
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: no config.json; --model expects a Hugging Face checkpoint directory")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path / 'config.json'}: transformers cannot read it: {reason}") from None
+    config = read_config(path)
     if config.model_type not in FAMILIES:
         known = config.model_type in MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
         why = "whose scores change with padding" if known else "which has no multiple-choice head"
         raise InputError(
-            f"{path / 'config.json'}: model_type {config.model_type!r}, {why}; {ENCODERS_EXPECTED}"
+            f"{path / CONFIG_FILE}: model_type {config.model_type!r}, {why}; {ENCODERS_EXPECTED}"
         )
     if getattr(config, "quantization_config", None):
-        raise InputError(f"{path / 'config.json'}: a quantised encoder; expected plain weights")
+        raise InputError(f"{path / CONFIG_FILE}: a quantised encoder; expected plain weights")
     return config
 
 
@@ -127,17 +124,16 @@ def stored_dtype(path: Path) -> torch.dtype:
 
 
 def first_weights_file(path: Path) -> Path:
-    """A file of the checkpoint, whose disk counts."""
-    return _read_headers(path)[0].file
+    """A file of the checkpoint, whose disk counts.
+
+    Raises:
+        InputError: no safetensors.
+    """
+    return weight_files(path)[0]
 
 
 def _read_headers(path: Path) -> list[StoredTensor]:
-    files = sorted(path.glob("model*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{path}: no model.safetensors; expected weights as safetensors (no pickle is loaded)"
-        )
-    return [tensor for file in files for tensor in read_header(file).values()]
+    return [tensor for file in weight_files(path) for tensor in read_header(file).values()]
 
 
 def measure_encoder(config: PreTrainedConfig) -> EncoderShape:
@@ -182,11 +178,11 @@ def _window(config: PreTrainedConfig, model: nn.Module) -> tuple[int, bool]:
 def head_modules(model: nn.Module) -> tuple[str, ...]:
     """Full names of the modules that make the choice: all beside the encoder, and its pooler."""
     base = model.base_model
-    own = {id(module): name for name, module in model.named_modules()}
+    names = {id(module): name for name, module in model.named_modules()}
     beside = [child for child in model.children() if child is not base]
     pooler = getattr(base, "pooler", None)
     found = [*([pooler] if isinstance(pooler, nn.Module) else []), *beside]
-    return tuple(own[id(module)] for module in found if any(True for _ in module.parameters()))
+    return tuple(names[id(module)] for module in found if any(True for _ in module.parameters()))
 
 
 def is_within(name: str, modules: Sequence[str]) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
-
 import psutil
 import torch
 
+from strata.engine.results.machine_facts import read_cpuinfo
 from strata.engine.types import InputError
 
 GIB = 1 << 30
@@ -56,28 +53,10 @@ def resolve_dtype(setting: str, stored: torch.dtype, devices: tuple[str, ...]) -
             return torch.float32
         stored = torch.bfloat16
     if devices[0] == "cpu":
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in cpu_flags()
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in read_cpuinfo()
         return torch.bfloat16 if fast else torch.float32
     oldest = min(torch.cuda.get_device_capability(name) for name in devices)
     return stored if oldest >= (8, 0) else torch.float16
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it, else as Python does."""
-    names = [line for line in cpu_flags().splitlines() if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-
-
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def cpu_flags() -> str:
-    """The CPU's feature flags as Linux lists them; empty elsewhere."""
-    listing = Path("/proc/cpuinfo")
-    return listing.read_text() if listing.is_file() else ""
 
 
 def device_budget_bytes(devices: tuple[str, ...], memory_gib: float | None) -> int:

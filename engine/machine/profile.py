@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from strata.engine.files import write_atomically
-from strata.engine.machine.devices import cpu_name, num_cores
+from strata.engine.files import write_text_atomically
 from strata.engine.machine.measure import measure_disk_rate, measure_quickly
 from strata.engine.machine.rates import MEASURED_QUICKLY, LayerRates, LinearKind, MachineRates
+from strata.engine.results.machine_facts import cpu_name, num_usable_cores
 from strata.engine.types import InputError
 
 SHIPPED = Path(__file__).parent / "profiles"
@@ -106,9 +107,9 @@ class MachineProfile:
 
     def resolve_dtype(self, stored: torch.dtype) -> str:
         """The compute dtype of a checkpoint: its own if the profile knows it, else the fastest one."""
-        own = str(stored).removeprefix("torch.")
-        known = {name: rates for name, rates in self.compute.items() if name != "int8"}
-        return own if own in known else max(known, key=lambda name: known[name].gemm_flop_per_s)
+        name = str(stored).removeprefix("torch.")
+        known = {way: rates for way, rates in self.compute.items() if way != "int8"}
+        return name if name in known else max(known, key=lambda way: known[way].gemm_flop_per_s)
 
     def rates(self, dtype: str, linear: LinearKind, num_workers: int = 1) -> MachineRates:
         """What a plan is made with.
@@ -143,8 +144,8 @@ class MachineProfile:
 def describe_machine() -> MachineDescription:
     """This machine, as this process may use it."""
     return MachineDescription(
-        cpu=cpu_name(),
-        num_cores=num_cores(),
+        cpu=cpu_name() or platform.machine(),
+        num_cores=num_usable_cores() or 1,
         num_threads=torch.get_num_threads(),
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
     )
@@ -241,11 +242,7 @@ def save_profile(profile: MachineProfile, path: Path) -> None:
     for way in content["compute"].values():
         way["layer"] = {name: rate for name, rate in way["layer"].items() if rate != float("inf")}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_text_atomically(path, text)
 
 
 def _parse_profile(content: dict[str, Any]) -> MachineProfile:

@@ -1,33 +1,32 @@
 """Reads one decoder layer from a checkpoint and decodes it into what is computed with. Knows no threads.
 
 Two steps, so that a device can do the second: `read` puts a layer's stored bytes, part after part, into one
-buffer; `decode` makes the weights from them, where they lie. A weight that is stored as it is computed with
-is a view of the reading buffer; any other (another dtype, quantised, merged experts) is written to a second
-one. A lone adapter is merged on the way. Matrices named in `int8` become int8 codes "name" [N, K] and float32
-scales "name_scale" [N].
+buffer; `decode` makes the weights from them, where they lie. What happens to each weight is its route
+(`weight_routes`): one that is stored as it is computed with is a view of the reading buffer; any other
+(another dtype, quantised, merged experts) is written to a second one. A lone adapter is merged on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from strata.engine.adapters.lora import Adapter, LoraWeights, merge
+from strata.engine.adapters.lora import Adapter, merge
 from strata.engine.model.decoder import Decoder
-from strata.engine.types import InputError
-from strata.engine.weights.checkpoint import Checkpoint, WeightSource
+from strata.engine.model.weight_routes import LayerRoutes, WeightRoute, aligned, route_layers, wrong_shape
+from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.formats.stored_weight import ChannelInt8Weight, PlainWeight
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.kernels.int8_linear.quantize import quantize_weight
 
-ALIGNMENT_BYTES = 64
 SCALE_SUFFIX = "_scale"
 
 Weights = dict[str, torch.Tensor]
-RawLayer = dict[str, list[dict[str, torch.Tensor]]]
-"""Stored tensors of a layer: weight name -> for each stored weight of it, role -> tensor."""
-Shapes = Mapping[str, tuple[int, ...]]
+Parts = list[dict[str, torch.Tensor]]
+"""The stored tensors of one weight: for each stored weight of it, role -> tensor."""
+RawLayer = dict[str, Parts]
+"""Stored tensors of a layer by weight name."""
 
 
 class LayerLoader:
@@ -35,39 +34,20 @@ class LayerLoader:
 
     Args:
         checkpoint: where from.
-        shapes: for every layer the names and shapes its module expects of dense weights.
-        dtype: compute dtype of dense weights.
+        routes: what to do with the weights of each layer.
         reader: reads, and counts the bytes.
-        int8: for every layer the names of the matrices to give as int8 codes and scales.
-        adapter: for every layer the LoRA weights to merge, by module path; None merges nothing.
-
-    Raises:
-        InputError: the checkpoint lacks a weight of a layer, or holds it in another shape.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        shapes: Sequence[Shapes],
-        dtype: torch.dtype,
-        reader: TensorReader,
-        *,
-        int8: Sequence[frozenset[str]] | None = None,
-        adapter: Sequence[Mapping[str, LoraWeights]] | None = None,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, routes: Sequence[LayerRoutes], reader: TensorReader) -> None:
+        self.routes = tuple(routes)
         self._checkpoint = checkpoint
-        self._dtype = dtype
         self._reader = reader
-        self._sources = [_match_sources(checkpoint, layer, expected) for layer, expected in enumerate(shapes)]
-        self._shapes = shapes
-        self._int8 = int8 or [frozenset()] * len(shapes)
-        self._adapter = adapter
         self._scratch: torch.Tensor | None = None
 
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
-        return len(self._sources)
+        return len(self.routes)
 
     @property
     def reader(self) -> TensorReader:
@@ -76,37 +56,15 @@ class LayerLoader:
 
     def stored_bytes(self, layer: int) -> int:
         """Bytes read from disk for a layer."""
-        return sum(source.num_bytes for source in self._sources[layer].values())
+        return self.routes[layer].stored_bytes
 
     def buffer_bytes(self, layer: int) -> int:
         """Size of the buffer `read` needs for a layer."""
-        sources = self._sources[layer].values()
-        parts = [part for source in sources for weight, _ in source.parts for part in weight.parts.values()]
-        return sum(_aligned(part.num_bytes) for part in parts)
+        return self.routes[layer].buffer_bytes
 
     def converted_bytes(self, layer: int) -> int:
         """Size of the buffer `decode` needs for a layer: weights that are no views of the reading buffer."""
-        return sum(
-            self._form_bytes(layer, name)
-            for name, source in self._sources[layer].items()
-            if not self._is_view(layer, name, source)
-        )
-
-    def weight_bytes(self, layer: int) -> int:
-        """Bytes of a layer's weights as they are computed with."""
-        return sum(self._form_bytes(layer, name) for name in self._sources[layer])
-
-    def scratch_bytes(self) -> int:
-        """Memory for one dense weight on its way to int8, kept by the loader; 0 when none passes there."""
-        return max(
-            (
-                _num_elements(self._shapes[layer][name]) * self._dtype.itemsize
-                for layer, sources in enumerate(self._sources)
-                for name, source in sources.items()
-                if name in self._int8[layer] and self._needs_scratch(layer, name, source)
-            ),
-            default=0,
-        )
+        return self.routes[layer].converted_bytes
 
     def load(self, layer: int) -> Weights:
         """Weights of a layer in host memory of their own."""
@@ -120,17 +78,8 @@ class LayerLoader:
             buffer: uint8 [at least buffer_bytes(layer)], allocated when absent.
         """
         arena = _Arena(torch.empty(self.buffer_bytes(layer), dtype=torch.uint8) if buffer is None else buffer)
-        raw: RawLayer = {}
-        for name, source in self._sources[layer].items():
-            raw[name] = []
-            for weight, _ in source.parts:
-                tensors = {}
-                for role, stored in weight.parts.items():
-                    region = arena.take((stored.num_bytes,), torch.uint8)
-                    self._reader.read_into(stored, region)
-                    tensors[role] = region.view(stored.torch_dtype).view(stored.shape)
-                raw[name].append(tensors)
-        return raw
+        routes = self.routes[layer].weights
+        return {name: self._read_parts(route, arena) for name, route in routes.items()}
 
     def decode(self, layer: int, raw: RawLayer, out: torch.Tensor | None = None) -> Weights:
         """What is computed with, made where the stored tensors lie.
@@ -140,89 +89,72 @@ class LayerLoader:
             raw: what `read` gave, on any device; merging an adapter may change it.
             out: uint8 [at least converted_bytes(layer)] on the same device; weights get memory of their own
                 when absent.
+
+        Raises:
+            InputError: stored weights that make a weight of another shape than the config expects.
         """
         arena = _Arena(out)
         weights: Weights = {}
         for name, parts in raw.items():
-            if name in self._int8[layer]:
-                weights |= self._decode_int8(layer, name, parts, arena)
+            route = self.routes[layer].weights[name]
+            if route.to_int8:
+                weights[name], weights[name + SCALE_SUFFIX] = self._decode_int8(route, parts, arena)
             else:
-                weights[name] = self._decode_dense(layer, name, parts, arena)
+                weights[name] = self._decode_dense(route, parts, arena)
         return weights
 
-    def _decode_dense(
-        self, layer: int, name: str, parts: list[dict[str, torch.Tensor]], arena: _Arena
-    ) -> torch.Tensor:
-        source, expected = self._sources[layer][name], self._shapes[layer][name]
-        weight = self._merge_parts(source, parts, arena)
-        if tuple(weight.shape) != expected:
-            raise _wrong_shape(self._checkpoint, layer, name, tuple(weight.shape), expected)
-        lora = self._lora(layer, name)
-        return weight if lora is None else merge(weight, lora, out=weight)
+    def _read_parts(self, route: WeightRoute, arena: _Arena) -> Parts:
+        parts = []
+        for weight, _ in route.source.parts:
+            tensors = {}
+            for role, stored in weight.parts.items():
+                region = arena.take((stored.num_bytes,), torch.uint8)
+                self._reader.read_into(stored, region)
+                tensors[role] = region.view(stored.torch_dtype).view(stored.shape)
+            parts.append(tensors)
+        return parts
 
     def _decode_int8(
-        self, layer: int, name: str, parts: list[dict[str, torch.Tensor]], arena: _Arena
-    ) -> Weights:
-        source, shape = self._sources[layer][name], self._shapes[layer][name]
-        if isinstance(source.single, ChannelInt8Weight) and self._lora(layer, name) is None:
-            codes, scale = source.single.codes_and_scale(parts[0])
-            return {name: codes, name + SCALE_SUFFIX: scale}
-        if isinstance(source.single, PlainWeight) and self._lora(layer, name) is None:
-            dense = parts[0]["weight"]
-        else:
-            scratch = self._scratch_on(next(iter(parts[0].values())).device)
-            dense = self._decode_dense(layer, name, parts, _Arena(scratch))
-        codes = arena.take(shape, torch.int8, dense.device)
-        scale = arena.take(shape[:1], torch.float32, dense.device)
+        self, route: WeightRoute, parts: Parts, arena: _Arena
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales."""
+        if "quantize" not in route.steps:
+            assert isinstance(route.source.single, ChannelInt8Weight)
+            return route.source.single.codes_and_scale(parts[0])
+        dense = self._decode_dense(route, parts, _Arena(self._scratch_for(route, parts)))
+        codes = arena.take(route.shape, torch.int8, dense.device)
+        scale = arena.take(route.shape[:1], torch.float32, dense.device)
         quantize_weight(dense, out=(codes, scale))
-        return {name: codes, name + SCALE_SUFFIX: scale}
+        return codes, scale
 
-    def _merge_parts(
-        self, source: WeightSource, parts: list[dict[str, torch.Tensor]], arena: _Arena
-    ) -> torch.Tensor:
-        single = source.single
-        if isinstance(single, PlainWeight) and single.dtype == self._dtype:
-            return parts[0]["weight"]
-        if single is not None:
-            device = next(iter(parts[0].values())).device
-            return single.decode(parts[0], arena.take(single.shape, self._dtype, device))
+    def _decode_dense(self, route: WeightRoute, parts: Parts, arena: _Arena) -> torch.Tensor:
+        weight = self._make_dense(route, parts, arena) if "decode" in route.steps else parts[0]["weight"]
+        if tuple(weight.shape) != route.shape:
+            name = route.source.name
+            raise wrong_shape(self._checkpoint, name, tuple(weight.shape), route.shape)
+        return weight if route.lora is None else merge(weight, route.lora, out=weight)
+
+    def _make_dense(self, route: WeightRoute, parts: Parts, arena: _Arena) -> torch.Tensor:
+        source, device = route.source, _device_of(parts)
+        if source.single is not None:
+            return source.single.decode(parts[0], arena.take(source.single.shape, route.dtype, device))
         decoded = [
             tensors["weight"]
             if isinstance(weight, PlainWeight)
-            else weight.decode(
-                tensors, next(iter(tensors.values())).new_empty(weight.shape, dtype=self._dtype)
-            )
+            else weight.decode(tensors, torch.empty(weight.shape, dtype=route.dtype, device=device))
             for (weight, _), tensors in zip(source.parts, parts, strict=True)
         ]
         combined = source.combine(decoded, self._checkpoint.config)
-        return arena.take(tuple(combined.shape), self._dtype, combined.device).copy_(combined)
+        return arena.take(tuple(combined.shape), route.dtype, combined.device).copy_(combined)
 
-    def _lora(self, layer: int, name: str) -> LoraWeights | None:
-        return None if self._adapter is None else self._adapter[layer].get(name.removesuffix(".weight"))
-
-    def _is_view(self, layer: int, name: str, source: WeightSource) -> bool:
-        if name in self._int8[layer]:
-            return isinstance(source.single, ChannelInt8Weight) and self._lora(layer, name) is None
-        return isinstance(source.single, PlainWeight) and source.single.dtype == self._dtype
-
-    def _needs_scratch(self, layer: int, name: str, source: WeightSource) -> bool:
-        """Whether a weight bound for int8 is first made dense: decoded, merged, or both."""
-        if self._is_view(layer, name, source):
-            return False
-        if not isinstance(source.single, PlainWeight):
-            return True
-        return self._lora(layer, name) is not None and source.single.dtype != self._dtype
-
-    def _scratch_on(self, device: torch.device) -> torch.Tensor | None:
-        if device.type == "cpu" and self._scratch is None:
-            self._scratch = torch.empty(self.scratch_bytes(), dtype=torch.uint8)
-        return self._scratch if device.type == "cpu" else None
-
-    def _form_bytes(self, layer: int, name: str) -> int:
-        shape = self._shapes[layer][name]
-        if name in self._int8[layer]:
-            return _aligned(_num_elements(shape)) + _aligned(4 * shape[0])
-        return _aligned(_num_elements(shape) * self._dtype.itemsize)
+    def _scratch_for(self, route: WeightRoute, parts: Parts) -> torch.Tensor | None:
+        """Memory on the host that all such weights share, made when the first one comes; none elsewhere."""
+        if not route.needs_scratch or _device_of(parts).type != "cpu":
+            return None
+        if self._scratch is None:
+            num_bytes = max(layer.scratch_bytes for layer in self.routes)
+            self._scratch = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._scratch
 
 
 def make_loader(
@@ -232,16 +164,12 @@ def make_loader(
     reader: TensorReader,
     adapters: Sequence[Adapter] = (),
 ) -> LayerLoader:
-    """The loader that feeds a decoder; a lone adapter is merged, several are left to the modules."""
-    layers = range(checkpoint.num_layers)
-    return LayerLoader(
-        checkpoint,
-        [decoder.layer_shapes(layer) for layer in layers],
-        dtype,
-        reader,
-        int8=[decoder.int8_names(layer) for layer in layers],
-        adapter=adapters[0].layers if len(adapters) == 1 else None,
-    )
+    """The loader that feeds a decoder; a lone adapter is merged, several are left to the modules.
+
+    Raises:
+        InputError: the checkpoint lacks a weight of a layer, or holds it in another shape.
+    """
+    return LayerLoader(checkpoint, route_layers(checkpoint, decoder, dtype, adapters), reader)
 
 
 class _Arena:
@@ -255,36 +183,11 @@ class _Arena:
     ) -> torch.Tensor:
         if self._buffer is None:
             return torch.empty(shape, dtype=dtype, device=device)
-        size = _num_elements(shape) * dtype.itemsize
+        size = torch.Size(shape).numel() * dtype.itemsize
         region = self._buffer[self._used : self._used + size]
-        self._used += _aligned(size)
+        self._used += aligned(size)
         return region.view(dtype).view(shape)
 
 
-def _match_sources(checkpoint: Checkpoint, layer: int, expected: Shapes) -> dict[str, WeightSource]:
-    sources = {name: checkpoint.require(f"layers.{layer}.{name}") for name in expected}
-    for name, source in sources.items():
-        single = source.single
-        if single is not None and single.shape != expected[name]:
-            raise _wrong_shape(checkpoint, layer, name, single.shape, expected[name])
-        for weight, _ in source.parts:
-            if isinstance(weight, PlainWeight):
-                weight.dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
-    return sources
-
-
-def _wrong_shape(
-    checkpoint: Checkpoint, layer: int, name: str, found: tuple[int, ...], expected: tuple[int, ...]
-) -> InputError:
-    return InputError(
-        f"{checkpoint.path}: layers.{layer}.{name} has shape {list(found)}; "
-        f"the config expects {list(expected)}"
-    )
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _num_elements(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
+def _device_of(parts: Parts) -> torch.device:
+    return next(iter(parts[0].values())).device

@@ -1,12 +1,11 @@
 """What lies beside the weights of a packed checkpoint: config.json and the files taken over from the source.
 
 Independent check: transformers, bitsandbytes and compressed-tensors load what is written
-(tests/engine/test_pack.py).
+(tests/engine/pack/test_transformers_loads.py).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from strata.engine.pack.config import PackConfig
+from strata.engine.weights.checkpoint_folder import read_config_json
 from strata.engine.weights.checksums import CHECKSUMS_FILE
 
 PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -63,7 +63,7 @@ def quantization_settings(
 
 def make_config(model: Path, settings: dict[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
     """The source's config.json with another account of the format, and of the dtype where that changes."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = read_config_json(model)
     for part in (config, *(nested for nested in config.values() if isinstance(nested, dict))):
         part.pop("quantization_config", None)
     if dtype is not None:

@@ -10,7 +10,6 @@ how a weight is quantised.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import closing
@@ -29,13 +28,12 @@ from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantizati
 from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
 from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.checkpoint_folder import SINGLE_FILE, weight_files
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
 from strata.engine.weights.tensor_reader import TensorReader
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 HEADS = ("lm_head", "score")
 
 
@@ -197,14 +195,6 @@ def _is_left_over(weight: StoredWeight, quantized: Set[str]) -> bool:
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def weight_files(model: Path) -> list[Path]:
-    """The safetensors files of a checkpoint directory that was opened before."""
-    index = model / INDEX_FILE
-    if not index.is_file():
-        return [model / SINGLE_FILE]
-    return [model / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
 def _choose_encoding(

@@ -22,12 +22,13 @@ from strata.engine.files import OutputError, write_atomically, write_text_atomic
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
-from strata.engine.pack.layout import INDEX_FILE, PackPlan, Shard, plan_pack, weight_files
+from strata.engine.pack.layout import PackPlan, Shard, plan_pack
 from strata.engine.pack.safetensors_writer import SafetensorsWriter
 from strata.engine.progress import progress_bar
 from strata.engine.results.machine_facts import package_version
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE, weight_files
 from strata.engine.weights.checksums import Checksums, write_checksums
 from strata.engine.weights.safetensors_file import read_header
 from strata.engine.weights.tensor_reader import TensorReader
@@ -134,7 +135,7 @@ def missing_bytes(partial: PartialFolder, plan: PackPlan) -> int:
 
 def _settings_of(config: PackConfig) -> dict[str, Any]:
     """All that the output depends on: two calls that agree here write the same bytes."""
-    files = [*weight_files(config.model), config.model / "config.json"]
+    files = [*weight_files(config.model), config.model / CONFIG_FILE]
     stats = {file.name: file.stat() for file in files}
     return {
         "source": str(config.model.resolve()),
@@ -209,7 +210,7 @@ def _write_small_files(partial: PartialFolder, plan: PackPlan) -> None:
     write_checksums(partial.path, partial.finished)
     if plan.index is not None:
         _write_json(partial.path / INDEX_FILE, plan.index)
-    _write_json(partial.path / "config.json", plan.config)
+    _write_json(partial.path / CONFIG_FILE, plan.config)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

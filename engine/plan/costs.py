@@ -17,9 +17,7 @@ from transformers import PreTrainedConfig
 
 from strata.engine.machine.rates import LinearKind
 from strata.engine.model.decoder import Decoder
-from strata.engine.model.layer_loader import LayerLoader, Shapes
-from strata.engine.model.weight_routes import _decode_weights
-from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.model.weight_routes import LayerRoutes, Shapes
 
 StorageFormat = Literal["fp16", "int8", "nf4"]
 BYTES_PER_WEIGHT = {"fp16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
@@ -88,23 +86,30 @@ class ModelCosts:
         return dense + widest * (1 + 4)
 
 
-def model_costs(
-    checkpoint: Checkpoint, decoder: Decoder, loader: LayerLoader, dtype: torch.dtype
-) -> ModelCosts:
-    """Costs of a checkpoint, from its headers and its config."""
-    config = checkpoint.config
-    layers = range(checkpoint.num_layers)
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """What the weights of one layer take, and what is done to them; see ModelCosts for the same names."""
+
+    shapes: Shapes
+    stored_bytes: int
+    buffer_bytes: int
+    weight_bytes: int
+    converted_bytes: int
+    scratch_bytes: int = 0
+    decode_weights: Mapping[str, int]
+
+
+def model_costs(config: PreTrainedConfig, routes: Sequence[LayerRoutes], dtype: torch.dtype) -> ModelCosts:
+    """Costs of a checkpoint, from its config and what is done to its weights.
+
+    Args:
+        config: the checkpoint's.
+        routes: of each layer's weights.
+        dtype: of activations.
+    """
+    has_int8 = any(route.to_int8 for layer in routes for route in layer.weights.values())
     return _costs_of_layers(
-        config,
-        [decoder.layer_shapes(layer) for layer in layers],
-        dtype,
-        "int8" if any(decoder.int8_names(layer) for layer in layers) else "dense",
-        stored_bytes=tuple(loader.stored_bytes(layer) for layer in layers),
-        buffer_bytes=tuple(loader.buffer_bytes(layer) for layer in layers),
-        weight_bytes=tuple(loader.weight_bytes(layer) for layer in layers),
-        converted_bytes=tuple(loader.converted_bytes(layer) for layer in layers),
-        decode_weights=tuple(_decode_weights(checkpoint, decoder, layer, dtype) for layer in layers),
-        scratch_bytes=loader.scratch_bytes(),
+        config, [_weights_of(layer) for layer in routes], dtype, "int8" if has_int8 else "dense"
     )
 
 
@@ -121,55 +126,55 @@ def shape_costs(
         linear: how linear layers are computed.
     """
     shapes = [decoder.layer_shapes(layer) for layer in range(config.num_hidden_layers)]
-    stored = tuple(_shape_bytes(shape, dtype, BYTES_PER_WEIGHT[storage]) for shape in shapes)
-    as_is = storage == "fp16" if linear == "dense" else storage == "int8"
-    return _costs_of_layers(
-        config,
-        shapes,
-        dtype,
-        linear,
+    weights = [_weights_as_if(shape, storage, dtype, linear) for shape in shapes]
+    return _costs_of_layers(config, weights, dtype, linear)
+
+
+def _weights_of(layer: LayerRoutes) -> LayerWeights:
+    return LayerWeights(
+        shapes={name: route.shape for name, route in layer.weights.items()},
+        stored_bytes=layer.stored_bytes,
+        buffer_bytes=layer.buffer_bytes,
+        weight_bytes=layer.weight_bytes,
+        converted_bytes=layer.converted_bytes,
+        scratch_bytes=layer.scratch_bytes,
+        decode_weights=layer.decode_weights,
+    )
+
+
+def _weights_as_if(
+    shapes: Shapes, storage: StorageFormat, dtype: torch.dtype, linear: LinearKind
+) -> LayerWeights:
+    stored = _shape_bytes(shapes, dtype, BYTES_PER_WEIGHT[storage])
+    as_is = storage == ("fp16" if linear == "dense" else "int8")
+    computed_itemsize = 1 if linear == "int8" else dtype.itemsize
+    return LayerWeights(
+        shapes=shapes,
         stored_bytes=stored,
         buffer_bytes=stored,
-        weight_bytes=tuple(
-            _shape_bytes(shape, dtype, BYTES_PER_WEIGHT["int8" if linear == "int8" else "fp16"])
-            for shape in shapes
-        ),
-        converted_bytes=tuple(
-            0 if as_is else int(_matrix_elements(shape) * (1 if linear == "int8" else dtype.itemsize))
-            for shape in shapes
-        ),
-        decode_weights=tuple(_shape_decode_weights(shape, storage, linear) for shape in shapes),
+        weight_bytes=_shape_bytes(shapes, dtype, BYTES_PER_WEIGHT["int8" if linear == "int8" else "fp16"]),
+        converted_bytes=0 if as_is else _matrix_elements(shapes) * computed_itemsize,
+        decode_weights=_shape_decode_weights(shapes, storage, linear),
     )
 
 
 def _costs_of_layers(
-    config: PreTrainedConfig,
-    shapes: Sequence[Shapes],
-    dtype: torch.dtype,
-    linear: LinearKind,
-    *,
-    stored_bytes: tuple[int, ...],
-    buffer_bytes: tuple[int, ...],
-    weight_bytes: tuple[int, ...],
-    converted_bytes: tuple[int, ...],
-    decode_weights: tuple[Mapping[str, int], ...],
-    scratch_bytes: int = 0,
+    config: PreTrainedConfig, layers: Sequence[LayerWeights], dtype: torch.dtype, linear: LinearKind
 ) -> ModelCosts:
-    layers = range(len(shapes))
     num_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
     return ModelCosts(
-        stored_bytes=stored_bytes,
-        buffer_bytes=buffer_bytes,
-        weight_bytes=weight_bytes,
-        converted_bytes=converted_bytes,
-        decode_weights=decode_weights,
-        scratch_bytes=scratch_bytes,
+        stored_bytes=tuple(layer.stored_bytes for layer in layers),
+        buffer_bytes=tuple(layer.buffer_bytes for layer in layers),
+        weight_bytes=tuple(layer.weight_bytes for layer in layers),
+        converted_bytes=tuple(layer.converted_bytes for layer in layers),
+        decode_weights=tuple(layer.decode_weights for layer in layers),
+        scratch_bytes=max(layer.scratch_bytes for layer in layers),
         linear=linear,
-        linear_weights=tuple(_active_weights(shape, config) for shape in shapes),
+        linear_weights=tuple(_active_weights(layer.shapes, config) for layer in layers),
         key_value_weights=2 * num_kv_heads * head_dim * config.hidden_size,
-        windows=tuple(_window(config, layer) for layer in layers),
+        windows=tuple(_window(config, layer) for layer in range(len(layers))),
         hidden_size=config.hidden_size,
         intermediate_size=getattr(config, "intermediate_size", 0) or 0,
         num_heads=num_heads,

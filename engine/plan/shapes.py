@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from strata.engine.machine.devices import DTYPES
 from strata.engine.machine.profile import MachineProfile
@@ -21,6 +21,7 @@ from strata.engine.machine.rates import LinearKind
 from strata.engine.plan.costs import ModelCosts
 from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
 
 LABEL_ROWS = 2
 """Rows of the vocabulary projection that a job on a shape reads: yes and no."""
@@ -35,19 +36,13 @@ def read_shape(name: str) -> PreTrainedConfig:
     if name in SHAPES:
         return to_llama_config(SHAPES[name])
     path = Path(name)
-    folder = path.parent if path.name == "config.json" else path
-    if not (folder / "config.json").is_file():
+    folder = path.parent if path.name == CONFIG_FILE else path
+    if not (folder / CONFIG_FILE).is_file():
         known = ", ".join(SHAPES)
         raise InputError(
             f"--shape: {name!r} is unknown; expected one of {known}, or a folder with config.json"
         )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{folder}: transformers cannot read config.json: {str(error).splitlines()[0]}"
-        ) from None
-    return config.get_text_config()
+    return read_config(folder).get_text_config()
 
 
 @dataclass(frozen=True, kw_only=True)

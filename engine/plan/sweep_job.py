@@ -115,7 +115,7 @@ def _plan_sweep_job(
 
 def _costs_of(model: OpenModel) -> ModelCosts:
     """The model's costs; layers that are in memory already are not read and not decoded."""
-    costs = model_costs(model.checkpoint, model.decoders[0], model.loader, model.dtype)
+    costs = model_costs(model.checkpoint.config, model.loader.routes, model.dtype)
     return replace(
         costs,
         stored_bytes=tuple(0 if n in model.resident else size for n, size in enumerate(costs.stored_bytes)),

@@ -1,4 +1,7 @@
-"""What one has to know of machine, versions and command to repeat a run."""
+"""What one has to know of machine, versions and command to repeat a run. Knows no models, reads no results.
+
+The owner of what the CPU is called, how many cores there are, and what Linux lists of them.
+"""
 
 from __future__ import annotations
 
@@ -39,34 +42,42 @@ def collect_run_info(config: Mapping[str, object]) -> dict:
         "python": platform.python_version(),
         "torch": package_version("torch"),
         "transformers": package_version("transformers"),
-        "machine": describe_machine(),
+        "machine": collect_machine_facts(),
         "command": shlex.join(sys.argv),
         "config": to_json(config),
     }
 
 
-def describe_machine() -> dict:
+def collect_machine_facts() -> dict:
     """CPU, cores (in the machine and usable by this process), RAM, NVIDIA GPUs, platform."""
     return {
-        "cpu": cpu_model(),
+        "cpu": cpu_name(),
         "num_cores": os.cpu_count(),
-        "num_usable_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "num_usable_cores": num_usable_cores(),
         "ram_gib": round(psutil.virtual_memory().total / 2**30, 2),
         "gpus": list_gpus(),
         "platform": platform.platform(),
     }
 
 
-def cpu_model() -> str | None:
-    """The processor's name as /proc/cpuinfo gives it, elsewhere as Python knows it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+def cpu_name() -> str | None:
+    """The processor's name as Linux lists it, elsewhere as Python knows it; None where neither does."""
+    for line in read_cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def num_usable_cores() -> int | None:
+    """Cores that this process may run on; those of the machine where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def read_cpuinfo() -> str:
+    """What Linux lists of every core, its name and its feature flags among it; empty elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
 
 
 def list_gpus() -> list[dict] | None:

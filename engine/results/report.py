@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from strata.engine.files import write_atomically
+from strata.engine.files import write_bytes_atomically
 from strata.engine.results.tables import NUM_PREDICTED
 from strata.engine.types import QuestionScores
 
@@ -48,11 +48,7 @@ def write_report(path: Path, record: Mapping, scores: Sequence[QuestionScores]) 
     """
     # Lone surrogates, which JSON can smuggle into a prompt, have no UTF-8 form: they become question marks.
     html = render_report(record, scores).encode("utf-8", errors="replace")
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(html)
-
-    write_atomically(path, write)
+    write_bytes_atomically(path, html)
 
 
 def render_report(record: Mapping, scores: Sequence[QuestionScores]) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
-from strata.engine.files import OutputError, to_json, write_atomically
+from strata.engine.files import OutputError, to_json, write_text_atomically
 from strata.engine.results.machine_facts import collect_run_info
 from strata.engine.types import InputError, RunWarnings
 
@@ -104,9 +104,4 @@ class RunRecord:
             log.warning("%s", output_error)
 
     def _write(self) -> None:
-        text = json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text, encoding="ascii")
-
-        write_atomically(self.path, write)
+        write_text_atomically(self.path, json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n")

@@ -1,6 +1,6 @@
 """The files a run leaves (submission, scores, prompts), each either whole or absent. Knows nothing of models.
 
-run.json is written by `run_record`, report.html by `report`; both go through `write_atomically` here.
+run.json is written by `run_record`, report.html by `report`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from strata.engine.files import write_atomically
+from strata.engine.files import write_atomically, write_text_atomically
 from strata.engine.types import Branch, InputError, Prompt, Question, QuestionScores
 
 NUM_PREDICTED = 3
@@ -45,13 +45,8 @@ def write_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write("id,prediction\n")
-            file.writelines(f"{csv_field(row.question.id)},{best_letters(row.order)}\n" for row in scores)
-
-    write_atomically(path, write)
+    lines = [f"{csv_field(row.question.id)},{best_letters(row.order)}\n" for row in scores]
+    write_text_atomically(path, "id,prediction\n" + "".join(lines))
 
 
 def best_letters(order: Sequence[int]) -> str:

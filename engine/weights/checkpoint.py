@@ -9,7 +9,6 @@ tables merge the experts of older mixture-of-experts checkpoints.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -29,6 +28,13 @@ from transformers.core_model_loading import (
 )
 
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    read_config,
+    read_weight_map,
+    weight_files,
+)
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
@@ -148,14 +154,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: no such directory, no config, a format strata does not read, a missing or truncated
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
-    config, quantization = _read_config(path)
+    config, quantization = _read_decoder_config(path)
     stored = _stored_tensors(path)
     with closing(TensorReader()) as reader:
         try:
             collected = collect_weights(quantization, stored, reader.read)
         except InputError as error:
             named = str(path) in str(error)
-            raise InputError(str(error) if named else f"{path / 'config.json'}: {error}") from None
+            raise InputError(str(error) if named else f"{path / CONFIG_FILE}: {error}") from None
     weights = _name_weights(collected, config.model_type)
     if "embed_tokens.weight" not in weights:
         raise InputError(
@@ -183,21 +189,13 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _read_config(path: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def _read_decoder_config(path: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The decoder's config, and its `quantization_config`, empty for a plain checkpoint."""
-    if not path.is_dir():
-        raise InputError(f"{path}: not a directory; --model expects a Hugging Face checkpoint directory")
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path}: no config.json; --model expects a Hugging Face checkpoint directory")
-    try:
-        whole = AutoConfig.from_pretrained(path, local_files_only=True)
-        config = whole.get_text_config()
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path / 'config.json'}: transformers cannot read it: {reason}") from None
+    whole = read_config(path)
+    config = whole.get_text_config()
     if not all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
         raise InputError(
-            f"{path / 'config.json'}: no num_hidden_layers and hidden_size; expected a decoder's config"
+            f"{path / CONFIG_FILE}: no num_hidden_layers and hidden_size; expected a decoder's config"
         )
     quantization = getattr(config, "quantization_config", None) or getattr(whole, "quantization_config", None)
     if hasattr(config, "quantization_config"):
@@ -206,27 +204,18 @@ def _read_config(path: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
 
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
+    stored: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        stored |= read_header(file)
+    index = path / INDEX_FILE
     if index.is_file():
-        try:
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{index}: not a safetensors index ({error})") from None
-        stored: dict[str, StoredTensor] = {}
-        for file in sorted(set(weight_map.values())):
-            stored |= read_header(path / file)
+        weight_map = read_weight_map(path)
         absent = sorted(set(weight_map) - set(stored))
         if absent:
             raise InputError(
                 f"{index}: names tensor {absent[0]}, which {weight_map[absent[0]]} does not hold"
             )
-        return stored
-    if single.is_file():
-        return read_header(single)
-    pickled = sorted(file.name for file in path.glob("*.bin"))
-    found = f"only {pickled[0]}, a pickle, which is never loaded" if pickled else "no weights"
-    raise InputError(f"{path}: expected model.safetensors or model.safetensors.index.json, found {found}")
+    return stored
 
 
 def _name_weights(stored: Iterable[StoredWeight], model_type: str) -> dict[str, WeightSource]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from strata.engine.files import write_atomically
+from strata.engine.files import write_text_atomically
 from strata.engine.types import InputError
 
 CHECKSUMS_FILE = "strata_checksums.json"
@@ -76,11 +76,7 @@ def write_checksums(folder: Path, tensors: Mapping[str, Mapping[str, str]]) -> N
     """
     content = {"algorithm": ALGORITHM, "tensors": {shard: dict(found) for shard, found in tensors.items()}}
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="ascii")
-
-    write_atomically(folder / CHECKSUMS_FILE, write)
+    write_text_atomically(folder / CHECKSUMS_FILE, text)
 
 
 def read_checksums(folder: Path) -> Checksums:

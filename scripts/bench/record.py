@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from strata.engine.results.machine_facts import cpu_name, num_usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -136,22 +137,12 @@ def _now() -> str:
 
 
 def _machine() -> dict[str, Any]:
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
-        "cpu": _cpu_name(),
-        "num_cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "cpu": cpu_name() or platform.machine(),
+        "num_cores": num_usable_cores(),
         "ram_gib": round(psutil.virtual_memory().total / GIB, 1),
         "gpus": _gpu_names(),
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu_names() -> list[str]:

@@ -178,7 +178,7 @@ def test_a_plan_needs_a_checkpoint_or_a_shape(capsys):
 
 def test_a_config_that_transformers_cannot_read_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "no such thing"}')
-    with pytest.raises(InputError, match=r"transformers cannot read config\.json"):
+    with pytest.raises(InputError, match=r"config\.json: transformers cannot read it"):
         read_shape(str(tmp_path))
 
 

@@ -18,11 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedConfig
 
 from strata.engine.model.decoder import build_decoder
-from strata.engine.model.layer_loader import make_loader
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, StorageFormat, model_costs, shape_costs
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.training.config import TrainConfig
 from strata.training.readers.decoder_pass import run_layer
 from strata.training.readers.packed_batch import pack_examples
@@ -105,11 +104,10 @@ def shape_of(config: TrainConfig, checkpoint: Checkpoint) -> TrainedShape:
     """The shape of a run's base model; reads headers only."""
     dtype = dtype_of(config, checkpoint)
     decoder = build_decoder(checkpoint.config, dtype)
-    loader = make_loader(checkpoint, decoder, dtype, TensorReader(), ())
     return TrainedShape(
         model=checkpoint.config,
         dtype=dtype,
-        costs=model_costs(checkpoint, decoder, loader, dtype),
+        costs=model_costs(checkpoint.config, route_layers(checkpoint, decoder, dtype), dtype),
         skeleton=make_skeleton(config, checkpoint.config, dtype, META),
     )
 

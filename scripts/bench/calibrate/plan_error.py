@@ -215,7 +215,9 @@ def summarize(
 def forecast() -> dict[str, float]:
     """Questions an hour of a 70B model on two T4: 4,000 questions of 1,500 tokens, by the best storage."""
     profile = load_profile("kaggle-2xt4")
-    plans = plan_shape(PlanConfig.from_flags(shape="llama2-70b", questions=Path("4000"), tokens=1500), profile)
+    plans = plan_shape(
+        PlanConfig.from_flags(shape="llama2-70b", questions=Path("4000"), tokens=1500), profile
+    )
 
     def best(compute: str) -> float:
         return max(found.questions_per_h for found in plans if found.compute == compute)

@@ -60,6 +60,8 @@ def write_gguf(checkpoint: Path, path: Path, matrix_type: str) -> None:
     from gguf import GGUFWriter
     from safetensors import safe_open
 
+    from strata.engine.weights.checkpoint_folder import weight_files
+
     if matrix_type not in OUTPUT_TYPE:
         raise ValueError(f"matrix_type {matrix_type!r}: expected one of {', '.join(OUTPUT_TYPE)}")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -67,10 +69,7 @@ def write_gguf(checkpoint: Path, path: Path, matrix_type: str) -> None:
     writer = GGUFWriter(path, "llama")
     _add_metadata(writer, config, matrix_type)
     with ExitStack() as stack:
-        files = [
-            stack.enter_context(safe_open(file, framework="pt"))
-            for file in sorted(checkpoint.glob("*.safetensors"))
-        ]
+        files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(checkpoint)]
         sources = {name: file for file in files for name in sorted(file.keys())}
         for name, file in sources.items():
             _announce_tensor(writer, name, file.get_slice(name).get_shape(), matrix_type)

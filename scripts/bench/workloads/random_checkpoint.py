@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from strata.engine.plan.shapes import ModelShape, to_llama_config
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE, weight_files
 from strata.scripts.bench.shapes import num_parameters
 from strata.scripts.bench.workloads.random_storage import (
     QUANTIZATION_CONFIGS,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 INITIALIZER_STD = 0.02
-INDEX_NAME = "model.safetensors.index.json"
 RECIPE_NAME = "random_checkpoint.json"
 POOL_LENGTH = 4_194_301
 FREE_DISK_MARGIN_BYTES = 64 << 20
@@ -112,11 +112,7 @@ def _check_reusable(out: Path, recipe: dict[str, object]) -> None:
 
 
 def _file_names(out: Path) -> list[str]:
-    index_path = out / INDEX_NAME
-    if not index_path.is_file():
-        return ["config.json", "model.safetensors"]
-    weight_map = json.loads(index_path.read_text(encoding="ascii"))["weight_map"]
-    return ["config.json", *sorted(set(weight_map.values()))]
+    return [CONFIG_FILE, *(file.name for file in weight_files(out))]
 
 
 def _check_free_disk(folder: Path, shape: ModelShape, dtype: str, storage: Storage | None) -> None:
@@ -153,7 +149,7 @@ def _write_checkpoint(
         made = {key: _make_tensor(key, one, values, codes, generator) for key, one in shard.items()}
         save_file(made, folder / name, metadata={"format": "pt"})
     if len(shards) > 1:
-        _write_index(folder / INDEX_NAME, names, shards, sum(map(_num_bytes, tensors.values())))
+        _write_index(folder / INDEX_FILE, names, shards, sum(map(_num_bytes, tensors.values())))
 
 
 def _random_tensors(shape: ModelShape, dtype: str, storage: Storage | None) -> RandomTensors:

@@ -23,6 +23,7 @@ from strata.engine.tree.targets import TargetTable, build_target_table
 from strata.engine.types import Branch, Prompt, Question, Target
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.checkpoint_folder import weight_files
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.record import Stopwatch
 from strata.scripts.bench.roofline import drop_page_cache
@@ -129,4 +130,4 @@ def as_prompt(index: int, question: SyntheticQuestion) -> Prompt:
 
 def checkpoint_bytes(checkpoint: Path) -> int:
     """Bytes of a checkpoint's weights on disk."""
-    return sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in weight_files(checkpoint))

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from strata.engine.model.decoder import build_decoder
-from strata.engine.model.layer_loader import make_loader
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, model_costs, sweep_flops, visible_pairs
 from strata.engine.tree.prefix_tree import build_prefix_tree
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 
 from ...families import CONFIGS, FAMILIES, LAYERS_PER_MODEL, SHAPE
 from ..tree.test_prefix_tree import ancestors, sequence_lists, walk_trie
@@ -36,7 +35,7 @@ def costs_of(checkpoint: Callable[..., Path]) -> Callable[..., ModelCosts]:
         decoder = build_decoder(opened.config, dtype)
         if linear == "int8":
             decoder.quantize_linears()
-        return model_costs(opened, decoder, make_loader(opened, decoder, dtype, TensorReader()), dtype)
+        return model_costs(opened.config, route_layers(opened, decoder, dtype), dtype)
 
     return build
 

@@ -20,7 +20,7 @@ from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import Budgets
 from strata.engine.machine.rates import MachineRates
 from strata.engine.model.decoder import build_decoder
-from strata.engine.model.layer_loader import make_loader
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, model_costs
 from strata.engine.plan.planner import plan_sweep, spread_layers
 from strata.engine.plan.shapes import TINY, ModelShape
@@ -28,7 +28,6 @@ from strata.engine.plan.sweep_plan import PlanOverrides, SweepPlan
 from strata.engine.plan.workload import Workload, measure_workload
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
 from ...families import build_tokenizer
@@ -47,8 +46,7 @@ def tiny_costs(checkpoint) -> ModelCosts:
 def read_tiny_costs(checkpoint) -> ModelCosts:
     opened = open_checkpoint(checkpoint("llama-gqa"))
     decoder = build_decoder(opened.config, torch.float32)
-    loader = make_loader(opened, decoder, torch.float32, TensorReader())
-    return model_costs(opened, decoder, loader, torch.float32)
+    return model_costs(opened.config, route_layers(opened, decoder, torch.float32), torch.float32)
 
 
 def costs_of(tiny: ModelCosts, num_layers: int, layer_mib: int, hidden_size: int) -> ModelCosts:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.layer_loader import LayerLoader
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.safetensors_file import read_header
@@ -26,9 +27,8 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
 def make_loader(checkpoint: Checkpoint, dtype=torch.float32, reader=None) -> LayerLoader:
-    decoder = build_decoder(checkpoint.config, dtype)
-    shapes = [decoder.layer_shapes(layer) for layer in range(checkpoint.num_layers)]
-    return LayerLoader(checkpoint, shapes, dtype, reader or TensorReader())
+    routes = route_layers(checkpoint, build_decoder(checkpoint.config, dtype), dtype)
+    return LayerLoader(checkpoint, routes, reader or TensorReader())
 
 
 def read_all(path: Path) -> dict[str, torch.Tensor]:

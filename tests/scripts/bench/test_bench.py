@@ -24,6 +24,7 @@ from strata.engine.plan.shapes import (
     to_llama_config,
 )
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import INDEX_FILE
 from strata.scripts.bench import record
 from strata.scripts.bench.roofline import (
     GemmRate,
@@ -40,7 +41,7 @@ from strata.scripts.bench.workloads.baselines import (
     load_hf_model,
     synthetic_questions,
 )
-from strata.scripts.bench.workloads.random_checkpoint import INDEX_NAME, make_random_checkpoint
+from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_checkpoint_loads_in_transformers_with_every_key_matched(checkpoint):
 
 
 def test_checkpoint_shards_and_index_agree(checkpoint):
-    index = json.loads((checkpoint / INDEX_NAME).read_text())
+    index = json.loads((checkpoint / INDEX_FILE).read_text())
     shards = {name: load_file(checkpoint / name) for name in set(index["weight_map"].values())}
     assert {key: name for name, tensors in shards.items() for key in tensors} == index["weight_map"]
     sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in shards.values()]
@@ -163,7 +164,7 @@ def test_weights_are_normal_and_differ_everywhere(checkpoint):
 def test_checkpoint_of_one_file_in_its_dtype_and_by_seed(tmp_path):
     paths = [make_random_checkpoint(TINY, tmp_path / f"{i}", seed=seed) for i, seed in enumerate((1, 1, 2))]
     first, again, other = (load_file(path / "model.safetensors") for path in paths)
-    assert not (paths[0] / INDEX_NAME).exists()
+    assert not (paths[0] / INDEX_FILE).exists()
     assert json.loads((paths[0] / "config.json").read_text())["dtype"] == "bfloat16"
     assert all(value.dtype == torch.bfloat16 for value in first.values())
     assert all(torch.equal(first[key], again[key]) for key in first)

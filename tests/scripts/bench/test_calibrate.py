@@ -15,14 +15,13 @@ import torch
 from strata.engine.machine.profile import calibrated_path, describe_machine, load_profile, read_profile
 from strata.engine.machine.rates import LayerRates, MachineRates
 from strata.engine.model.decoder import build_decoder
-from strata.engine.model.layer_loader import make_loader
+from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, model_costs
 from strata.engine.plan.shapes import TINY, to_llama_config
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.calibrate import calibrate, decode_runs, plan_error, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (
@@ -190,9 +189,7 @@ def tiny_costs(tmp_path: Path) -> ModelCosts:
     """Costs of the tiny shape."""
     opened = open_checkpoint(make_random_checkpoint(TINY, tmp_path / "tiny", dtype="float32"))
     decoder = build_decoder(to_llama_config(TINY), torch.float32)
-    return model_costs(
-        opened, decoder, make_loader(opened, decoder, torch.float32, TensorReader()), torch.float32
-    )
+    return model_costs(opened.config, route_layers(opened, decoder, torch.float32), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

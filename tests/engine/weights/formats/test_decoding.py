@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from strata.engine.model.layer_loader import LayerLoader
+from strata.engine.model.weight_routes import LayerForm, route_layer
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.formats.fp8 import Fp8Weight
 from strata.engine.weights.formats.registry import collect_weights
@@ -89,8 +90,8 @@ def test_int8_computes_with_the_stored_codes(layout, quantized):
     weight = checkpoint.layer_sources(0)[name].single
     assert isinstance(weight, ChannelInt8Weight)
     with closing(TensorReader()) as reader:
-        shapes, int8 = [{name: (64, 32)}], [frozenset([name])]
-        loaded = LayerLoader(checkpoint, shapes, torch.float32, reader, int8=int8).load(0)
+        form = LayerForm(shapes={name: (64, 32)}, dtype=torch.float32, int8=frozenset([name]))
+        loaded = LayerLoader(checkpoint, [route_layer(checkpoint, 0, form)], reader).load(0)
     codes, scale = loaded[name], loaded[name + "_scale"]
     assert torch.equal(codes, read_parts(weight)["codes"])
     assert (scale.dtype, scale.shape) == (torch.float32, (64,))
