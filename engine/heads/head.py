@@ -93,7 +93,7 @@ class Readings(Protocol):
     """What one member of an ensemble says of some targets; whoever computed the readouts implements it."""
 
     def log_probabilities(self) -> np.ndarray:
-        """[n] float64, of every target's token; logits where the head said that it `normalizes` itself.
+        """[n] float64, of every target's token; logits where `Head.normalizes` says that these will do.
 
         Raises:
             FloatingPointError: one is not finite.
@@ -117,7 +117,7 @@ class ReadingCosts(Protocol):
         ...
 
     def score_weight_bytes(self) -> int:
-        """Bytes read for the score weight; none where an adapter brings its own."""
+        """Bytes read for the score weight; 0 where an adapter brings one."""
         ...
 
 
@@ -156,8 +156,8 @@ class Head(Protocol):
     def normalizes(self, targets: TargetTable) -> bool:
         """Whether log-probabilities are needed, and not logits alone, asked once of all targets of a job.
 
-        Logits cost a read of the targets' own rows of the vocabulary projection, log-probabilities one of all
-        rows.
+        Logits cost a read of the vocabulary projection's rows for the targets' tokens, log-probabilities one
+        of all its rows.
         """
         ...
 
@@ -166,7 +166,7 @@ class Head(Protocol):
 
         Args:
             pen: renders the template.
-            question: what is asked; its own context is not looked at.
+            question: what is asked; its context is not looked at.
             context: what is left of the context.
             rotates: show the options in every cyclic order, where the head numbers them.
 

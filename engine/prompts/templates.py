@@ -101,7 +101,7 @@ def load_template(name: str | None, *, head: Head) -> Template:
 
     Args:
         name: a built-in template, or a file: .yaml/.yml with the keys `text` and optionally `labels` (two
-            texts), or any other suffix with the bare Jinja text; None takes the head's own.
+            texts), or any other suffix with the bare Jinja text; None takes the head's.
         head: what scores the options.
 
     Raises:
