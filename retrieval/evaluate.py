@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.engine.types import InputError
-from strata.retrieval.refine.hits import Hit
+from strata.retrieval.types import Hit
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Relevance by query id and page id; above 0 is relevant."""

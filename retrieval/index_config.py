@@ -25,6 +25,12 @@ Language = Literal[
     "spanish",
     "swedish",
 ]
+Stored = Literal["float16", "int8"]
+"""How an index holds the vectors of an encoder."""
+
+Codes = Literal["int8", "binary"]
+"""What a first pass of dense search reads instead: 8 bits or 1 bit a dimension."""
+
 MIN_NEAR_DUPLICATES = 0.5
 
 
@@ -67,9 +73,9 @@ class IndexConfig:
     """Device the encoder runs on, e.g. cuda:0."""
     encoder_batch: int = 32
     """Chunks the encoder takes at once."""
-    stored: Literal["float16", "int8"] = "float16"
+    stored: Stored = "float16"
     """How embeddings are stored; int8 takes half the space and has a scale a chunk."""
-    codes: tuple[Literal["int8", "binary"], ...] = ()
+    codes: tuple[Codes, ...] = ()
     """Add codes of 8 bits or 1 bit a dimension for `strata search --first-pass`: of the vectors of --encoder,
     or of all the index has. Takes half or a sixteenth of their space; may be given twice."""
     progress: bool = False
@@ -99,8 +105,10 @@ class IndexConfig:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What decides the chunks and the sparse part, as JSON can hold it: two builds with equal settings of
-        one corpus are equal."""
+        """What decides the chunks and the sparse part, as JSON can hold it.
+
+        Two builds of one corpus with equal settings are equal.
+        """
         names = (
             "format",
             "id_field",

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from strata.engine.types import Question
 from strata.retrieval.queries import build_queries, reader_query, search_questions
 from strata.retrieval.refine.fuse import fuse
-from strata.retrieval.refine.hits import Hit, ReadChunks, load_hits
+from strata.retrieval.refine.hits import ReadChunks, load_hits
 from strata.retrieval.refine.order import order_hits, pick_order
 from strata.retrieval.refine.rerank import TextScorer, rerank_hits
 from strata.retrieval.refine.two_stage import PageReader, search_sentences
 from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.types import Ranking, Searcher
+from strata.retrieval.types import Hit, Ranking, Searcher
 
 Advance = Callable[[int], object]
 

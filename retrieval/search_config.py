@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from strata.engine.types import InputError
+from strata.retrieval.index_config import Codes
 
 Method = Literal["bm25", "bm25s", "tfidf", "dense"]
+QueryForm = Literal["prompt", "prompt-options", "prompt3-options", "option"]
+Fusion = Literal["rrf", "scores"]
+Order = Literal["score", "edit-distance", "embedding"]
+RRF_K = 60
+"""The constant of reciprocal rank fusion, as its authors fixed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,23 +33,23 @@ class SearchConfig:
     """Search with bm25 (tantivy; the default), bm25s (in RAM), tfidf or dense; repeat to fuse several."""
     encoder: str | None = None
     """With dense: which of the index's encoders; not needed when it has one."""
-    first_pass: Literal["int8", "binary"] | None = None
+    first_pass: Codes | None = None
     """With dense: search codes of 8 bits or 1 bit a dimension first (`strata index --codes` makes them) and
     rescore the best exactly; the recall against an exact search is measured and printed."""
     ray: str | None = None
     """With dense: share the search out over the nodes of a Ray cluster, with the same result. HOST:PORT of
     its head, auto for the one that this machine is in, or local to start one here. Every node has to see the
     index at the same path; --devices is then for the models here alone."""
-    query: Literal["prompt", "prompt-options", "prompt3-options", "option"] = "prompt3-options"
+    query: QueryForm = "prompt3-options"
     """What is asked: prompt and all options, the prompt three times and all options, or one query an option
     (a chunk keeps the best of its scores)."""
     candidates: int = 100
     """Chunks that each method finds a question."""
-    fusion: Literal["rrf", "scores"] = "scores"
+    fusion: Fusion = "scores"
     """How several methods become one: by reciprocal ranks or by scores scaled to 0..1."""
     weight: tuple[float, ...] = ()
     """Weight of a method in the fusion; one for each --method, in their order."""
-    rrf_k: int = 60
+    rrf_k: int = RRF_K
     """The constant of reciprocal rank fusion."""
     keep: int = 50
     """Best chunks a question that go on to sentences, reranking, order and context."""
@@ -61,7 +67,7 @@ class SearchConfig:
     """Template of --member (prompt is the query, option the passage); strata's own by default."""
     memory_gib: float | None = None
     """With --member: budget for weights and activations on a device."""
-    order: Literal["score", "edit-distance", "embedding"] = "score"
+    order: Order = "score"
     """Order of the chunks of a context, best first."""
     order_top: int = 20
     """With another --order than score: the best so many chunks are put into it; others follow by score."""

@@ -43,6 +43,15 @@ class Chunk:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A chunk found for a query, its score, and the row of the index it comes from."""
+
+    chunk: Chunk
+    score: float
+    row: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ranking:
     """The best rows for each of Q queries, best first.

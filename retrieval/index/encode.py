@@ -21,8 +21,6 @@ from strata.retrieval.index.vector_shard import pack_signs, quantise_int8
 from strata.retrieval.index.vector_store import (
     ENCODER_FILE,
     VECTORS_VERSION,
-    Codes,
-    Stored,
     VectorStore,
     chunks_digest,
     part_name,
@@ -31,6 +29,7 @@ from strata.retrieval.index.vector_store import (
     vector_folder,
 )
 from strata.retrieval.index.vector_writer import VectorWriter
+from strata.retrieval.index_config import Codes, Stored
 from strata.retrieval.types import Chunk
 
 BLOCK_ROWS = 2048

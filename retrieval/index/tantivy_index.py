@@ -9,8 +9,8 @@ from typing import Any
 
 import tantivy
 
+from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
-from strata.retrieval.index.analyzer import make_analyzer
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.manifest import add_part
 from strata.retrieval.index_config import Language

@@ -15,22 +15,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_json_object, read_manifest
 from strata.retrieval.index.vector_shard import VectorShard
+from strata.retrieval.index_config import Codes
 
 VECTORS_VERSION = 1
 ENCODER_FILE = "encoder.json"
 DENSE_FOLDER = "dense"
 UNIT_NORM_BOUND = 1.002
 """No float16 copy of a vector of length 1 is longer (up to 2^20 dimensions)."""
-
-Stored = Literal["float16", "int8"]
-Codes = Literal["int8", "binary"]
 
 
 class VectorStore:

@@ -6,14 +6,12 @@ Both orders are text scorers, so either can rerank as well. Knows nothing of mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
-from strata.retrieval.refine.hits import Hit
 from strata.retrieval.refine.rerank import TextScorer, rerank_hits
-
-Order = Literal["score", "edit-distance", "embedding"]
+from strata.retrieval.search_config import Order
+from strata.retrieval.types import Hit
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Embeddings [n, D] of n texts."""

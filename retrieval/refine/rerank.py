@@ -15,7 +15,8 @@ import numpy as np
 from strata.engine.types import InputError
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
 from strata.retrieval.refine.fuse import scale_to_unit
-from strata.retrieval.refine.hits import Hit, rank_hits
+from strata.retrieval.refine.hits import rank_hits
+from strata.retrieval.types import Hit
 
 
 class TextScorer(Protocol):

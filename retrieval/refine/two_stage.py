@@ -12,9 +12,9 @@ import numpy as np
 
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
 from strata.retrieval.index_config import Language
-from strata.retrieval.refine.hits import Hit, ReadChunks, rank_hits
+from strata.retrieval.refine.hits import ReadChunks, rank_hits
 from strata.retrieval.refine.rerank import TextScorer
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 QUERIES_PER_BATCH = 64
 """Queries whose pages' sentences are in memory together."""
@@ -107,7 +107,7 @@ class LexicalScorer:
     """
 
     def __init__(self, language: Language = "english") -> None:
-        from strata.retrieval.index.analyzer import make_analyzer
+        from strata.retrieval.corpus.analyzer import make_analyzer
 
         self._analyzer = make_analyzer(language)
 

@@ -26,13 +26,13 @@ import numpy as np
 import tantivy
 
 from strata.engine.types import InputError
+from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
-from strata.retrieval.index.analyzer import make_analyzer
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.manifest import check_part, read_manifest
 from strata.retrieval.index.tantivy_index import ANALYZER, LOCK_PREFIX, TANTIVY_PART
 from strata.retrieval.index_config import Language
-from strata.retrieval.searchers.candidates import Candidates, rank_candidates
+from strata.retrieval.rankings import Candidates, rank_candidates
 from strata.retrieval.types import Ranking
 
 K1, B = 1.2, 0.75

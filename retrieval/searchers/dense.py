@@ -13,7 +13,8 @@ import numpy as np
 from strata.engine.types import InputError
 from strata.retrieval.index.encoders import Encoder, EncoderSettings, SentenceEncoder
 from strata.retrieval.index.vector_shard import VectorShard, exact_scores
-from strata.retrieval.index.vector_store import Codes, VectorStore, list_encoders
+from strata.retrieval.index.vector_store import VectorStore, list_encoders
+from strata.retrieval.index_config import Codes
 from strata.retrieval.searchers.running_top_k import RunningTopK
 from strata.retrieval.searchers.scan import MAX_EXACT_VALUES
 from strata.retrieval.searchers.top_k import check_queries, search_top_k

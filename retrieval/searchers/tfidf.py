@@ -21,7 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
-from strata.retrieval.searchers.candidates import found, rank_candidates
+from strata.retrieval.rankings import rank_candidates, read_candidates
 from strata.retrieval.types import Ranking
 
 ROWS_PER_SLICE = 100_000
@@ -133,7 +133,7 @@ def _merge(ranking: Ranking, scores_QR: Any, first_row: int, top_k: int) -> Rank
     """The best of a ranking so far and of one more slice's scores [Q, R] (sparse)."""
     candidates = []
     for query, (begin, end) in enumerate(pairwise(scores_QR.indptr)):
-        rows_before, scores_before = found(ranking, query)
+        rows_before, scores_before = read_candidates(ranking, query)
         rows = np.concatenate((rows_before, scores_QR.indices[begin:end] + np.int64(first_row)))
         scores = np.concatenate((scores_before, scores_QR.data[begin:end]))
         candidates.append((rows, scores))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from strata.engine.types import Question
+from strata.retrieval.rankings import rank_candidates
 from strata.retrieval.refine.order import edit_similarity
 from strata.retrieval.refine.rerank import score_each
 from strata.retrieval.search import SearchTools, num_stages, refine_method, search
 from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.searchers.candidates import rank_candidates
 from strata.retrieval.types import Chunk, Ranking
 
 TEXTS = ["red cat. blue cat.", "green dog.", "red dog. Old dog.", "blue bird."]

@@ -15,8 +15,7 @@ from strata.retrieval.refine.assemble import (
     drop_repeats,
     join_chunks,
 )
-from strata.retrieval.refine.hits import Hit
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 
 def hit(number: int, text: str, title: str = "") -> Hit:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from strata.retrieval.rankings import rank_candidates
 from strata.retrieval.refine.fuse import fuse, fuse_normalised_scores, fuse_reciprocal_ranks, scale_to_unit
-from strata.retrieval.searchers.candidates import rank_candidates
 from strata.retrieval.types import Ranking
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from strata.engine.types import InputError
-from strata.retrieval.refine.hits import Hit, load_hits, rank_hits
+from strata.retrieval.refine.hits import load_hits, rank_hits
 from strata.retrieval.refine.rerank import (
     CrossEncoderScorer,
     SentenceScorer,
@@ -16,7 +16,7 @@ from strata.retrieval.refine.rerank import (
     rerank_hits,
     score_each,
 )
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 
 def hit(row: int, text: str, score: float = 0.0, title: str = "T") -> Hit:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from strata.retrieval.refine.hits import Hit
 from strata.retrieval.refine.rerank import score_each
 from strata.retrieval.refine.two_stage import LexicalScorer, PageReader, search_sentences
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 PAGES = {
     "cats": ["Cats purr. Cats sleep.", "Some cats hunt mice."],
