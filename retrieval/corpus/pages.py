@@ -7,6 +7,7 @@ nothing of chunks or indexes.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
@@ -150,7 +151,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         file: BinaryIO
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be decompressed ({error})") from None
 

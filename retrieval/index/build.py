@@ -7,7 +7,6 @@ nothing of embeddings.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from strata.retrieval.corpus.page_ids import refuse_repeats
 from strata.retrieval.corpus.pages import list_corpus_files, read_placed_pages
 from strata.retrieval.corpus.records import FieldNames
 from strata.retrieval.index.chunk_store import ChunkStore, ChunkWriter
-from strata.retrieval.index.journal import JOURNAL_FILE, WORK_FOLDER, BuildJournal, open_journal
+from strata.retrieval.index.journal import WORK_FOLDER, BuildJournal, open_journal, remove_work
 from strata.retrieval.index.manifest import (
     CHUNKS_PART,
     MANIFEST_FILE,
@@ -39,8 +38,11 @@ Report = Callable[[str, int], object]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What a build left. `num_resumed_chunks` were there before this call; of the pages, some had no text
-    and some were dropped for resembling an earlier one."""
+    """What a build left.
+
+    `num_resumed_chunks` were there before this call; of the pages, some had no text and some were dropped for
+    resembling an earlier one.
+    """
 
     manifest: Manifest
     num_resumed_chunks: int
@@ -73,9 +75,7 @@ def build_index(config: IndexConfig, report: Report = lambda stage, num_done: No
         write_manifest(config.out, _first_manifest(journal))
     if TANTIVY_PART not in read_manifest(config.out).parts:
         build_tantivy(ChunkStore(config.out), config.language, lambda num_done: report("chunks", num_done))
-    (config.out / JOURNAL_FILE).unlink(missing_ok=True)
-    if (config.out / WORK_FOLDER).exists():
-        shutil.rmtree(config.out / WORK_FOLDER)
+    remove_work(config.out)
     manifest = read_manifest(config.out)
     return BuildReport(
         manifest=manifest,

@@ -6,11 +6,11 @@ the arrays get their names, the vectors last. Knows nothing of encoders. Legend:
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from strata.engine.files import flush_to_disk
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import read_json_object, write_json
 from strata.retrieval.index.vector_store import map_array, scale_path
@@ -113,6 +113,5 @@ def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memma
 
 
 def _rename(path: Path) -> None:
-    with _partial(path).open("rb+") as file:
-        os.fsync(file.fileno())
+    flush_to_disk(_partial(path))
     _partial(path).replace(path)
