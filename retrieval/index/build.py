@@ -32,7 +32,7 @@ from strata.retrieval.index.manifest import (
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.types import Page
 
-Report = Callable[[str, int], object]
+ReportStage = Callable[[str, int], object]
 """Told what goes on: the stage ("signatures", "pages", "chunks") and how many are done."""
 
 
@@ -50,7 +50,7 @@ class BuildReport:
     num_dropped_pages: int
 
 
-def build_index(config: IndexConfig, report: Report = lambda stage, num_done: None) -> BuildReport:
+def build_index(config: IndexConfig, report: ReportStage = lambda stage, num_done: None) -> BuildReport:
     """Makes the chunks and the BM25 part of an index, or goes on where an interrupted call stopped.
 
     Peak memory: one shard of chunks, one page, tantivy's writer; with the corpus it grows by 8 bytes a page.
@@ -103,7 +103,7 @@ def read_config_pages(config: IndexConfig) -> Iterator[Page]:
     return (page for _, page in read_config_places(config))
 
 
-def write_chunks(config: IndexConfig, journal: BuildJournal, report: Report) -> None:
+def write_chunks(config: IndexConfig, journal: BuildJournal, report: ReportStage) -> None:
     """Writes every shard that the journal does not have yet, and enters each into it."""
     progress = journal.progress
     if progress.is_whole:
@@ -137,7 +137,7 @@ def _add_page(page: Page, limit: ChunkLimit, writer: ChunkWriter, journal: Build
     return num_chunks
 
 
-def _near_duplicates(config: IndexConfig, report: Report) -> np.ndarray:
+def _near_duplicates(config: IndexConfig, report: ReportStage) -> np.ndarray:
     """[pages] bool, which to drop; empty when none shall be."""
     if config.near_duplicates is None:
         return np.zeros(0, dtype=bool)

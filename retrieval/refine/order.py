@@ -5,16 +5,13 @@ Both orders are text scorers, so either can rerank as well. Knows nothing of mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from strata.retrieval.refine.rerank import TextScorer, rerank_hits
 from strata.retrieval.search_config import Order
-from strata.retrieval.types import Hit
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""Embeddings [n, D] of n texts."""
+from strata.retrieval.types import Encode, Hit
 
 
 def edit_similarity(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
