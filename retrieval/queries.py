@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from strata.engine.types import Question
-from strata.retrieval.rankings import best_by_row, rank_candidates, read_candidates
+from strata.retrieval.rankings import Candidates, best_by_row, rank_candidates, read_candidates
 from strata.retrieval.search_config import QueryForm
 from strata.retrieval.types import Ranking, Searcher
 
@@ -43,9 +43,9 @@ def build_queries(questions: Sequence[Question], form: QueryForm) -> Queries:
     texts: list[str] = []
     owners: list[int] = []
     for number, question in enumerate(questions):
-        own = _write_queries(question, form)
-        texts += own
-        owners += [number] * len(own)
+        written = _write_queries(question, form)
+        texts += written
+        owners += [number] * len(written)
     return Queries(
         texts=tuple(texts), owners=np.asarray(owners, dtype=np.int64), num_questions=len(questions)
     )
@@ -99,7 +99,7 @@ def merge_by_score(ranking: Ranking, owners: np.ndarray, num_questions: int, top
     Returns:
         A ranking of [Q, top_k]; a question that asks nothing finds nothing.
     """
-    parts: list[list] = [[] for _ in range(num_questions)]
+    parts: list[list[Candidates]] = [[] for _ in range(num_questions)]
     for query, owner in enumerate(owners):
         parts[owner].append(read_candidates(ranking, query))
-    return rank_candidates([best_by_row(own) for own in parts], top_k)
+    return rank_candidates([best_by_row(candidates) for candidates in parts], top_k)

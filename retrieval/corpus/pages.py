@@ -101,8 +101,8 @@ def read_pages(
 ) -> Iterator[Page]:
     """Streams a corpus's pages; the same paths always give the same pages in the same order.
 
-    A page without an id of its own gets `<file>:<line or row, from one>`, a text file its name alone; a file
-    of a folder is called by its path in it. Text that no UTF-8 can hold (half a surrogate pair) has it
+    A page without an id gets `<file>:<line or row, from one>`, a text file its name alone; a file of a
+    folder is called by its path in it. Text that no UTF-8 can hold (half a surrogate pair) has it
     replaced by "?".
 
     Args:

@@ -32,7 +32,7 @@ def fuse_reciprocal_ranks(
     learning methods", SIGIR 2009.
 
     Args:
-        rankings: of the same Q queries, each [Q, k] with its own k.
+        rankings: of the same Q queries, each [Q, k]; k may differ.
         top_k: places of the result.
         weights: one a ranking; all 1 when empty.
         rrf_k: the higher, the less the first places stand out.

@@ -125,14 +125,13 @@ class LexicalScorer:
     def _score(self, query: str, texts: Sequence[str]) -> np.ndarray:
         from bm25s import BM25
 
-        vocabulary: dict[str, int] = {}
-        documents = [
-            [vocabulary.setdefault(word, len(vocabulary)) for word in self._analyzer.analyze(text)]
-            for text in texts
-        ]
-        words = [vocabulary[word] for word in self._analyzer.analyze(query) if word in vocabulary]
+        from strata.retrieval.corpus.analyzer import Vocabulary
+
+        vocabulary = Vocabulary(self._analyzer)
+        documents = [vocabulary.learn(text) for text in texts]
+        words = vocabulary.look_up(query)
         if not words:
             return np.zeros(len(texts), dtype=np.float32)
         index = BM25(method="lucene")
-        index.index((documents, vocabulary), show_progress=False)
+        index.index((documents, vocabulary.ids()), show_progress=False)
         return np.asarray(index.get_scores_from_ids(words), dtype=np.float32)

@@ -13,7 +13,7 @@ from strata.engine.types import InputError
 from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.searchers import bm25
-from strata.retrieval.searchers.bm25 import Bm25s, TantivyBm25
+from strata.retrieval.searchers.bm25 import Bm25Parameters, Bm25s, TantivyBm25
 from strata.retrieval.types import Ranking
 
 from ..small_index import make_index, random_texts
@@ -118,7 +118,8 @@ def test_bm25s_with_other_parameters(
 ) -> None:
     monkeypatch.setitem(globals(), "K1", 0.9)
     monkeypatch.setitem(globals(), "B", 0.4)
-    ranking = Bm25s(store, "none", k1=0.9, b=0.4, backend="numpy").search(["word1 word2"], 10)
+    searcher = Bm25s(store, "none", parameters=Bm25Parameters(k1=0.9, b=0.4), backend="numpy")
+    ranking = searcher.search(["word1 word2"], 10)
     assert_ranks_like(ranking, [bm25_scores(texts, "word1 word2", rounded=False)], 10)
 
 
