@@ -52,7 +52,7 @@ class IndexConfig:
     text_field: str | None = None
     """Field or column of a page's text, when it has no usual name."""
     limit: int | None = None
-    """Read only so many pages."""
+    """Read only the first N pages."""
     chunk_chars: int = 512
     """Longest chunk, in characters; sentences are merged up to it."""
     chunk_tokens: int | None = None
@@ -97,7 +97,7 @@ class IndexConfig:
         if (self.chunk_tokens is None) != (self.tokenizer is None):
             raise InputError("--chunk-tokens and --tokenizer go together; one of them is missing")
         if self.codes and self.stored == "int8":
-            raise InputError("--codes: are made of vectors in float16; expected --stored float16")
+            raise InputError("--codes: need vectors in float16; expected --stored float16")
         threshold = self.near_duplicates
         if threshold is not None and not MIN_NEAR_DUPLICATES <= threshold <= 1:
             raise InputError(

@@ -44,7 +44,7 @@ class SearchConfig:
     """What is asked: prompt and all options, the prompt three times and all options, or one query an option
     (a chunk keeps the best of its scores)."""
     candidates: int = 100
-    """Chunks that each method finds a question."""
+    """Chunks that each method finds for a question."""
     fusion: Fusion = "scores"
     """How several methods become one: by reciprocal ranks or by scores scaled to 0..1."""
     weight: tuple[float, ...] = ()
@@ -52,9 +52,9 @@ class SearchConfig:
     rrf_k: int = RRF_K
     """The constant of reciprocal rank fusion."""
     keep: int = 50
-    """Best chunks a question that go on to sentences, reranking, order and context."""
+    """Best chunks of a question that go on to sentences, reranking, order and context."""
     pages: int = 0
-    """Two-stage search: the best so many pages, then the best sentences within them; 0 keeps chunks."""
+    """Two-stage search: this many best pages, then the best sentences within them; 0 keeps chunks."""
     sentences: Literal["lexical", "embedding"] = "lexical"
     """How --pages compares sentences: BM25 among them, or the index's encoder."""
     cross_encoder: Path | None = None
@@ -70,7 +70,7 @@ class SearchConfig:
     order: Order = "score"
     """Order of the chunks of a context, best first."""
     order_top: int = 20
-    """With another --order than score: the best so many chunks are put into it; others follow by score."""
+    """With an --order other than score: sort this many of the best chunks; the others follow by score."""
     tokenizer: Path | None = None
     """Folder of the reader's tokenizer, which the budget is counted in; without it, 3 characters a token."""
     context_tokens: int = 1000
@@ -145,7 +145,7 @@ class SearchConfig:
         if self.member is None and (self.member_adapter or self.member_template):
             raise InputError("--member-adapter and --member-template: need --member; it is missing")
         if self.first_pass is not None and "dense" not in self.methods:
-            raise InputError("--first-pass: is for --method dense, which is missing")
+            raise InputError("--first-pass: needs --method dense; it is missing")
         self._check_ray()
         if not self.context_column.strip():
             raise InputError("--context-column: is blank; expected a name")
@@ -154,7 +154,7 @@ class SearchConfig:
         if self.ray is None:
             return
         if "dense" not in self.methods:
-            raise InputError("--ray: is for --method dense, which is missing")
+            raise InputError("--ray: needs --method dense; it is missing")
         if self.first_pass is not None:
             raise InputError("--ray and --first-pass: a cluster searches exactly; expected one of them")
         if self.ray not in ("auto", "local") and not re.fullmatch(r"[^\s/]+:\d{1,5}", self.ray):

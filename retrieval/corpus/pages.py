@@ -38,7 +38,7 @@ SUFFIXES: Mapping[str, CorpusFormat] = {
 BEIR_FILE = "corpus.jsonl"
 PARQUET_BATCH_ROWS = 256
 MAX_TEXT_PAGE_CHARS = 1 << 20
-"""A plain text file is one page; a longer one is cut at the next line after so many characters."""
+"""A plain text file is one page; a longer one is cut at the end of the line that reaches so many characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _known_format(path: Path) -> CorpusFormat | None:
 def _format_of(path: Path) -> CorpusFormat:
     if found := _known_format(path):
         return found
-    raise InputError(f"{path}: cannot tell its format by its name; name it with --format")
+    raise InputError(f"{path}: cannot tell its format from its name; expected --format to say it")
 
 
 def read_pages(

@@ -191,7 +191,7 @@ def write_codes(
     store = VectorStore(index, name)
     if store.description["stored"] != "float16":
         raise InputError(
-            f"{store.folder}: vectors are stored as int8; expected float16 to make {codes} codes of"
+            f"{store.folder}: vectors are stored as int8; expected float16, which {codes} codes are made of"
         )
     for number, shard in enumerate(store.open_shards()):
         writer = VectorWriter(shard_path(folder, number), shard.num_rows, store.dim, codes)

@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ChunkStore:
 
 
 def reference_scores(num_idf_rows: int, *, sublinear: bool = True) -> np.ndarray:
-    """[Q, C] cosines by scikit-learn's own pipeline over the whole corpus at once."""
+    """[Q, C] cosines by scikit-learn's pipeline over the whole corpus at once."""
     settings = {"ngram_range": (1, 2), "stop_words": "english", "token_pattern": r"(?u)\b\w+\b"}
     vocabulary = TfidfVectorizer(**settings).fit(QUERIES).vocabulary_
     vectorizer = TfidfVectorizer(**settings, vocabulary=vocabulary, sublinear_tf=sublinear)
