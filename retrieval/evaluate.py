@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from strata.engine.files import read_utf8
 from strata.engine.types import InputError
-from strata.retrieval.refine.hits import Hit
+from strata.retrieval.types import Hit
 
 Qrels = Mapping[str, Mapping[str, int]]
 """Relevance by query id and page id; above 0 is relevant."""
@@ -34,14 +35,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     Raises:
         InputError: no such file, a line of other columns, a relevance that is no integer, or no line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a qrels file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 ({error.reason}); expected a qrels file") from error
     qrels: dict[str, dict[str, int]] = {}
-    for query, page, relevance in _parse_qrels(path, lines):
+    for query, page, relevance in _parse_qrels(path, read_utf8(path).splitlines()):
         qrels.setdefault(query, {})[page] = relevance
     if not qrels:
         raise InputError(f"{path}: holds no judgement; expected lines of query, page and relevance")
@@ -96,7 +91,7 @@ def evaluate_ranking(
         for query, pages in rankings.items()
         if query in qrels
     }
-    result: Any = ir_measures.calc(wanted, {query: dict(own) for query, own in qrels.items()}, run)
+    result: Any = ir_measures.calc(wanted, {query: dict(judged) for query, judged in qrels.items()}, run)
     per_query = {query: {str(measure): 0.0 for measure in wanted} for query in qrels}
     for metric in result.per_query:
         per_query[metric.query_id][str(metric.measure)] = float(metric.value)

@@ -25,6 +25,12 @@ Language = Literal[
     "spanish",
     "swedish",
 ]
+Stored = Literal["float16", "int8"]
+"""How an index holds the vectors of an encoder."""
+
+Codes = Literal["int8", "binary"]
+"""What a first pass of dense search reads instead: 8 bits or 1 bit a dimension."""
+
 MIN_NEAR_DUPLICATES = 0.5
 
 
@@ -46,7 +52,7 @@ class IndexConfig:
     text_field: str | None = None
     """Field or column of a page's text, when it has no usual name."""
     limit: int | None = None
-    """Read only so many pages."""
+    """Read only the first N pages."""
     chunk_chars: int = 512
     """Longest chunk, in characters; sentences are merged up to it."""
     chunk_tokens: int | None = None
@@ -67,9 +73,9 @@ class IndexConfig:
     """Device the encoder runs on, e.g. cuda:0."""
     encoder_batch: int = 32
     """Chunks the encoder takes at once."""
-    stored: Literal["float16", "int8"] = "float16"
+    stored: Stored = "float16"
     """How embeddings are stored; int8 takes half the space and has a scale a chunk."""
-    codes: tuple[Literal["int8", "binary"], ...] = ()
+    codes: tuple[Codes, ...] = ()
     """Add codes of 8 bits or 1 bit a dimension for `strata search --first-pass`: of the vectors of --encoder,
     or of all the index has. Takes half or a sixteenth of their space; may be given twice."""
     progress: bool = False
@@ -91,7 +97,7 @@ class IndexConfig:
         if (self.chunk_tokens is None) != (self.tokenizer is None):
             raise InputError("--chunk-tokens and --tokenizer go together; one of them is missing")
         if self.codes and self.stored == "int8":
-            raise InputError("--codes: are made of vectors in float16; expected --stored float16")
+            raise InputError("--codes: need vectors in float16; expected --stored float16")
         threshold = self.near_duplicates
         if threshold is not None and not MIN_NEAR_DUPLICATES <= threshold <= 1:
             raise InputError(
@@ -99,8 +105,10 @@ class IndexConfig:
             )
 
     def settings(self) -> dict[str, Any]:
-        """What decides the chunks and the sparse part, as JSON can hold it: two builds with equal settings of
-        one corpus are equal."""
+        """What decides the chunks and the sparse part, as JSON can hold it.
+
+        Two builds of one corpus with equal settings are equal.
+        """
         names = (
             "format",
             "id_field",

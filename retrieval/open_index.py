@@ -25,7 +25,7 @@ def open_tools(
     Args:
         config: the settings.
         reranker: a reranker from outside, such as a strata member; else the cross-encoder, if one is named.
-        encoder: the query encoder; None loads the index's own where the settings need one.
+        encoder: the query encoder; None loads that of the index where the settings need one.
 
     Returns:
         The tools of `search`; call their `close` when done. The index is only read.
@@ -46,7 +46,7 @@ def open_tools(
     sentences = _sentence_scorer(config, language, embedding)
     # So that what one searcher started ends when another cannot be opened.
     with ExitStack() as opened:
-        searchers = {
+        searchers: dict[str, Searcher] = {
             method: _open_dense(config, encoder, devices, opened)
             if method == "dense"
             else _open_sparse(method, store, language)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from strata.engine.types import Question
-from strata.retrieval.searchers.candidates import best_by_row, found, rank_candidates
+from strata.retrieval.rankings import Candidates, best_by_row, rank_candidates, read_candidates
+from strata.retrieval.search_config import QueryForm
 from strata.retrieval.types import Ranking, Searcher
-
-QueryForm = Literal["prompt", "prompt-options", "prompt3-options", "option"]
 
 PROMPT_REPEATS = {"prompt": 1, "prompt-options": 1, "prompt3-options": 3}
 """How often the prompt is in the query: three times weighs its words against those of five options."""
@@ -45,9 +43,9 @@ def build_queries(questions: Sequence[Question], form: QueryForm) -> Queries:
     texts: list[str] = []
     owners: list[int] = []
     for number, question in enumerate(questions):
-        own = _write_queries(question, form)
-        texts += own
-        owners += [number] * len(own)
+        written = _write_queries(question, form)
+        texts += written
+        owners += [number] * len(written)
     return Queries(
         texts=tuple(texts), owners=np.asarray(owners, dtype=np.int64), num_questions=len(questions)
     )
@@ -101,7 +99,7 @@ def merge_by_score(ranking: Ranking, owners: np.ndarray, num_questions: int, top
     Returns:
         A ranking of [Q, top_k]; a question that asks nothing finds nothing.
     """
-    parts: list[list] = [[] for _ in range(num_questions)]
+    parts: list[list[Candidates]] = [[] for _ in range(num_questions)]
     for query, owner in enumerate(owners):
-        parts[owner].append(found(ranking, query))
-    return rank_candidates([best_by_row(own) for own in parts], top_k)
+        parts[owner].append(read_candidates(ranking, query))
+    return rank_candidates([best_by_row(candidates) for candidates in parts], top_k)

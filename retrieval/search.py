@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from strata.engine.types import Question
 from strata.retrieval.queries import build_queries, reader_query, search_questions
 from strata.retrieval.refine.fuse import fuse
-from strata.retrieval.refine.hits import Hit, ReadChunks, load_hits
+from strata.retrieval.refine.hits import ReadChunks, load_hits
 from strata.retrieval.refine.order import order_hits, pick_order
 from strata.retrieval.refine.rerank import TextScorer, rerank_hits
-from strata.retrieval.refine.two_stage import PageReader, search_sentences
+from strata.retrieval.refine.two_stage import PageReader, best_of_pages, search_sentences
 from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.types import Ranking, Searcher
+from strata.retrieval.types import Hit, Ranking, Searcher
 
 Advance = Callable[[int], object]
 
@@ -119,10 +119,9 @@ def _refine(
     if config.pages:
         if tools.sentences is None:
             raise ValueError("two-stage search needs a sentence scorer; got none")
-        pages = PageReader(tools.read_chunks, tools.num_rows)
-        hits = stages["sentences"] = search_sentences(
-            texts, hits, pages, tools.sentences, num_pages=config.pages, top_k=config.keep
-        )
+        reader = PageReader(tools.read_chunks, tools.num_rows)
+        pages = [best_of_pages(found, config.pages) for found in hits]
+        hits = stages["sentences"] = search_sentences(texts, pages, reader, tools.sentences, config.keep)
     advance(1)
     if tools.reranker is not None:
         hits = stages["reranked"] = rerank_hits(texts, hits, tools.reranker, config.keep)

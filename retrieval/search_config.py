@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from strata.engine.types import InputError
+from strata.retrieval.index_config import Codes
 
 Method = Literal["bm25", "bm25s", "tfidf", "dense"]
+QueryForm = Literal["prompt", "prompt-options", "prompt3-options", "option"]
+Fusion = Literal["rrf", "scores"]
+Order = Literal["score", "edit-distance", "embedding"]
+RRF_K = 60
+"""The constant of reciprocal rank fusion, as its authors fixed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,28 +33,28 @@ class SearchConfig:
     """Search with bm25 (tantivy; the default), bm25s (in RAM), tfidf or dense; repeat to fuse several."""
     encoder: str | None = None
     """With dense: which of the index's encoders; not needed when it has one."""
-    first_pass: Literal["int8", "binary"] | None = None
+    first_pass: Codes | None = None
     """With dense: search codes of 8 bits or 1 bit a dimension first (`strata index --codes` makes them) and
     rescore the best exactly; the recall against an exact search is measured and printed."""
     ray: str | None = None
     """With dense: share the search out over the nodes of a Ray cluster, with the same result. HOST:PORT of
     its head, auto for the one that this machine is in, or local to start one here. Every node has to see the
     index at the same path; --devices is then for the models here alone."""
-    query: Literal["prompt", "prompt-options", "prompt3-options", "option"] = "prompt3-options"
+    query: QueryForm = "prompt3-options"
     """What is asked: prompt and all options, the prompt three times and all options, or one query an option
     (a chunk keeps the best of its scores)."""
     candidates: int = 100
-    """Chunks that each method finds a question."""
-    fusion: Literal["rrf", "scores"] = "scores"
+    """Chunks that each method finds for a question."""
+    fusion: Fusion = "scores"
     """How several methods become one: by reciprocal ranks or by scores scaled to 0..1."""
     weight: tuple[float, ...] = ()
     """Weight of a method in the fusion; one for each --method, in their order."""
-    rrf_k: int = 60
+    rrf_k: int = RRF_K
     """The constant of reciprocal rank fusion."""
     keep: int = 50
-    """Best chunks a question that go on to sentences, reranking, order and context."""
+    """Best chunks of a question that go on to sentences, reranking, order and context."""
     pages: int = 0
-    """Two-stage search: the best so many pages, then the best sentences within them; 0 keeps chunks."""
+    """Two-stage search: this many best pages, then the best sentences within them; 0 keeps chunks."""
     sentences: Literal["lexical", "embedding"] = "lexical"
     """How --pages compares sentences: BM25 among them, or the index's encoder."""
     cross_encoder: Path | None = None
@@ -61,10 +67,10 @@ class SearchConfig:
     """Template of --member (prompt is the query, option the passage); strata's own by default."""
     memory_gib: float | None = None
     """With --member: budget for weights and activations on a device."""
-    order: Literal["score", "edit-distance", "embedding"] = "score"
+    order: Order = "score"
     """Order of the chunks of a context, best first."""
     order_top: int = 20
-    """With another --order than score: the best so many chunks are put into it; others follow by score."""
+    """With an --order other than score: sort this many of the best chunks; the others follow by score."""
     tokenizer: Path | None = None
     """Folder of the reader's tokenizer, which the budget is counted in; without it, 3 characters a token."""
     context_tokens: int = 1000
@@ -139,7 +145,7 @@ class SearchConfig:
         if self.member is None and (self.member_adapter or self.member_template):
             raise InputError("--member-adapter and --member-template: need --member; it is missing")
         if self.first_pass is not None and "dense" not in self.methods:
-            raise InputError("--first-pass: is for --method dense, which is missing")
+            raise InputError("--first-pass: needs --method dense; it is missing")
         self._check_ray()
         if not self.context_column.strip():
             raise InputError("--context-column: is blank; expected a name")
@@ -148,7 +154,7 @@ class SearchConfig:
         if self.ray is None:
             return
         if "dense" not in self.methods:
-            raise InputError("--ray: is for --method dense, which is missing")
+            raise InputError("--ray: needs --method dense; it is missing")
         if self.first_pass is not None:
             raise InputError("--ray and --first-pass: a cluster searches exactly; expected one of them")
         if self.ray not in ("auto", "local") and not re.fullmatch(r"[^\s/]+:\d{1,5}", self.ray):

@@ -5,7 +5,7 @@ Legend of shape suffixes used across retrieval: Q queries, k places of a ranking
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,12 @@ import numpy as np
 
 NO_ROW = -1
 """The row in a place of a ranking that nothing takes; its score is minus infinity."""
+
+ReportCount = Callable[[int], object]
+"""Told, every now and then, how many of its items a stage is done with."""
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""Embeds n texts: vectors [n, D] float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,15 @@ class Chunk:
     title: str
     section: str
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """A chunk found for a query, its score, and the row of the index it comes from."""
+
+    chunk: Chunk
+    score: float
+    row: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

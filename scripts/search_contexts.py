@@ -10,9 +10,9 @@ from typing import Any
 
 from strata.engine.types import Question, RunWarnings
 from strata.retrieval.refine.assemble import Context, CountTokens, assemble_context, deal_hits
-from strata.retrieval.refine.hits import Hit
 from strata.retrieval.search import SearchResult, SearchTools, refine_method
 from strata.retrieval.search_config import SearchConfig
+from strata.retrieval.types import Hit
 from strata.scripts.context_table import write_with_contexts
 
 CHARACTERS_PER_TOKEN = 3

@@ -62,7 +62,7 @@ def _clean(text: str) -> str:
 def cut_sections(text: str, opening: str, headings: Sequence[str]) -> list[tuple[str, str]]:
     """Finds the headings in a page's running text and cuts it there; a heading stays out of the text.
 
-    A heading counts where it stands as words of its own after the end of a sentence (or straight after the
+    A heading counts where it stands as separate words after the end of a sentence (or straight after the
     opening or another heading), and after the headings before it. One that is not found is passed over, and
     the text it belongs to stays with the section before.
 

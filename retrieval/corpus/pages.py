@@ -7,6 +7,7 @@ nothing of chunks or indexes.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
@@ -37,7 +38,7 @@ SUFFIXES: Mapping[str, CorpusFormat] = {
 BEIR_FILE = "corpus.jsonl"
 PARQUET_BATCH_ROWS = 256
 MAX_TEXT_PAGE_CHARS = 1 << 20
-"""A plain text file is one page; a longer one is cut at the next line after so many characters."""
+"""A plain text file is one page; a longer one is cut at the end of the line that reaches so many characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def _known_format(path: Path) -> CorpusFormat | None:
 def _format_of(path: Path) -> CorpusFormat:
     if found := _known_format(path):
         return found
-    raise InputError(f"{path}: cannot tell its format by its name; name it with --format")
+    raise InputError(f"{path}: cannot tell its format from its name; expected --format to say it")
 
 
 def read_pages(
@@ -100,8 +101,8 @@ def read_pages(
 ) -> Iterator[Page]:
     """Streams a corpus's pages; the same paths always give the same pages in the same order.
 
-    A page without an id of its own gets `<file>:<line or row, from one>`, a text file its name alone; a file
-    of a folder is called by its path in it. Text that no UTF-8 can hold (half a surrogate pair) has it
+    A page without an id gets `<file>:<line or row, from one>`, a text file its name alone; a file of a
+    folder is called by its path in it. Text that no UTF-8 can hold (half a surrogate pair) has it
     replaced by "?".
 
     Args:
@@ -150,7 +151,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         file: BinaryIO
         with opener(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be decompressed ({error})") from None
 

@@ -7,7 +7,6 @@ nothing of embeddings.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from strata.retrieval.corpus.page_ids import refuse_repeats
 from strata.retrieval.corpus.pages import list_corpus_files, read_placed_pages
 from strata.retrieval.corpus.records import FieldNames
 from strata.retrieval.index.chunk_store import ChunkStore, ChunkWriter
-from strata.retrieval.index.journal import JOURNAL_FILE, WORK_FOLDER, BuildJournal, open_journal
+from strata.retrieval.index.journal import WORK_FOLDER, BuildJournal, open_journal, remove_work
 from strata.retrieval.index.manifest import (
     CHUNKS_PART,
     MANIFEST_FILE,
@@ -33,14 +32,17 @@ from strata.retrieval.index.manifest import (
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.types import Page
 
-Report = Callable[[str, int], object]
+ReportStage = Callable[[str, int], object]
 """Told what goes on: the stage ("signatures", "pages", "chunks") and how many are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What a build left. `num_resumed_chunks` were there before this call; of the pages, some had no text
-    and some were dropped for resembling an earlier one."""
+    """What a build left.
+
+    `num_resumed_chunks` were there before this call; of the pages, some had no text and some were dropped for
+    resembling an earlier one.
+    """
 
     manifest: Manifest
     num_resumed_chunks: int
@@ -48,7 +50,7 @@ class BuildReport:
     num_dropped_pages: int
 
 
-def build_index(config: IndexConfig, report: Report = lambda stage, num_done: None) -> BuildReport:
+def build_index(config: IndexConfig, report: ReportStage = lambda stage, num_done: None) -> BuildReport:
     """Makes the chunks and the BM25 part of an index, or goes on where an interrupted call stopped.
 
     Peak memory: one shard of chunks, one page, tantivy's writer; with the corpus it grows by 8 bytes a page.
@@ -73,9 +75,7 @@ def build_index(config: IndexConfig, report: Report = lambda stage, num_done: No
         write_manifest(config.out, _first_manifest(journal))
     if TANTIVY_PART not in read_manifest(config.out).parts:
         build_tantivy(ChunkStore(config.out), config.language, lambda num_done: report("chunks", num_done))
-    (config.out / JOURNAL_FILE).unlink(missing_ok=True)
-    if (config.out / WORK_FOLDER).exists():
-        shutil.rmtree(config.out / WORK_FOLDER)
+    remove_work(config.out)
     manifest = read_manifest(config.out)
     return BuildReport(
         manifest=manifest,
@@ -103,7 +103,7 @@ def read_config_pages(config: IndexConfig) -> Iterator[Page]:
     return (page for _, page in read_config_places(config))
 
 
-def write_chunks(config: IndexConfig, journal: BuildJournal, report: Report) -> None:
+def write_chunks(config: IndexConfig, journal: BuildJournal, report: ReportStage) -> None:
     """Writes every shard that the journal does not have yet, and enters each into it."""
     progress = journal.progress
     if progress.is_whole:
@@ -137,7 +137,7 @@ def _add_page(page: Page, limit: ChunkLimit, writer: ChunkWriter, journal: Build
     return num_chunks
 
 
-def _near_duplicates(config: IndexConfig, report: Report) -> np.ndarray:
+def _near_duplicates(config: IndexConfig, report: ReportStage) -> np.ndarray:
     """[pages] bool, which to drop; empty when none shall be."""
     if config.near_duplicates is None:
         return np.zeros(0, dtype=bool)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from strata.engine.files import write_atomically
 from strata.engine.types import InputError
-from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_manifest, write_atomically
+from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_manifest
 from strata.retrieval.types import Chunk
 
-CHUNKS_PER_SHARD = 100_000
 ROWS_PER_GROUP = 1_000
 """Rows that are read together: half a MiB of 512-character chunks."""
 
@@ -28,7 +28,7 @@ SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in FIEL
 
 def shard_file(number: int) -> str:
     """A shard's path in the index folder."""
-    return f"chunks/{number:05d}.parquet"
+    return f"{CHUNKS_PART}/{number:05d}.parquet"
 
 
 class ChunkWriter:
@@ -40,7 +40,7 @@ class ChunkWriter:
         num_shards: shards that are there already; the next gets this number.
     """
 
-    def __init__(self, folder: Path, chunks_per_shard: int = CHUNKS_PER_SHARD, num_shards: int = 0) -> None:
+    def __init__(self, folder: Path, chunks_per_shard: int, num_shards: int = 0) -> None:
         self._folder = folder
         self.chunks_per_shard = chunks_per_shard
         self._num_shards = num_shards

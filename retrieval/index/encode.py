@@ -5,7 +5,7 @@ Also makes the codes of a first pass. Knows no search. Legend: N rows, D dimensi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.encoders import Encoder
 from strata.retrieval.index.manifest import Manifest, add_part, read_json_object, read_manifest, write_json
-from strata.retrieval.index.vector_shard import pack_signs, quantise_int8
+from strata.retrieval.index.vector_shard import store_vectors
 from strata.retrieval.index.vector_store import (
     ENCODER_FILE,
     VECTORS_VERSION,
-    Codes,
-    Stored,
     VectorStore,
     chunks_digest,
     part_name,
@@ -31,13 +29,11 @@ from strata.retrieval.index.vector_store import (
     vector_folder,
 )
 from strata.retrieval.index.vector_writer import VectorWriter
-from strata.retrieval.types import Chunk
+from strata.retrieval.index_config import Codes, Stored
+from strata.retrieval.types import Chunk, ReportCount
 
 BLOCK_ROWS = 2048
 """Chunks that are encoded together: an encoder sorts them by length, so it takes blocks, not batches."""
-
-Report = Callable[[int], object]
-"""Told how many chunks are done, those of earlier calls included."""
 
 
 def encode_index(
@@ -46,7 +42,7 @@ def encode_index(
     *,
     stored: Stored = "float16",
     block_rows: int = BLOCK_ROWS,
-    report: Report = lambda num_done: None,
+    report: ReportCount = lambda num_done: None,
 ) -> str:
     """Adds an encoder's vectors to an index, or goes on where an interrupted call stopped.
 
@@ -58,7 +54,7 @@ def encode_index(
         encoder: what embeds them, title first.
         stored: as float16, or as int8 with a scale a row.
         block_rows: chunks that are encoded and saved together.
-        report: progress.
+        report: told how many chunks have their vectors, those of earlier calls included.
 
     Returns:
         The name of the part in the manifest; a part that is finished is left as it is.
@@ -84,7 +80,9 @@ def encode_index(
         report(len(store))
         return part
     for number in range(store.num_shards):
-        encode_shard(store, number, encoder, stored, folder, block_rows, report)
+        writer = VectorWriter(shard_path(folder, number), store.shard_rows[number], encoder.dim, stored)
+        for num_written in encode_shard(store.read_shard(number), writer, encoder, block_rows):
+            report(store.first_row(number) + num_written)
     files = list_files(folder, range(store.num_shards))
     add_part(index, part, [path.relative_to(index) for path in files], dim=encoder.dim, stored=stored)
     return part
@@ -111,24 +109,25 @@ def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
 
 
 def encode_shard(
-    store: ChunkStore,
-    number: int,
-    encoder: Encoder,
-    stored: Stored,
-    folder: Path,
-    block_rows: int,
-    report: Report,
-) -> None:
-    """Writes the vectors of one chunk shard, but for the blocks that are there."""
-    num_rows, first_row = store.shard_rows[number], store.first_row(number)
-    writer = VectorWriter(shard_path(folder, number), (num_rows, encoder.dim), stored)
+    chunks: Iterator[Chunk], writer: VectorWriter, encoder: Encoder, block_rows: int
+) -> Iterator[int]:
+    """Writes the vectors of one shard's chunks, but for those that are there.
+
+    Args:
+        chunks: all chunks of the shard.
+        writer: of the shard's vectors.
+        encoder: what embeds the chunks.
+        block_rows: chunks that are encoded and saved together.
+
+    Yields:
+        How many vectors are there after each block, and when the shard is finished.
+    """
     if not writer.is_finished:
-        chunks = islice(store.read_shard(number), writer.num_written, None)
-        for block in cut_blocks(chunks, block_rows):
-            writer.append(*encode_block(block, encoder, stored))
-            report(first_row + writer.num_written)
+        for block in cut_blocks(islice(chunks, writer.num_written, None), block_rows):
+            writer.append(*store_vectors(encode_block(block, encoder), writer.kind))
+            yield writer.num_written
         writer.finish()
-    report(first_row + num_rows)
+    yield writer.num_written
 
 
 def cut_blocks(chunks: Iterator[Chunk], block_rows: int) -> Iterator[list[Chunk]]:
@@ -137,18 +136,20 @@ def cut_blocks(chunks: Iterator[Chunk], block_rows: int) -> Iterator[list[Chunk]
         yield block
 
 
-def encode_block(
-    chunks: Sequence[Chunk], encoder: Encoder, stored: Stored
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Codes [N, D] and, for int8, scales [N] of some chunks."""
+def encode_block(chunks: Sequence[Chunk], encoder: Encoder) -> np.ndarray:
+    """Vectors [N, D] float32 of some chunks.
+
+    Raises:
+        ValueError: the encoder gives another shape than it says, or vectors longer than it says.
+        FloatingPointError: a vector is not finite in float16.
+    """
     vectors = encoder.encode_passages([searchable_text(chunk) for chunk in chunks])
     if vectors.shape != (len(chunks), encoder.dim):
         raise ValueError(
             f"encoder {encoder.name}: vectors of shape {vectors.shape}; expected {(len(chunks), encoder.dim)}"
         )
     with np.errstate(over="ignore"):
-        halves = vectors.astype(np.float16)
-    broken = ~np.isfinite(halves).all(axis=1)
+        broken = ~np.isfinite(vectors.astype(np.float16)).all(axis=1)
     if broken.any():
         raise FloatingPointError(
             f"encoder {encoder.name}: the vector of chunk {chunks[int(broken.argmax())].id} is not finite in "
@@ -156,7 +157,7 @@ def encode_block(
         )
     if encoder.normalised and (np.linalg.norm(vectors.astype(np.float64), axis=1) > 1.001).any():
         raise ValueError(f"encoder {encoder.name}: says its vectors are normalised, and one is longer than 1")
-    return quantise_int8(vectors) if stored == "int8" else (halves, None)
+    return vectors
 
 
 def write_codes(
@@ -165,7 +166,7 @@ def write_codes(
     codes: Codes,
     *,
     block_rows: int = BLOCK_ROWS,
-    report: Report = lambda num_done: None,
+    report: ReportCount = lambda num_done: None,
 ) -> str:
     """Adds codes for a first pass to an index, or goes on where an interrupted call stopped.
 
@@ -176,7 +177,7 @@ def write_codes(
         name: the encoder's folder name.
         codes: 8 bits or 1 bit a dimension.
         block_rows: vectors that are rounded and saved together.
-        report: progress.
+        report: told how many vectors have their codes, those of earlier calls included.
 
     Returns:
         The name of the part in the manifest.
@@ -190,14 +191,12 @@ def write_codes(
     store = VectorStore(index, name)
     if store.description["stored"] != "float16":
         raise InputError(
-            f"{store.folder}: vectors are stored as int8; expected float16 to make {codes} codes of"
+            f"{store.folder}: vectors are stored as int8; expected float16, which {codes} codes are made of"
         )
-    width = -(-store.dim // 8) if codes == "binary" else store.dim
     for number, shard in enumerate(store.open_shards()):
-        writer = VectorWriter(shard_path(folder, number), (shard.num_rows, width), codes)
+        writer = VectorWriter(shard_path(folder, number), shard.num_rows, store.dim, codes)
         for start in range(writer.num_written, shard.num_rows, block_rows):
-            vectors = shard.codes[start : start + block_rows]
-            writer.append(*((pack_signs(vectors), None) if codes == "binary" else quantise_int8(vectors)))
+            writer.append(*store_vectors(shard.codes[start : start + block_rows], codes))
             report(shard.first_row + writer.num_written)
         if not writer.is_finished:
             writer.finish()

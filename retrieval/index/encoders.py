@@ -23,27 +23,31 @@ logger = logging.getLogger(__name__)
 
 QUERY_PROMPTS = ("query",)
 PASSAGE_PROMPTS = ("document", "passage", "corpus")
-"""Names under which a model's own prompts are looked for, as sentence-transformers' encode_document does."""
+"""Names under which a model's prompts are looked for, as sentence-transformers' encode_document does."""
 
 
 class Encoder(Protocol):
-    """Turns texts into vectors whose inner product says how well a passage answers a query.
-
-    `name` is the folder of its vectors in an index; `description` is what JSON should hold of it: vectors
-    of equal descriptions may be compared, of others not.
-    """
+    """Turns texts into vectors whose inner product says how well a passage answers a query."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The folder of its vectors in an index."""
+        ...
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Dimensions of a vector."""
+        ...
 
     @property
-    def normalised(self) -> bool: ...
+    def normalised(self) -> bool:
+        """Whether every vector has length 1."""
+        ...
 
     @property
-    def description(self) -> Mapping[str, Any]: ...
+    def description(self) -> Mapping[str, Any]:
+        """What JSON should hold of it: vectors of equal descriptions may be compared, of others not."""
+        ...
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """[N, D] float32."""
@@ -77,18 +81,18 @@ FAMILIES: tuple[tuple[str, Prompts], ...] = (
 """Patterns of lower-case model names and their prompts, from the models' cards; the first match holds."""
 
 
-def find_prompts(name: str, own: Mapping[str, str]) -> Prompts:
-    """The prompts of a model: its own where it has any, else those of its family.
+def find_prompts(name: str, configured: Mapping[str, str]) -> Prompts:
+    """The prompts of a model: those that it brings, or else those of its family.
 
     Args:
         name: a model's name or folder; only the last part counts.
-        own: prompts by name from the model's own configuration.
+        configured: prompts by name from the model's configuration.
 
     Returns:
         Empty prompts for a family that is not known; a warning is logged.
     """
-    query = next((own[key] for key in QUERY_PROMPTS if own.get(key)), "")
-    passage = next((own[key] for key in PASSAGE_PROMPTS if own.get(key)), "")
+    query = next((configured[key] for key in QUERY_PROMPTS if configured.get(key)), "")
+    passage = next((configured[key] for key in PASSAGE_PROMPTS if configured.get(key)), "")
     if query or passage:
         return Prompts(query=query, passage=passage)
     last = Path(name).name.lower()
@@ -105,7 +109,7 @@ class EncoderSettings:
 
     `model` is a folder, or the name of a model that an installed package holds or that is in the local
     Hugging Face cache. `query_prompt` and `passage_prompt` replace those of the model or its family.
-    `max_tokens` shortens the model's own window. `batch_size` and `device` have no part in the vectors'
+    `max_tokens` shortens the model's window. `batch_size` and `device` have no part in the vectors'
     meaning.
     """
 

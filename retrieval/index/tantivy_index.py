@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tantivy
 
+from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
-from strata.retrieval.index.analyzer import make_analyzer
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.manifest import add_part
 from strata.retrieval.index_config import Language
+from strata.retrieval.types import ReportCount
+
+TANTIVY_PART = "tantivy"
+ANALYZER = "strata"
+WRITER_BYTES = 100_000_000
+LOCK_PREFIX = ".tantivy-"
 
 
 def build_tantivy(
-    store: ChunkStore, language: Language, report: Callable[[int], object] = lambda num_chunks: None
+    store: ChunkStore, language: Language, report: ReportCount = lambda num_chunks: None
 ) -> None:
     """Adds the tantivy part to an index folder, or goes on with an interrupted attempt, shard by shard.
 
@@ -40,9 +45,7 @@ def build_tantivy(
     )
 
 
-def _write_index(
-    store: ChunkStore, folder: Path, language: Language, report: Callable[[int], object]
-) -> None:
+def _write_index(store: ChunkStore, folder: Path, language: Language, report: ReportCount) -> None:
     index = _open_partial(folder, language)
     num_done = index.searcher().num_docs
     if num_done not in [store.first_row(shard) for shard in range(store.num_shards + 1)]:
@@ -75,9 +78,3 @@ def _open_partial(folder: Path, language: Language) -> Any:
         return _open_partial(folder, language)
     index.register_tokenizer(ANALYZER, make_analyzer(language))
     return index
-
-
-TANTIVY_PART = "tantivy"
-ANALYZER = "strata"
-WRITER_BYTES = 100_000_000
-LOCK_PREFIX = ".tantivy-"

@@ -6,11 +6,18 @@ Legend: N rows of a shard, B rows of a tile, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 INT8_LEVELS = 127
+
+VectorKind = Literal["float16", "int8", "binary"]
+"""How vectors are stored; int8 has a scale a row."""
+
+DTYPES: Mapping[VectorKind, type[np.generic]] = {"float16": np.float16, "int8": np.int8, "binary": np.uint8}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +65,26 @@ def exact_scores(queries_ND: np.ndarray, codes_ND: np.ndarray, scales_N: np.ndar
     """
     scores_N = (queries_ND * codes_ND.astype(np.float64)).sum(axis=1)
     return scores_N if scales_N is None else scores_N * scales_N
+
+
+def num_columns(kind: VectorKind, dim: int) -> int:
+    """Stored values of a vector of that many dimensions: eight sign bits are one."""
+    return -(-dim // 8) if kind == "binary" else dim
+
+
+def store_vectors(vectors_ND: np.ndarray, kind: VectorKind) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rounds vectors to the values that are stored.
+
+    Args:
+        vectors_ND: [N, D] float16 or float32, finite in float16.
+        kind: what to make of them.
+
+    Returns:
+        Codes [N, `num_columns`] of the kind's dtype, and for int8 scales [N] float32.
+    """
+    if kind == "int8":
+        return quantise_int8(vectors_ND)
+    return (pack_signs(vectors_ND) if kind == "binary" else vectors_ND.astype(np.float16)), None
 
 
 def quantise_int8(vectors_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

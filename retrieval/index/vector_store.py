@@ -15,22 +15,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_json_object, read_manifest
-from strata.retrieval.index.vector_shard import VectorShard
+from strata.retrieval.index.vector_shard import DTYPES, VectorKind, VectorShard, num_columns
+from strata.retrieval.index_config import Codes
 
 VECTORS_VERSION = 1
 ENCODER_FILE = "encoder.json"
 DENSE_FOLDER = "dense"
 UNIT_NORM_BOUND = 1.002
 """No float16 copy of a vector of length 1 is longer (up to 2^20 dimensions)."""
-
-Stored = Literal["float16", "int8"]
-Codes = Literal["int8", "binary"]
 
 
 class VectorStore:
@@ -61,7 +59,7 @@ class VectorStore:
         self.dim = int(self.description["dim"])
         self.folder = vector_folder(index, name, codes)
         self.shard_rows = tuple(int(rows) for rows in self.description["shard_rows"])
-        self._kind = codes or self.description["stored"]
+        self._kind: VectorKind = codes or self.description["stored"]
 
     def __len__(self) -> int:
         return sum(self.shard_rows)
@@ -89,7 +87,7 @@ class VectorStore:
         is_unit = self._kind == "float16" and self.description["normalised"]
         return VectorShard(
             first_row=int(self.first_rows()[number]),
-            codes=map_array(path, (num_rows, _width(self._kind, self.dim)), _dtype(self._kind)),
+            codes=map_array(path, (num_rows, num_columns(self._kind, self.dim)), DTYPES[self._kind]),
             dim=self.dim,
             scales=scales,
             max_norm=UNIT_NORM_BOUND if is_unit else None,
@@ -129,14 +127,6 @@ def shard_path(folder: Path, number: int) -> Path:
 def scale_path(path: Path) -> Path:
     """The file of the scales that belong to a file of int8 codes."""
     return path.with_name(f"{path.stem}.scale.npy")
-
-
-def _dtype(kind: str) -> Any:
-    return {"float16": np.float16, "int8": np.int8, "binary": np.uint8}[kind]
-
-
-def _width(kind: str, dim: int) -> int:
-    return -(-dim // 8) if kind == "binary" else dim
 
 
 def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:

@@ -1,21 +1,20 @@
 """Writes one shard of vectors block by block; what is written survives an interruption.
 
 The arrays grow under `.partial` names, a small file says how many rows of them count, and when all are there
-the arrays get their names, the vectors last. Knows nothing of encoders. Legend: N rows, D columns.
+the arrays get their names, the vectors last. Knows nothing of encoders. Legend: N rows of a shard.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from strata.engine.files import flush_to_disk
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import read_json_object, write_json
+from strata.retrieval.index.vector_shard import DTYPES, VectorKind, num_columns
 from strata.retrieval.index.vector_store import map_array, scale_path
-
-DTYPES = {"float16": np.float16, "int8": np.int8, "binary": np.uint8}
 
 
 class VectorWriter:
@@ -23,22 +22,25 @@ class VectorWriter:
 
     Args:
         path: the shard's .npy file.
-        shape: [N, D] of the whole.
+        num_rows: N of the whole.
+        dim: dimensions of a vector.
         kind: float16, int8 (with scales) or binary.
 
     Attributes:
+        kind: as given.
         num_written: rows that are safely there.
         is_finished: the shard has its name, and is of this shape.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], kind: str) -> None:
+    def __init__(self, path: Path, num_rows: int, dim: int, kind: VectorKind) -> None:
+        self.kind: VectorKind = kind
         self._path = path
-        self._shape = shape
+        self._shape = (num_rows, num_columns(kind, dim))
         self._dtype = DTYPES[kind]
         self._has_scales = kind == "int8"
         self._progress = path.with_name(f"{path.stem}.progress.json")
         self.is_finished = path.exists()
-        self.num_written = shape[0] if self.is_finished else 0
+        self.num_written = num_rows if self.is_finished else 0
         if self.is_finished:
             self._check_finished()
         else:
@@ -69,7 +71,7 @@ class VectorWriter:
         return num_rows
 
     def append(self, codes: np.ndarray, scales: np.ndarray | None) -> None:
-        """Adds rows [n, D] and, for int8, their scales [n]; they are on the disk when it returns."""
+        """Adds n rows of codes and, for int8, their scales [n]; they are on the disk when it returns."""
         stop = self.num_written + len(codes)
         self._codes[self.num_written : stop] = codes
         self._codes.flush()
@@ -113,6 +115,5 @@ def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memma
 
 
 def _rename(path: Path) -> None:
-    with _partial(path).open("rb+") as file:
-        os.fsync(file.fileno())
+    flush_to_disk(_partial(path))
     _partial(path).replace(path)

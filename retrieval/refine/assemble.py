@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from strata.retrieval.refine.hits import Hit
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 CountTokens = Callable[[str], int]
 

@@ -6,17 +6,12 @@ Legend: Q queries, k places of a ranking.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
-from strata.retrieval.searchers.candidates import Candidates, found, rank_candidates, sum_by_row
+from strata.retrieval.rankings import Candidates, rank_candidates, read_candidates, sum_by_row
+from strata.retrieval.search_config import RRF_K, Fusion
 from strata.retrieval.types import Ranking
-
-RRF_K = 60
-"""The constant of reciprocal rank fusion, as its authors fixed it."""
-
-Fusion = Literal["rrf", "scores"]
 
 
 def fuse(
@@ -37,7 +32,7 @@ def fuse_reciprocal_ranks(
     learning methods", SIGIR 2009.
 
     Args:
-        rankings: of the same Q queries, each [Q, k] with its own k.
+        rankings: of the same Q queries, each [Q, k]; k may differ.
         top_k: places of the result.
         weights: one a ranking; all 1 when empty.
         rrf_k: the higher, the less the first places stand out.
@@ -88,7 +83,7 @@ def _fuse(
     for query in range(len(rankings[0].rows)):
         parts = []
         for ranking, share in zip(rankings, shares, strict=True):
-            rows, scores = found(ranking, query)
+            rows, scores = read_candidates(ranking, query)
             parts.append((rows, share * score(scores)))
         fused.append(sum_by_row(parts))
     return rank_candidates(fused, top_k)

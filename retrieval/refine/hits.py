@@ -1,26 +1,17 @@
-"""Hits: chunks with their scores, as the stages after search hand them on. Knows nothing of indexes."""
+"""Makes hits of a ranking, and ranks hits again by new scores. Knows nothing of indexes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from strata.retrieval.searchers.candidates import found
-from strata.retrieval.types import Chunk, Ranking
+from strata.retrieval.rankings import read_candidates
+from strata.retrieval.types import Chunk, Hit, Ranking
 
 ReadChunks = Callable[[Sequence[int]], Sequence[Chunk]]
 """The chunks at rows of an index, in the order asked for: `ChunkStore.chunks`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A chunk found for a query, its score, and the row of the index it comes from."""
-
-    chunk: Chunk
-    score: float
-    row: int
 
 
 def load_hits(ranking: Ranking, read_chunks: ReadChunks, top_k: int | None = None) -> list[list[Hit]]:
@@ -36,7 +27,7 @@ def load_hits(ranking: Ranking, read_chunks: ReadChunks, top_k: int | None = Non
     """
     hits = []
     for query in range(len(ranking.rows)):
-        rows, scores = (values[:top_k].tolist() for values in found(ranking, query))
+        rows, scores = (values[:top_k].tolist() for values in read_candidates(ranking, query))
         chunks = read_chunks(rows) if rows else []
         hits.append(
             [

@@ -5,18 +5,14 @@ Both orders are text scorers, so either can rerank as well. Knows nothing of mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
-from strata.retrieval.refine.hits import Hit
 from strata.retrieval.refine.rerank import TextScorer, rerank_hits
-
-Order = Literal["score", "edit-distance", "embedding"]
-
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""Embeddings [n, D] of n texts."""
+from strata.retrieval.search_config import Order
+from strata.retrieval.types import Encode, Hit
 
 
 def edit_similarity(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -35,8 +31,8 @@ def edit_similarity(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> l
     from rapidfuzz.distance import Levenshtein
 
     return [
-        np.array([Levenshtein.normalized_similarity(_plain(query), _plain(text)) for text in own])
-        for query, own in zip(queries, texts, strict=True)
+        np.array([Levenshtein.normalized_similarity(_plain(query), _plain(text)) for text in group])
+        for query, group in zip(queries, texts, strict=True)
     ]
 
 
@@ -59,16 +55,15 @@ class EmbeddingScorer:
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """[Q] arrays of float32 in -1..1, one similarity a text; 0 for an embedding of no length."""
         places: dict[str, int] = {}
-        for own in texts:
-            for text in own:
-                places.setdefault(text, len(places))
+        for text in chain.from_iterable(texts):
+            places.setdefault(text, len(places))
         if not places:
             return [np.empty(0, dtype=np.float32) for _ in queries]
         queries_QD = normalise(self._encode_queries(list(queries)))
         texts_nD = normalise(self._encode_passages(list(places)))
         return [
-            texts_nD[[places[text] for text in own]] @ query_D
-            for query_D, own in zip(queries_QD, texts, strict=True)
+            texts_nD[[places[text] for text in group]] @ query_D
+            for query_D, group in zip(queries_QD, texts, strict=True)
         ]
 
 
@@ -98,11 +93,11 @@ def order_hits(
         FloatingPointError: it returns NaN.
     """
     ordered = rerank_hits(queries, hits, scorer, top_k)
-    return [[*first, *own[top_k:]] for first, own in zip(ordered, hits, strict=True)]
+    return [[*first, *found[top_k:]] for first, found in zip(ordered, hits, strict=True)]
 
 
 def pick_order(order: Order, embedding: TextScorer | None) -> TextScorer | None:
-    """The scorer behind an order; None where the hits' own scores decide.
+    """The scorer behind an order; None where the scores that hits have decide.
 
     Raises:
         ValueError: an order by embedding without an embedding scorer.

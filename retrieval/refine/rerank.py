@@ -7,6 +7,7 @@ them once. Knows nothing of indexes or engines.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,8 @@ import numpy as np
 from strata.engine.types import InputError
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
 from strata.retrieval.refine.fuse import scale_to_unit
-from strata.retrieval.refine.hits import Hit, rank_hits
+from strata.retrieval.refine.hits import rank_hits
+from strata.retrieval.types import Hit
 
 
 class TextScorer(Protocol):
@@ -51,14 +53,14 @@ def rerank_hits(
         ValueError: the scorer does not return one score a text.
         FloatingPointError: it returns NaN.
     """
-    kept = [list(own[:top_k]) for own in hits]
-    asked = [query for query, own in enumerate(kept) if own]
+    kept = [list(found[:top_k]) for found in hits]
+    asked = [query for query, found in enumerate(kept) if found]
     if not asked:
         return kept
     texts = [[searchable_text(hit.chunk) for hit in kept[query]] for query in asked]
     scores = scorer([queries[query] for query in asked], texts)
-    for query, own_scores in zip(asked, scores, strict=True):
-        kept[query] = rank_hits(kept[query], own_scores)
+    for query, values in zip(asked, scores, strict=True):
+        kept[query] = rank_hits(kept[query], values)
     return kept
 
 
@@ -110,10 +112,9 @@ class SentenceScorer:
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """[Q] arrays of float32, one score a text."""
         # A blank text has no sentence and is scored as it is.
-        sentences = [[split_sentences(text) or [text] for text in own] for own in texts]
-        flat = [[sentence for own_text in own for sentence in own_text] for own in sentences]
-        scores = self._scorer(queries, flat)
-        return [_best_of_each(values, own) for values, own in zip(scores, sentences, strict=True)]
+        sentences = [[split_sentences(text) or [text] for text in group] for group in texts]
+        scores = self._scorer(queries, [list(chain.from_iterable(groups)) for groups in sentences])
+        return [_best_of_each(*pair) for pair in zip(scores, sentences, strict=True)]
 
 
 def _best_of_each(values: Sequence[float] | np.ndarray, groups: Sequence[Sequence[str]]) -> np.ndarray:
@@ -129,7 +130,7 @@ class CrossEncoderScorer:
         model: a model folder, as downloaded.
         device: such as `cpu` or `cuda:0`; None lets the library choose.
         batch_size: pairs a forward pass.
-        max_tokens: longest pair in tokens; the model's own limit by default.
+        max_tokens: longest pair in tokens; the model's limit by default.
         show_progress: show the library's progress bar.
 
     Raises:
@@ -167,7 +168,7 @@ class CrossEncoderScorer:
         """Logits, one a text, float32: the order is that of the probabilities, without their saturation."""
         from torch.nn import Identity
 
-        pairs = [(query, text) for query, own in zip(queries, texts, strict=True) for text in own]
+        pairs = [(query, text) for query, group in zip(queries, texts, strict=True) for text in group]
         flat = self._model.predict(
             pairs,
             batch_size=self._batch_size,
@@ -175,5 +176,5 @@ class CrossEncoderScorer:
             show_progress_bar=self._show_progress,
             convert_to_numpy=True,
         )
-        ends = np.cumsum([len(own) for own in texts])
+        ends = np.cumsum([len(group) for group in texts])
         return np.split(np.asarray(flat, dtype=np.float32), ends[:-1])

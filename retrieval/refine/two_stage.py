@@ -12,9 +12,9 @@ import numpy as np
 
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
 from strata.retrieval.index_config import Language
-from strata.retrieval.refine.hits import Hit, ReadChunks, rank_hits
+from strata.retrieval.refine.hits import ReadChunks, rank_hits
 from strata.retrieval.refine.rerank import TextScorer
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 QUERIES_PER_BATCH = 64
 """Queries whose pages' sentences are in memory together."""
@@ -22,24 +22,37 @@ QUERIES_PER_BATCH = 64
 _ROWS_PER_READ = 64
 
 
+def best_of_pages(hits: Sequence[Hit], num_pages: int) -> list[Hit]:
+    """The best hit of each of the best pages of one query: the first stage.
+
+    Args:
+        hits: best first.
+        num_pages: how many pages.
+
+    Returns:
+        One hit a page, best first.
+    """
+    best: dict[str, Hit] = {}
+    for hit in hits:
+        best.setdefault(hit.chunk.page, hit)
+    return list(best.values())[:num_pages]
+
+
 def search_sentences(
     queries: Sequence[str],
-    hits: Sequence[Sequence[Hit]],
-    pages: PageReader,
+    pages: Sequence[Sequence[Hit]],
+    reader: PageReader,
     scorer: TextScorer,
-    *,
-    num_pages: int,
     top_k: int,
 ) -> list[list[Hit]]:
-    """Finds the best sentences of the best pages.
+    """Finds the best sentences of pages: the second stage.
 
     Args:
         queries: [Q] texts.
-        hits: [Q] hits, best first; their pages are ranked by their first hit.
-        pages: reads all chunks of a page.
+        pages: [Q] any hit of each of a query's pages, such as `best_of_pages` gives.
+        reader: reads all chunks of a page.
         scorer: compares queries with sentences (title and sentence); called for QUERIES_PER_BATCH queries at
             a time, which bounds memory.
-        num_pages: pages a query.
         top_k: sentences a query.
 
     Returns:
@@ -49,22 +62,16 @@ def search_sentences(
     found: list[list[Hit]] = []
     for start in range(0, len(queries), QUERIES_PER_BATCH):
         batch = range(start, min(start + QUERIES_PER_BATCH, len(queries)))
-        sentences = [_sentences_of_pages(hits[query], pages, num_pages) for query in batch]
-        texts = [[searchable_text(hit.chunk) for hit in own] for own in sentences]
+        sentences = [_sentences_of_pages(pages[query], reader) for query in batch]
+        texts = [[searchable_text(sentence.chunk) for sentence in hits] for hits in sentences]
         scores = scorer([queries[query] for query in batch], texts)
-        found += [rank_hits(own, values, top_k) for own, values in zip(sentences, scores, strict=True)]
+        found += [rank_hits(hits, values, top_k) for hits, values in zip(sentences, scores, strict=True)]
     return found
 
 
-def _sentences_of_pages(hits: Sequence[Hit], pages: PageReader, num_pages: int) -> list[Hit]:
-    best_of_page: dict[str, Hit] = {}
-    for hit in hits:
-        best_of_page.setdefault(hit.chunk.page, hit)
+def _sentences_of_pages(pages: Sequence[Hit], reader: PageReader) -> list[Hit]:
     return [
-        sentence
-        for best in list(best_of_page.values())[:num_pages]
-        for row, chunk in pages.read(best)
-        for sentence in _sentences(chunk, row)
+        sentence for hit in pages for row, chunk in reader.read(hit) for sentence in _sentences(chunk, row)
     ]
 
 
@@ -98,7 +105,7 @@ class PageReader:
 
 
 class LexicalScorer:
-    """BM25 among a query's own texts: word statistics are those of its candidates.
+    """BM25 among the texts of one query: word statistics are those of its candidates.
 
     Source: Robertson et al., "Okapi at TREC-3", 1994, in bm25s's "lucene" form.
 
@@ -107,25 +114,24 @@ class LexicalScorer:
     """
 
     def __init__(self, language: Language = "english") -> None:
-        from strata.retrieval.index.analyzer import make_analyzer
+        from strata.retrieval.corpus.analyzer import make_analyzer
 
         self._analyzer = make_analyzer(language)
 
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """[Q] arrays of float32 of 0 or more, one score a text; 0 where no word is shared."""
-        return [self._score(query, own) for query, own in zip(queries, texts, strict=True)]
+        return [self._score(*pair) for pair in zip(queries, texts, strict=True)]
 
     def _score(self, query: str, texts: Sequence[str]) -> np.ndarray:
         from bm25s import BM25
 
-        vocabulary: dict[str, int] = {}
-        documents = [
-            [vocabulary.setdefault(word, len(vocabulary)) for word in self._analyzer.analyze(text)]
-            for text in texts
-        ]
-        words = [vocabulary[word] for word in self._analyzer.analyze(query) if word in vocabulary]
+        from strata.retrieval.corpus.analyzer import Vocabulary
+
+        vocabulary = Vocabulary(self._analyzer)
+        documents = [vocabulary.learn(text) for text in texts]
+        words = vocabulary.look_up(query)
         if not words:
             return np.zeros(len(texts), dtype=np.float32)
         index = BM25(method="lucene")
-        index.index((documents, vocabulary), show_progress=False)
+        index.index((documents, vocabulary.ids()), show_progress=False)
         return np.asarray(index.get_scores_from_ids(words), dtype=np.float32)

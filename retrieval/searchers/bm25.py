@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +27,24 @@ import numpy as np
 import tantivy
 
 from strata.engine.types import InputError
+from strata.retrieval.corpus.analyzer import Vocabulary, make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
-from strata.retrieval.index.analyzer import make_analyzer
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.manifest import check_part, read_manifest
 from strata.retrieval.index.tantivy_index import ANALYZER, LOCK_PREFIX, TANTIVY_PART
 from strata.retrieval.index_config import Language
-from strata.retrieval.searchers.candidates import Candidates, rank_candidates
+from strata.retrieval.rankings import Candidates, rank_candidates
 from strata.retrieval.types import Ranking
 
-K1, B = 1.2, 0.75
 NO_CANDIDATES: Candidates = (np.zeros(0, dtype=np.int64), np.zeros(0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25Parameters:
+    """`k1` is the saturation of the term frequency, `b` the weight of the document's length."""
+
+    k1: float = 1.2
+    b: float = 0.75
 
 
 def link_read_only(folder: Path) -> tempfile.TemporaryDirectory[str] | None:
@@ -109,7 +117,7 @@ class TantivyBm25:
         return query if count == 1 else tantivy.Query.boost_query(query, float(count))
 
     def _hits(self, query: Any, top_k: int) -> list[tuple[float, Any]]:
-        """The best `top_k` and whatever ties with the last of them, where tantivy has an order of its own."""
+        """The best `top_k` and whatever ties with the last of them, which tantivy orders otherwise."""
         num_wanted = top_k + 1
         while True:
             hits = self._searcher.search(query, limit=num_wanted, count=False).hits
@@ -124,8 +132,7 @@ class Bm25s:
     Args:
         store: the chunks; read once, here.
         language: of the analyzer.
-        k1: saturation of the term frequency.
-        b: weight of the document's length.
+        parameters: of the formula; tantivy's by default.
         num_threads: threads of a search; None takes every core.
         backend: numba compiles the search (seconds, once a process); numpy is slower from then on.
     """
@@ -135,27 +142,21 @@ class Bm25s:
         store: ChunkStore,
         language: Language = "english",
         *,
-        k1: float = K1,
-        b: float = B,
+        parameters: Bm25Parameters | None = None,
         num_threads: int | None = None,
         backend: Literal["numba", "numpy"] = "numba",
     ) -> None:
         import bm25s
 
-        self._analyzer = make_analyzer(language)
         self._num_threads = num_threads or os.cpu_count() or 1
-        self._factor = np.float32(k1 + 1)
+        parameters = parameters or Bm25Parameters()
+        self._factor = np.float32(parameters.k1 + 1)
         self._num_chunks = len(store)
-        self._vocabulary: dict[str, int] = {}
-        documents = [self._learn(searchable_text(chunk)) for chunk in store]
-        self._model = bm25s.BM25(method="lucene", k1=k1, b=b, backend=backend)
-        if self._vocabulary:
-            vocabulary: dict[str, int] = dict(self._vocabulary)
-            self._model.index((documents, vocabulary), show_progress=False)
-
-    def _learn(self, text: str) -> list[int]:
-        ids = self._vocabulary
-        return [ids.setdefault(token, len(ids)) for token in self._analyzer.analyze(text)]
+        self._vocabulary = Vocabulary(make_analyzer(language))
+        documents = [self._vocabulary.learn(searchable_text(chunk)) for chunk in store]
+        self._model = bm25s.BM25(method="lucene", k1=parameters.k1, b=parameters.b, backend=backend)
+        if any(documents):
+            self._model.index((documents, self._vocabulary.ids()), show_progress=False)
 
     def search(self, queries: Sequence[str], top_k: int) -> Ranking:
         """Ranks the chunks that share a token with the query; repeated tokens count again.
@@ -167,7 +168,7 @@ class Bm25s:
         Returns:
             Rows and BM25 scores; a query without a known token gets an empty ranking.
         """
-        known = [self._known_tokens(query) for query in queries]
+        known = [self._vocabulary.look_up(query) for query in queries]
         candidates = [NO_CANDIDATES] * len(queries)
         asked = [query for query, tokens in enumerate(known) if tokens]
         if asked:
@@ -194,7 +195,3 @@ class Bm25s:
                 scores = scores[rows]
             matching = scores > 0
             yield rows[matching].astype(np.int64), scores[matching] * self._factor
-
-    def _known_tokens(self, query: str) -> list[int]:
-        tokens = self._analyzer.analyze(query)
-        return [self._vocabulary[token] for token in tokens if token in self._vocabulary]

@@ -13,10 +13,11 @@ import numpy as np
 from strata.engine.types import InputError
 from strata.retrieval.index.encoders import Encoder, EncoderSettings, SentenceEncoder
 from strata.retrieval.index.vector_shard import VectorShard, exact_scores
-from strata.retrieval.index.vector_store import Codes, VectorStore, list_encoders
+from strata.retrieval.index.vector_store import VectorStore, list_encoders
+from strata.retrieval.index_config import Codes
 from strata.retrieval.searchers.running_top_k import RunningTopK
 from strata.retrieval.searchers.scan import MAX_EXACT_VALUES
-from strata.retrieval.searchers.top_k import check_queries, search_top_k
+from strata.retrieval.searchers.top_k import check_queries, find_top_k
 from strata.retrieval.types import NO_ROW, Ranking
 
 OVERSAMPLE: dict[Codes, int] = {"int8": 2, "binary": 16}
@@ -64,10 +65,13 @@ class DenseIndex:
     def search_vectors(self, queries_QD: np.ndarray, top_k: int) -> Ranking:
         """The same for vectors: [Q, D] -> [Q, k], ordered by float64 score, ties by lower row."""
         if self.codes is None:
-            return search_top_k(queries_QD, self.vectors.open_shards(), top_k, devices=self.devices)
+            return self._find(queries_QD, self.vectors, top_k)
         num_candidates = min(top_k * self.oversample, max(top_k, len(self)))
-        first = search_top_k(queries_QD, self.codes.open_shards(), num_candidates, devices=self.devices)
+        first = self._find(queries_QD, self.codes, num_candidates)
         return rescore(queries_QD, first.rows, self.vectors, top_k)
+
+    def _find(self, queries_QD: np.ndarray, store: VectorStore, top_k: int) -> Ranking:
+        return find_top_k(queries_QD, store.open_shards(), top_k, devices=self.devices).ranking()
 
 
 def check_encoder(vectors: VectorStore, encoder: Encoder) -> None:

@@ -6,6 +6,7 @@ encodes the queries and joins what comes. Legend: Q queries, D dimensions, k top
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ class RayDenseIndex:
         self._vectors = VectorStore(index, encoder.name)
         check_encoder(self._vectors, encoder)
         self._workers: list[Any] = []
-        self._is_own_connection = connect(address)
+        self._connected_here = connect(address)
         try:
             self._start(index.resolve())
         except BaseException:
@@ -141,9 +142,9 @@ class RayDenseIndex:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
-        if self._is_own_connection:
+        if self._connected_here:
             ray.shutdown()
-            self._is_own_connection = False
+            self._connected_here = False
 
 
 def collect(asked: Sequence[Any], timeout_s: float | None = None) -> list[Any]:
@@ -189,7 +190,7 @@ def connect(address: str) -> bool:
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         check_reachable(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning", **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--ray: {address}: no cluster there ({one_line(error)}); expected HOST:PORT of the head of one "
@@ -235,7 +236,7 @@ def share_out(numbers: Sequence[int], nodes: Sequence[Node]) -> list[tuple[Node,
     if not nodes:
         raise InputError("--ray: no node of the cluster has CPUs or GPUs; expected one at least")
     shares = [(node, tuple(numbers[place :: len(nodes)])) for place, node in enumerate(nodes)]
-    return [(node, own) for node, own in shares if own]
+    return [(node, share) for node, share in shares if share]
 
 
 def start_worker(node: Node, index: Path, name: str, numbers: Sequence[int]) -> Any:

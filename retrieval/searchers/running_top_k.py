@@ -42,21 +42,15 @@ class RunningTopK:
         """Sorts in whatever waits."""
         if not self._num_waiting:
             return
-        queries, rows, scores = (
-            np.concatenate(parts)
-            for parts in zip(
-                (self._own_queries(), self.rows.ravel(), self.scores.ravel()), *self._waiting, strict=True
-            )
-        )
+        num_queries, top_k = self.rows.shape
+        kept = (np.repeat(np.arange(num_queries), top_k), self.rows.ravel(), self.scores.ravel())
+        queries, rows, scores = (np.concatenate(parts) for parts in zip(kept, *self._waiting, strict=True))
         order = np.lexsort((rows, -scores, queries))
-        first = np.searchsorted(queries[order], np.arange(len(self.rows)))
-        best = order[first[:, None] + np.arange(self.rows.shape[1])]
+        first = np.searchsorted(queries[order], np.arange(num_queries))
+        best = order[first[:, None] + np.arange(top_k)]
         self.rows, self.scores = rows[best], scores[best]
         self._waiting.clear()
         self._num_waiting = 0
-
-    def _own_queries(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.rows)), self.rows.shape[1])
 
     def kth_scores(self) -> np.ndarray:
         """[Q] float64, no more than what a candidate has to beat; minus infinity while places are free."""

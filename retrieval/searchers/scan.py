@@ -37,30 +37,51 @@ CROWDED = 1 / 64
 """With a larger share of survivors than this, a bfloat16 tile is scored again in float32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    """How a device scans; has no influence on the result.
+
+    `fast_dtype` is what the GEMM runs in; auto is bfloat16 where the CPU has instructions for it.
+    `tile_rows` are scored at a time.
+    """
+
+    fast_dtype: FastDtype = "auto"
+    tile_rows: int = TILE_ROWS
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lane:
+class DeviceScan:
     """One device's scan: the queries there, and the best rows so far. Tiles come in ascending row order."""
 
     queries: torch.Tensor
     queries64: np.ndarray
     norms: np.ndarray
     fast_dtype: torch.dtype
+    tile_rows: int
     best: RunningTopK
 
     @classmethod
-    def start(cls, queries_QD: np.ndarray, top_k: int, device: torch.device, dtype: FastDtype) -> Lane:
-        """A lane that has seen nothing."""
+    def start(
+        cls, queries_QD: np.ndarray, top_k: int, device: torch.device, settings: ScanSettings
+    ) -> DeviceScan:
+        """A scan that has seen nothing."""
         queries64_QD = queries_QD.astype(np.float64)
         return cls(
             queries=torch.from_numpy(queries_QD).to(device),
             queries64=queries64_QD,
             norms=np.linalg.norm(queries64_QD, axis=1),
-            fast_dtype=pick_fast_dtype(dtype, device),
+            fast_dtype=pick_fast_dtype(settings.fast_dtype, device),
+            tile_rows=settings.tile_rows,
             best=RunningTopK(len(queries_QD), top_k),
         )
 
-    def scan(self, shard: VectorShard, tile_rows: int) -> None:
-        """Takes in every row of a shard."""
+    def take_shard(self, shard: VectorShard) -> None:
+        """Takes in every row of a shard.
+
+        Raises:
+            ValueError: it has vectors of another dimension.
+            FloatingPointError: a vector is not finite.
+        """
         if shard.dim != self.queries.shape[1]:
             raise ValueError(
                 f"the shard of row {shard.first_row} has {shard.dim} dimensions, the queries "
@@ -68,18 +89,18 @@ class Lane:
             )
         if not len(self.queries):
             return
-        size = max(1, min(tile_rows, MAX_TILE_SCORES // len(self.queries)))
+        size = max(1, min(self.tile_rows, MAX_TILE_SCORES // len(self.queries)))
         for start in range(0, shard.num_rows, size):
             stop = min(start + size, shard.num_rows)
-            tile = Tile(
+            tile = ShardTile(
                 first_row=shard.first_row + start,
                 codes=shard.tile(start, stop),
                 scales=shard.tile_scales(start, stop),
                 max_norm=shard.max_norm,
             )
-            self.take(tile)
+            self.take_tile(tile)
 
-    def take(self, tile: Tile) -> None:
+    def take_tile(self, tile: ShardTile) -> None:
         """Scores a tile, and adds to the best whatever may be among them."""
         query, column = self.survivors(tile, self.fast_dtype)
         is_crowded = len(query) > CROWDED * len(tile.codes) * len(self.norms)
@@ -95,7 +116,7 @@ class Lane:
                 raise FloatingPointError(f"the stored vector of row {row} is not finite")
             self.best.add(part_query, tile.first_row + part_column, scores)
 
-    def survivors(self, tile: Tile, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    def survivors(self, tile: ShardTile, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Queries [n] and columns [n] of the entries that may be among a query's best k."""
         device = self.queries.device
         rows_BD = torch.from_numpy(tile.codes).to(device).to(dtype)
@@ -117,7 +138,7 @@ class Lane:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tile:
+class ShardTile:
     """Rows of a shard that are scored together; see `VectorShard`."""
 
     first_row: int

@@ -1,4 +1,4 @@
-"""TF-IDF with a vocabulary fitted on the questions only: nothing but the questions' own words costs anything.
+"""TF-IDF with a vocabulary fitted on the questions only: no other word costs anything.
 
 The recipe of the public notebooks of Kaggle's LLM Science Exam: word 1-2-grams of the questions as the
 vocabulary, document frequencies of the first 500,000 chunks, sublinear term frequency, cosine, the corpus in
@@ -11,7 +11,8 @@ Source: scikit-learn's TfidfTransformer (smoothed idf).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
@@ -21,13 +22,31 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
-from strata.retrieval.searchers.candidates import found, rank_candidates
-from strata.retrieval.types import Ranking
+from strata.retrieval.rankings import rank_candidates, read_candidates
+from strata.retrieval.types import Ranking, ReportCount
 
 ROWS_PER_SLICE = 100_000
-NUM_IDF_ROWS = 500_000
 TEXTS_PER_CALL = 2_000
 WORDS = r"(?u)\b\w+\b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfidfSettings:
+    """What is a term, and what it weighs.
+
+    A term is a run of `ngrams` words (shortest and longest run), without scikit-learn's English stop words
+    when `stop_words` is "english". `sublinear` takes 1 + ln tf instead of tf. Document frequencies are
+    counted on the first `num_idf_rows` chunks.
+    """
+
+    ngrams: tuple[int, int] = (1, 2)
+    sublinear: bool = True
+    stop_words: str | None = "english"
+    num_idf_rows: int = 500_000
+
+    def __post_init__(self) -> None:
+        if self.num_idf_rows < 1:
+            raise ValueError(f"num_idf_rows is {self.num_idf_rows}; expected 1 or more")
 
 
 class QuestionTfidf:
@@ -38,11 +57,8 @@ class QuestionTfidf:
 
     Args:
         store: the chunks; read twice a search (once for the document frequencies, of the first rows only).
-        ngrams: shortest and longest run of words that is a term.
-        sublinear: 1 + ln tf instead of tf.
-        stop_words: scikit-learn's English stop words are left out when "english".
+        settings: of the terms; the recipe's by default.
         rows_per_slice: chunks in memory at a time.
-        num_idf_rows: chunks the document frequencies are counted on.
         report: called with the number of chunks scored so far, after each slice.
     """
 
@@ -50,20 +66,20 @@ class QuestionTfidf:
         self,
         store: ChunkStore,
         *,
-        ngrams: tuple[int, int] = (1, 2),
-        sublinear: bool = True,
-        stop_words: str | None = "english",
+        settings: TfidfSettings | None = None,
         rows_per_slice: int = ROWS_PER_SLICE,
-        num_idf_rows: int = NUM_IDF_ROWS,
-        report: Callable[[int], object] = lambda num_chunks: None,
+        report: ReportCount = lambda num_chunks: None,
     ) -> None:
-        if rows_per_slice < 1 or num_idf_rows < 1:
-            raise ValueError(f"slices of {rows_per_slice} rows, idf of {num_idf_rows}; expected 1 or more")
+        if rows_per_slice < 1:
+            raise ValueError(f"rows_per_slice is {rows_per_slice}; expected 1 or more")
+        settings = settings or TfidfSettings()
         self._store = store
-        self._counter = CountVectorizer(ngram_range=ngrams, stop_words=stop_words, token_pattern=WORDS)
-        self._weighting = TfidfTransformer(sublinear_tf=sublinear)
+        self._counter = CountVectorizer(
+            ngram_range=settings.ngrams, stop_words=settings.stop_words, token_pattern=WORDS
+        )
+        self._weighting = TfidfTransformer(sublinear_tf=settings.sublinear)
         self._rows_per_slice = rows_per_slice
-        self._num_idf_rows = num_idf_rows
+        self._num_idf_rows = settings.num_idf_rows
         self._report = report
 
     def search(self, queries: Sequence[str], top_k: int) -> Ranking:
@@ -133,7 +149,7 @@ def _merge(ranking: Ranking, scores_QR: Any, first_row: int, top_k: int) -> Rank
     """The best of a ranking so far and of one more slice's scores [Q, R] (sparse)."""
     candidates = []
     for query, (begin, end) in enumerate(pairwise(scores_QR.indptr)):
-        rows_before, scores_before = found(ranking, query)
+        rows_before, scores_before = read_candidates(ranking, query)
         rows = np.concatenate((rows_before, scores_QR.indices[begin:end] + np.int64(first_row)))
         scores = np.concatenate((scores_before, scores_QR.data[begin:end]))
         candidates.append((rows, scores))

@@ -1,7 +1,7 @@
 """Exact top-k inner products over shards of vectors, on one or several devices. Knows no text, no encoder.
 
-Every device scans whole shards (`Lane` says how, and why the result is exact) and keeps its own best rows;
-these are joined at the end. Legend: Q queries, D dimensions, k top_k.
+Every device scans whole shards (`scan` says how, and why the result is exact) and keeps the best rows of
+those; they are joined at the end. Legend: Q queries, D dimensions, k top_k.
 """
 
 from __future__ import annotations
@@ -16,28 +16,9 @@ import torch
 
 from strata.retrieval.index.vector_shard import VectorShard
 from strata.retrieval.searchers.running_top_k import RunningTopK, merge_top_k
-from strata.retrieval.searchers.scan import MAX_QUERY_VALUE, TILE_ROWS, FastDtype, Lane
-from strata.retrieval.types import Ranking
+from strata.retrieval.searchers.scan import MAX_QUERY_VALUE, DeviceScan, ScanSettings
 
 T = TypeVar("T")
-
-
-def search_top_k(
-    queries_QD: np.ndarray,
-    shards: Iterable[VectorShard],
-    top_k: int,
-    *,
-    devices: Sequence[str] = ("cpu",),
-    fast_dtype: FastDtype = "auto",
-    tile_rows: int = TILE_ROWS,
-) -> Ranking:
-    """The rows with the largest inner products, as `find_top_k` finds them, with float32 scores.
-
-    Returns:
-        Ranking [Q, k] in the order of the float64 scores, ties by lower row; see `Ranking`.
-    """
-    found = find_top_k(queries_QD, shards, top_k, devices=devices, fast_dtype=fast_dtype, tile_rows=tile_rows)
-    return found.ranking()
 
 
 def find_top_k(
@@ -46,10 +27,11 @@ def find_top_k(
     top_k: int,
     *,
     devices: Sequence[str] = ("cpu",),
-    fast_dtype: FastDtype = "auto",
-    tile_rows: int = TILE_ROWS,
+    settings: ScanSettings | None = None,
 ) -> RunningTopK:
-    """Scans every shard once; each device takes the next shard when it is done with its last.
+    """Finds the rows with the largest inner products.
+
+    Every shard is scanned once; each device takes the next shard when it is done with its last.
 
     Peak memory: the shards that are open, one a device (memory-mapped ones cost what the system caches), and
     per device a tile of at most MAX_TILE_SCORES scores and its rows.
@@ -59,8 +41,10 @@ def find_top_k(
         shards: in ascending order of rows, no row twice; drawn when a device is free.
         top_k: places a query.
         devices: torch devices; one named twice gets two threads.
-        fast_dtype: what the GEMM runs in; auto is bfloat16 where the CPU has instructions for it.
-        tile_rows: rows scored at a time; has no influence on the result.
+        settings: how a device scans; the usual way by default.
+
+    Returns:
+        The best rows [Q, k] by float64 score, ties by lower row; `ranking` rounds the scores to float32.
 
     Raises:
         ValueError: top_k below 1, queries that are no finite matrix, or a shard of another dimension.
@@ -69,20 +53,20 @@ def find_top_k(
     queries_QD = check_queries(queries_QD)
     source = OrderedSource(shards)
 
-    def run_lane(device: str) -> tuple[np.ndarray, np.ndarray]:
-        lane = Lane.start(queries_QD, top_k, torch.device(device), fast_dtype)
+    def scan_shards(device: str) -> tuple[np.ndarray, np.ndarray]:
+        scan = DeviceScan.start(queries_QD, top_k, torch.device(device), settings or ScanSettings())
         for shard in source:
-            lane.scan(shard, tile_rows)
+            scan.take_shard(shard)
             # Let go before the next one is opened.
             del shard
-        lane.best.merge()
-        return lane.best.rows, lane.best.scores
+        scan.best.merge()
+        return scan.best.rows, scan.best.scores
 
     if len(devices) == 1:
-        parts = [run_lane(devices[0])]
+        parts = [scan_shards(devices[0])]
     else:
         with ThreadPoolExecutor(len(devices)) as pool:
-            parts = list(pool.map(run_lane, devices))
+            parts = list(pool.map(scan_shards, devices))
     return merge_top_k(parts, len(queries_QD), top_k)
 
 

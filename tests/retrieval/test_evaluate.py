@@ -9,8 +9,7 @@ import pytest
 
 from strata.engine.types import InputError
 from strata.retrieval.evaluate import evaluate_ranking, rank_pages, read_qrels, tabulate_per_query
-from strata.retrieval.refine.hits import Hit
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 
 def test_measures_by_hand() -> None:

@@ -59,7 +59,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file and folder in it, its own included."""
+    """Size and time of change of every file and folder in it, the folder itself included."""
     found = {str(path): path.stat() for path in (folder, *folder.rglob("*"))}
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
@@ -71,7 +71,7 @@ def config(index: Path, **settings) -> SearchConfig:
 def test_every_method_is_opened(index: Path) -> None:
     settings = config(index, method=("bm25", "bm25s", "tfidf", "dense"), query="prompt")
     tools = open_tools(settings, encoder=WordEncoder())
-    assert [type(own).__name__ for own in tools.searchers.values()] == [
+    assert [type(searcher).__name__ for searcher in tools.searchers.values()] == [
         "TantivyBm25",
         "Bm25s",
         "QuestionTfidf",
@@ -79,7 +79,7 @@ def test_every_method_is_opened(index: Path) -> None:
     ]
     result = search(QUESTIONS, settings, tools)
     assert list(result.rankings) == ["bm25", "bm25s", "tfidf", "dense", "scores"]
-    assert [own[0].chunk.page for own in result.hits] == ["a", "d"]
+    assert [hits[0].chunk.page for hits in result.hits] == ["a", "d"]
     assert tools.num_rows == len(TEXTS)
 
 
@@ -103,9 +103,9 @@ def test_dense_scores_are_inner_products(index: Path, first_pass) -> None:
     result = search(QUESTIONS, settings, open_tools(settings, encoder=encoder))
     passages = encoder.encode_passages([searchable_text(chunk) for chunk in ChunkStore(index)])
     scores = encoder.encode_queries([question.prompt for question in QUESTIONS]) @ passages.T
-    for own, expected in zip(result.hits, scores, strict=True):
-        assert [hit.row for hit in own] == np.argsort(-expected, kind="stable").tolist()
-        assert [hit.score for hit in own] == sorted(expected.tolist(), reverse=True)
+    for hits, expected in zip(result.hits, scores, strict=True):
+        assert [hit.row for hit in hits] == np.argsort(-expected, kind="stable").tolist()
+        assert [hit.score for hit in hits] == sorted(expected.tolist(), reverse=True)
 
 
 def test_sentences_by_embedding_and_order_by_embedding(index: Path) -> None:

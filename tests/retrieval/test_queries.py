@@ -9,7 +9,7 @@ import pytest
 
 from strata.engine.types import Question
 from strata.retrieval.queries import build_queries, merge_by_score, reader_query, search_questions
-from strata.retrieval.searchers.candidates import rank_candidates
+from strata.retrieval.rankings import rank_candidates
 from strata.retrieval.types import Ranking
 
 QUESTIONS = [

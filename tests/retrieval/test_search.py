@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from strata.engine.types import Question
+from strata.retrieval.rankings import rank_candidates
 from strata.retrieval.refine.order import edit_similarity
 from strata.retrieval.refine.rerank import score_each
 from strata.retrieval.search import SearchTools, num_stages, refine_method, search
 from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.searchers.candidates import rank_candidates
 from strata.retrieval.types import Chunk, Ranking
 
 TEXTS = ["red cat. blue cat.", "green dog.", "red dog. Old dog.", "blue bird."]
@@ -59,7 +59,7 @@ def config(**settings) -> SearchConfig:
 
 
 def rows(hits: Sequence[Sequence]) -> list[list[int]]:
-    return [[hit.row for hit in own] for own in hits]
+    return [[hit.row for hit in found] for found in hits]
 
 
 def test_one_method() -> None:
@@ -86,8 +86,8 @@ def test_kept_hits_are_those_that_go_on() -> None:
     seen = []
 
     def scorer(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        seen.append((list(queries), [len(own) for own in texts]))
-        return [list(range(len(own))) for own in texts]
+        seen.append((list(queries), [len(group) for group in texts]))
+        return [list(range(len(group))) for group in texts]
 
     result = search(QUESTIONS, config(keep=2), tools(reranker=scorer))
     assert seen == [(["dog red old", "blue cat bird"], [2, 2])]
@@ -118,9 +118,9 @@ def test_what_is_not_ordered_follows_by_score(
     texts_seen: list[int] = []
 
     def longest_last(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        texts_seen.extend(len(own) for own in texts)
+        texts_seen.extend(len(group) for group in texts)
         return [
-            [-float(TEXTS.index(text) % 2 == 0) * 10 - TEXTS.index(text) for text in own] for own in texts
+            [-float(TEXTS.index(text) % 2 == 0) * 10 - TEXTS.index(text) for text in group] for group in texts
         ]
 
     monkeypatch.setattr("strata.retrieval.refine.order.edit_similarity", longest_last)

@@ -224,7 +224,7 @@ def test_measures_on_judged_queries(index, tmp_path, capsys) -> None:
         (["--qrels", "none.tsv"], "none.tsv: cannot be read"),
         (["--out", "x.csv", "--tokenizer", "nowhere"], "nowhere: no tokenizer"),
         (["--out", "x.csv", "--cross-encoder", "nowhere"], "nowhere: no config.json"),
-        (["--out", "x.csv", "--ray", "auto"], "--ray: is for --method dense"),
+        (["--out", "x.csv", "--ray", "auto"], "--ray: needs --method dense"),
     ],
 )
 def test_bad_flags_end_with_status_2(index, questions, capsys, flags, told) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from strata.engine.types import Question
 from strata.retrieval.index.encode import write_codes
 from strata.retrieval.index.encoders import Encoder
-from strata.retrieval.index.vector_store import Codes
+from strata.retrieval.index_config import Codes
 from strata.retrieval.queries import build_queries
 from strata.retrieval.searchers.dense import DenseIndex, measure_recall
 from strata.scripts.bench.record import print_table

@@ -11,12 +11,12 @@ from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.encoders import Encoder
 from strata.retrieval.open_index import open_tools
 from strata.retrieval.queries import build_queries, reader_query, search_questions
-from strata.retrieval.refine.fuse import Fusion, fuse
-from strata.retrieval.refine.hits import Hit, load_hits
+from strata.retrieval.refine.fuse import fuse
+from strata.retrieval.refine.hits import load_hits
 from strata.retrieval.refine.rerank import SentenceScorer, TextScorer, blend_hits, rerank_hits
 from strata.retrieval.search import SearchTools
-from strata.retrieval.search_config import SearchConfig
-from strata.retrieval.types import NO_ROW, Ranking
+from strata.retrieval.search_config import Fusion, SearchConfig
+from strata.retrieval.types import NO_ROW, Hit, Ranking
 from strata.scripts.bench.configs import RetrievalBenchConfig
 from strata.scripts.search import member_scorer
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from strata.retrieval.index.vector_shard import VectorShard
-from strata.retrieval.searchers.top_k import search_top_k
+from strata.retrieval.searchers.scan import ScanSettings
+from strata.retrieval.searchers.top_k import find_top_k
 from strata.scripts.bench.configs import RetrievalSpeedConfig
 from strata.scripts.bench.process_memory import status_bytes
 from strata.scripts.bench.record import GIB, print_table
@@ -33,9 +34,10 @@ def run_top_k_part(config: RetrievalSpeedConfig) -> dict[str, Any]:
     """Seconds and queries/s of both, their ratio, peak memory, and the share of equal rows."""
     paths = write_vectors(config.folder / f"vectors-{config.num_vectors}", config.num_vectors)
     queries = unit_vectors(config.num_queries, seed=1)
+    float32 = ScanSettings(fast_dtype="float32")
     runs: dict[str, Callable[[], np.ndarray]] = {
-        "strata": lambda: search_top_k(queries, open_shards(paths), TOP_K).rows,
-        "strata float32": lambda: search_top_k(queries, open_shards(paths), TOP_K, fast_dtype="float32").rows,
+        "strata": lambda: find_top_k(queries, open_shards(paths), TOP_K).rows,
+        "strata float32": lambda: find_top_k(queries, open_shards(paths), TOP_K, settings=float32).rows,
     }
     with PeakMemory() as memory:
         expected = runs["strata"]()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from strata.engine.files import write_atomically
 from strata.engine.types import InputError
 from strata.retrieval.index import build
 from strata.retrieval.index.build import build_index
@@ -92,6 +93,33 @@ def test_an_interrupted_tantivy_goes_on(tmp_path: Path) -> None:
     one, two = (TantivyBm25(folder).search(TEXTS[:9], 50) for folder in (whole.folder, config.out))
     assert one.rows.tolist() == two.rows.tolist()
     assert one.scores.tolist() == two.scores.tolist()
+
+
+def leave_half_a_file(path: Path) -> Path:
+    """What is left of a file whose writing was killed."""
+    names = []
+
+    def write(temporary: Path) -> None:
+        names.append(temporary)
+        temporary.write_text("whole")
+
+    write_atomically(path, write)
+    path.unlink()
+    names[0].write_text("half")
+    return names[0]
+
+
+def test_what_a_killed_build_left_goes(tmp_path: Path) -> None:
+    config = IndexConfig(
+        corpus=(write_corpus(tmp_path / "corpus.jsonl", TEXTS),), out=tmp_path / "index", **SETTINGS
+    )
+    halves = [leave_half_a_file(config.out / name) for name in ("building.json", "chunks/00000.parquet")]
+    build_index(config)
+    assert {path.name for path in config.out.iterdir()} == {"manifest.json", "chunks", "tantivy"}
+    assert not any(path.exists() for path in halves)
+    half = leave_half_a_file(config.out / "other.json")
+    build_index(config)
+    assert not half.exists()
 
 
 def test_a_finished_index_is_left_alone(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from strata.engine import files
 from strata.engine.types import InputError
 from strata.retrieval.index import manifest as module
 from strata.retrieval.index.manifest import (
@@ -15,7 +18,6 @@ from strata.retrieval.index.manifest import (
     add_part,
     check_part,
     read_manifest,
-    write_atomically,
     write_manifest,
 )
 
@@ -56,6 +58,12 @@ def test_other_manifests_are_refused(folder: Path, content: str, message: str) -
         read_manifest(folder)
 
 
+def test_a_manifest_of_other_bytes_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b"{}\n\xff")
+    with pytest.raises(InputError, match=r"manifest\.json, line 2: byte 0xff at offset 3 is not UTF-8"):
+        read_manifest(folder)
+
+
 def test_a_folder_without_one_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest.json: not found; expected a folder that `strata index`"):
         read_manifest(tmp_path)
@@ -86,20 +94,18 @@ def test_a_missing_part_is_named(folder: Path) -> None:
         check_part(folder, read_manifest(folder), "tantivy")
 
 
-def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("before")
+def test_a_manifest_that_cannot_be_written_leaves_what_was_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, fail)
-    assert path.read_text() == "before"
-    write_atomically(path, lambda temporary: temporary.write_text("after"))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert path.read_text() == "after"
+    names, before = sorted(folder.iterdir()), read_manifest(folder)
+    monkeypatch.setattr(files, "flush_to_disk", fail)
+    with pytest.raises(files.OutputError, match=r"cannot write .*manifest\.json: No space left"):
+        write_manifest(folder, replace(before, num_pages=9))
+    assert read_manifest(folder) == before
+    assert sorted(folder.iterdir()) == names
 
 
 def test_the_manifest_is_json_with_a_version(folder: Path) -> None:

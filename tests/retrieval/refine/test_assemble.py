@@ -15,8 +15,7 @@ from strata.retrieval.refine.assemble import (
     drop_repeats,
     join_chunks,
 )
-from strata.retrieval.refine.hits import Hit
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 
 def hit(number: int, text: str, title: str = "") -> Hit:
@@ -29,7 +28,7 @@ def words(text: str) -> int:
 
 
 def ids(hits: Sequence[Hit]) -> list[str]:
-    return [own.chunk.id for own in hits]
+    return [hit.chunk.id for hit in hits]
 
 
 def test_titles_and_texts_best_first() -> None:
@@ -39,7 +38,9 @@ def test_titles_and_texts_best_first() -> None:
 
 
 def test_a_title_is_not_repeated_for_its_next_chunk() -> None:
-    chunks = [own.chunk for own in (hit(0, "One.", "T"), hit(1, "Two.", "T"), hit(2, "Three."), hit(3, "4."))]
+    chunks = [
+        found.chunk for found in (hit(0, "One.", "T"), hit(1, "Two.", "T"), hit(2, "Three."), hit(3, "4."))
+    ]
     assert join_chunks(chunks) == "T\nOne.\nTwo.\n\nThree.\n4."
 
 
@@ -79,13 +80,13 @@ def test_repeats_are_dropped() -> None:
         hit(0, "Dogs."),
         hit(3, ""),
     ]
-    assert [chunk.id for chunk in drop_repeats([own.chunk for own in hits])] == ["p0#0", "p2#0"]
+    assert [chunk.id for chunk in drop_repeats([found.chunk for found in hits])] == ["p0#0", "p2#0"]
 
 
 def test_dealt_contexts_share_nothing_and_each_gets_a_best_one() -> None:
     hits = [hit(0, "a"), hit(1, "b"), hit(2, "B"), hit(3, "c"), hit(4, "d"), hit(5, "e")]
     dealt = deal_hits(hits, 2)
-    assert [ids(own) for own in dealt] == [["p0#0", "p3#0", "p5#0"], ["p1#0", "p4#0"]]
+    assert [ids(hits) for hits in dealt] == [["p0#0", "p3#0", "p5#0"], ["p1#0", "p4#0"]]
     assert deal_hits([], 3) == [[], [], []]
 
 
@@ -107,6 +108,6 @@ def test_any_context_keeps_its_budget_and_is_made_of_whole_chunks(texts: list[st
     context = assemble_context(hits, budget, sticky)
     assert context.num_tokens == sticky(context.text) <= budget
     if not context.is_cut:
-        by_id = {own.chunk.id: own.chunk for own in hits}
+        by_id = {found.chunk.id: found.chunk for found in hits}
         assert context.text == join_chunks([by_id[chunk_id] for chunk_id in context.chunk_ids])
         assert list(context.chunk_ids) == sorted(context.chunk_ids)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from strata.retrieval.rankings import rank_candidates
 from strata.retrieval.refine.fuse import fuse, fuse_normalised_scores, fuse_reciprocal_ranks, scale_to_unit
-from strata.retrieval.searchers.candidates import rank_candidates
 from strata.retrieval.types import Ranking
 
 
 def ranking(*queries: dict[int, float], top_k: int = 4) -> Ranking:
     return rank_candidates(
-        [(np.array(list(own), dtype=np.int64), np.array(list(own.values()))) for own in queries], top_k
+        [(np.array(list(scores), dtype=np.int64), np.array(list(scores.values()))) for scores in queries],
+        top_k,
     )
 
 
@@ -53,8 +54,8 @@ def test_random_rankings_match_a_dictionary() -> None:
     fused = fuse(rankings, "rrf", 8, weights=[1.0, 0.5, 2.0], rrf_k=10)
     for query in range(5):
         sums: dict[int, float] = {}
-        for own, weight in zip(rankings, [1.0, 0.5, 2.0], strict=True):
-            for rank, row in enumerate(own.rows[query].tolist(), start=1):
+        for part, weight in zip(rankings, [1.0, 0.5, 2.0], strict=True):
+            for rank, row in enumerate(part.rows[query].tolist(), start=1):
                 sums[row] = sums.get(row, 0.0) + weight / (10 + rank)
         expected = sorted(sums, key=lambda row: (-np.float32(sums[row]), row))[:8]
         assert fused.rows[query].tolist() == expected

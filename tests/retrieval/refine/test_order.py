@@ -50,7 +50,7 @@ def test_embedding_scorer_of_nothing_asks_nothing() -> None:
     def never(texts: Sequence[str]) -> np.ndarray:
         raise AssertionError("was called")
 
-    assert [len(own) for own in EmbeddingScorer(never, never)(["q"], [[]])] == [0]
+    assert [len(values) for values in EmbeddingScorer(never, never)(["q"], [[]])] == [0]
 
 
 def test_orders_by_name() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from strata.engine.types import InputError
-from strata.retrieval.refine.hits import Hit, load_hits, rank_hits
+from strata.retrieval.refine.hits import load_hits, rank_hits
 from strata.retrieval.refine.rerank import (
     CrossEncoderScorer,
     SentenceScorer,
@@ -16,7 +16,7 @@ from strata.retrieval.refine.rerank import (
     rerank_hits,
     score_each,
 )
-from strata.retrieval.types import Chunk
+from strata.retrieval.types import Chunk, Hit
 
 
 def hit(row: int, text: str, score: float = 0.0, title: str = "T") -> Hit:
@@ -25,20 +25,20 @@ def hit(row: int, text: str, score: float = 0.0, title: str = "T") -> Hit:
 
 
 def rows(hits: Sequence[Hit]) -> list[int]:
-    return [own.row for own in hits]
+    return [hit.row for hit in hits]
 
 
 def test_scorer_decides_and_sees_all_queries_in_one_call() -> None:
     calls = []
 
     def count_characters(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        calls.append((list(queries), [list(own) for own in texts]))
-        return [[float(len(text)) for text in own] for own in texts]
+        calls.append((list(queries), [list(group) for group in texts]))
+        return [[float(len(text)) for text in group] for group in texts]
 
     hits = [[hit(0, "a"), hit(1, "ccc"), hit(2, "bb"), hit(3, "dddddd")], [], [hit(4, "x", title="")]]
     reranked = rerank_hits(["q", "none", "r"], hits, count_characters, top_k=3)
-    assert [rows(own) for own in reranked] == [[1, 2, 0], [], [4]]
-    assert [own.score for own in reranked[0]] == [5.0, 4.0, 3.0]
+    assert [rows(hits) for hits in reranked] == [[1, 2, 0], [], [4]]
+    assert [hit.score for hit in reranked[0]] == [5.0, 4.0, 3.0]
     assert calls == [(["q", "r"], [["T\na", "T\nccc", "T\nbb"], ["x"]])]
 
 
@@ -72,7 +72,7 @@ def test_load_hits_leaves_out_empty_places() -> None:
     )
     chunks = [hit(row, f"text {row}").chunk for row in range(3)]
     loaded = load_hits(ranking, lambda wanted: [chunks[row] for row in wanted])
-    assert [[(own.row, own.score, own.chunk.text) for own in hits] for hits in loaded] == [
+    assert [[(hit.row, hit.score, hit.chunk.text) for hit in hits] for hits in loaded] == [
         [(2, 3.0, "text 2"), (0, 1.0, "text 0")],
         [],
     ]
@@ -83,18 +83,18 @@ def test_a_text_is_as_good_as_its_best_sentence() -> None:
     calls = []
 
     def count_characters(queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        calls.append((list(queries), [list(own) for own in texts]))
-        return [[float(len(text)) for text in own] for own in texts]
+        calls.append((list(queries), [list(group) for group in texts]))
+        return [[float(len(text)) for text in group] for group in texts]
 
     texts = [["Title\nA one. A longer one. B two.", ""], [], ["Only."]]
     scores = SentenceScorer(count_characters)(["q", "r", "s"], texts)
-    assert [own.tolist() for own in scores] == [[13.0, 0.0], [], [5.0]]
+    assert [values.tolist() for values in scores] == [[13.0, 0.0], [], [5.0]]
     assert calls == [(["q", "r", "s"], [["Title", "A one.", "A longer one.", "B two.", ""], [], ["Only."]])]
 
 
 def test_the_best_sentence_may_score_below_zero() -> None:
     negative = score_each(lambda query, texts: [-float(len(text)) for text in texts])
-    assert [own.tolist() for own in SentenceScorer(negative)(["q"], [["Aa. Bbb.", "Cccc."]])] == [
+    assert [values.tolist() for values in SentenceScorer(negative)(["q"], [["Aa. Bbb.", "Cccc."]])] == [
         [-3.0, -5.0]
     ]
 
@@ -105,7 +105,7 @@ def test_blended_scores_by_hand() -> None:
     reranked = rerank_hits(["q", "r"], found, lengths, top_k=3)
     # Found with 1, 0.75, 0 of the way up; the scorer says 0, 1, 0.5.
     blended = blend_hits(found, reranked, 0.5)
-    assert [(own.row, own.score) for own in blended[0]] == [(1, 0.875), (0, 0.5), (2, 0.25)]
+    assert [(hit.row, hit.score) for hit in blended[0]] == [(1, 0.875), (0, 0.5), (2, 0.25)]
     assert blended[1] == []
     assert rows(blend_hits(found, reranked, 1.0)[0]) == rows(reranked[0])
     assert rows(blend_hits(found, reranked, 0.0)[0]) == [0, 1, 2]
@@ -141,11 +141,11 @@ def test_cross_encoder_gives_the_model_s_own_logits(cross_encoder: Path) -> None
 
     queries, texts = ["do cats purr", "do dogs bark"], [["cats purr", "dogs"], ["bark bark dogs"]]
     scores = CrossEncoderScorer(cross_encoder, device="cpu", batch_size=2)(queries, texts)
-    assert [len(own) for own in scores] == [2, 1]
+    assert [len(values) for values in scores] == [2, 1]
     model = AutoModelForSequenceClassification.from_pretrained(cross_encoder).eval()
     tokenizer = AutoTokenizer.from_pretrained(cross_encoder)
-    for query, own_texts, own_scores in zip(queries, texts, scores, strict=True):
-        for text, score in zip(own_texts, own_scores, strict=True):
+    for query, group, values in zip(queries, texts, scores, strict=True):
+        for text, score in zip(group, values, strict=True):
             with torch.no_grad():
                 logit = model(**tokenizer(query, text, return_tensors="pt")).logits.item()
             assert float(score) == pytest.approx(logit, abs=1e-5)

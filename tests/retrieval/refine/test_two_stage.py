@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from strata.retrieval.refine.hits import Hit
 from strata.retrieval.refine.rerank import score_each
-from strata.retrieval.refine.two_stage import LexicalScorer, PageReader, search_sentences
-from strata.retrieval.types import Chunk
+from strata.retrieval.refine.two_stage import LexicalScorer, PageReader, best_of_pages, search_sentences
+from strata.retrieval.types import Chunk, Hit
 
 PAGES = {
     "cats": ["Cats purr. Cats sleep.", "Some cats hunt mice."],
@@ -44,26 +43,30 @@ def test_a_page_longer_than_one_read() -> None:
     assert [row for row, _ in found] == list(range(150))
 
 
+def test_the_best_pages_are_those_of_the_first_hits() -> None:
+    assert [found.row for found in best_of_pages([hit(5), hit(3), hit(1), hit(0), hit(2)], 2)] == [5, 1]
+    assert best_of_pages([], 2) == []
+
+
 def test_sentences_of_the_best_pages_compete() -> None:
     scorer = score_each(lambda query, texts: [float(query in text.lower()) for text in texts])
-    found = search_sentences(
-        ["sleep", "glow"], [[hit(5), hit(1), hit(2)], [hit(0)]], reader, scorer, num_pages=2, top_k=3
-    )
-    assert [own.chunk.id for own in found[0]] == ["fish#1#2.0", "cats#0.1", "fish#1#0.0"]
-    assert [own.chunk.text for own in found[0]] == ["Fish sleep.", "Cats sleep.", "Fish swim."]
-    assert [own.score for own in found[0]] == [1.0, 1.0, 0.0]
-    assert [own.row for own in found[0]] == [5, 0, 3]
+    pages = [best_of_pages([hit(5), hit(1), hit(2)], 2), best_of_pages([hit(0)], 2)]
+    found = search_sentences(["sleep", "glow"], pages, reader, scorer, 3)
+    assert [sentence.chunk.id for sentence in found[0]] == ["fish#1#2.0", "cats#0.1", "fish#1#0.0"]
+    assert [sentence.chunk.text for sentence in found[0]] == ["Fish sleep.", "Cats sleep.", "Fish swim."]
+    assert [sentence.score for sentence in found[0]] == [1.0, 1.0, 0.0]
+    assert [sentence.row for sentence in found[0]] == [5, 0, 3]
     # The other query's only page has no such word: its sentences tie, in reading order.
-    assert [own.chunk.id for own in found[1]] == ["cats#0.0", "cats#0.1", "cats#1.0"]
+    assert [sentence.chunk.id for sentence in found[1]] == ["cats#0.0", "cats#0.1", "cats#1.0"]
 
 
 def test_batches_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from strata.retrieval.refine import two_stage
 
-    queries, hits = ["cats", "", "bark", "fish"], [[hit(2), hit(0)], [], [hit(2)], [hit(4)]]
-    whole = search_sentences(queries, hits, reader, LexicalScorer(), num_pages=2, top_k=4)
+    queries, pages = ["cats", "", "bark", "fish"], [[hit(2), hit(0)], [], [hit(2)], [hit(4)]]
+    whole = search_sentences(queries, pages, reader, LexicalScorer(), 4)
     monkeypatch.setattr(two_stage, "QUERIES_PER_BATCH", 1)
-    assert search_sentences(queries, hits, reader, LexicalScorer(), num_pages=2, top_k=4) == whole
+    assert search_sentences(queries, pages, reader, LexicalScorer(), 4) == whole
     assert whole[1] == []
 
 
@@ -73,7 +76,7 @@ def bm25(query: list[str], documents: Sequence[list[str]]) -> list[float]:
     for words in documents:
         total = 0.0
         for word in query:
-            n = sum(word in own for own in documents)
+            n = sum(word in document for document in documents)
             if n:
                 idf = math.log(1 + (len(documents) - n + 0.5) / (n + 0.5))
                 tf = words.count(word)
@@ -91,5 +94,5 @@ def test_lexical_scores_are_bm25_among_the_candidates() -> None:
 
 def test_queries_without_a_known_word_score_zero() -> None:
     scores = LexicalScorer()(["", "Что такое кошка", "!?"], [["A cat."], ["A cat.", "A dog."], [""]])
-    assert [own.tolist() for own in scores] == [[0.0], [0.0, 0.0], [0.0]]
+    assert [values.tolist() for values in scores] == [[0.0], [0.0, 0.0], [0.0]]
     assert scores[0].dtype == np.float32

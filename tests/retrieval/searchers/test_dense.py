@@ -1,4 +1,4 @@
-"""Dense search of an index against brute force over the fake encoder's own vectors."""
+"""Dense search of an index against brute force over the fake encoder's vectors."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ END_TIMEOUT_S = 20
 
 def test_every_shard_goes_to_one_node() -> None:
     nodes = [Node(id=str(number), num_cpus=1, num_gpus=0) for number in range(3)]
-    assert [own for _, own in share_out(range(7), nodes)] == [(0, 3, 6), (1, 4), (2, 5)]
-    assert [(node.id, own) for node, own in share_out(range(2), nodes)] == [("0", (0,)), ("1", (1,))]
+    assert [share for _, share in share_out(range(7), nodes)] == [(0, 3, 6), (1, 4), (2, 5)]
+    assert [(node.id, share) for node, share in share_out(range(2), nodes)] == [("0", (0,)), ("1", (1,))]
     with pytest.raises(InputError, match="no node"):
         share_out(range(2), [])
 
@@ -134,8 +134,8 @@ def test_two_nodes_find_what_one_machine_finds(
 
 def assert_only_this_machine_is_listened_to() -> None:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    sockets = [own for process in processes for own in process.net_connections("inet")]
-    listening = {own.laddr.ip for own in sockets if own.status == psutil.CONN_LISTEN}
+    sockets = [socket for process in processes for socket in process.net_connections("inet")]
+    listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
     assert listening
     assert listening <= LOOPBACK
 

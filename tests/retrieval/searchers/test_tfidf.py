@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.searchers import tfidf
-from strata.retrieval.searchers.tfidf import QuestionTfidf
+from strata.retrieval.searchers.tfidf import QuestionTfidf, TfidfSettings
 
 from ..small_index import make_index, random_texts
 
@@ -24,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ChunkStore:
 
 
 def reference_scores(num_idf_rows: int, *, sublinear: bool = True) -> np.ndarray:
-    """[Q, C] cosines by scikit-learn's own pipeline over the whole corpus at once."""
+    """[Q, C] cosines by scikit-learn's pipeline over the whole corpus at once."""
     settings = {"ngram_range": (1, 2), "stop_words": "english", "token_pattern": r"(?u)\b\w+\b"}
     vocabulary = TfidfVectorizer(**settings).fit(QUERIES).vocabulary_
     vectorizer = TfidfVectorizer(**settings, vocabulary=vocabulary, sublinear_tf=sublinear)
@@ -39,7 +39,9 @@ def test_equals_scikit_learn(
 ) -> None:
     monkeypatch.setattr(tfidf, "TEXTS_PER_CALL", 4)
     done: list[int] = []
-    searcher = QuestionTfidf(store, rows_per_slice=rows_per_slice, num_idf_rows=33, report=done.append)
+    searcher = QuestionTfidf(
+        store, settings=TfidfSettings(num_idf_rows=33), rows_per_slice=rows_per_slice, report=done.append
+    )
     ranking = searcher.search(QUERIES, top_k)
     for rows, scores, expected in zip(ranking.rows, ranking.scores, reference_scores(33), strict=True):
         order = np.lexsort((np.arange(len(expected)), -np.round(expected, 6)))
@@ -53,7 +55,7 @@ def test_equals_scikit_learn(
 
 
 def test_sublinear_is_a_choice(store: ChunkStore) -> None:
-    ranking = QuestionTfidf(store, sublinear=False).search(QUERIES, 5)
+    ranking = QuestionTfidf(store, settings=TfidfSettings(sublinear=False)).search(QUERIES, 5)
     expected = reference_scores(90, sublinear=False)
     np.testing.assert_allclose(ranking.scores[0], np.sort(expected[0])[::-1][:5], rtol=1e-5)
     assert not np.allclose(ranking.scores[0], np.sort(reference_scores(90)[0])[::-1][:5], rtol=1e-5)
@@ -79,5 +81,7 @@ def test_repeating_the_prompt_weighs_its_words(tmp_path: Path) -> None:
 
 
 def test_slices_of_nothing_are_refused(store: ChunkStore) -> None:
-    with pytest.raises(ValueError, match="slices of 0 rows"):
+    with pytest.raises(ValueError, match="rows_per_slice is 0"):
         QuestionTfidf(store, rows_per_slice=0)
+    with pytest.raises(ValueError, match="num_idf_rows is 0"):
+        TfidfSettings(num_idf_rows=0)

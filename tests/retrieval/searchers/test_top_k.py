@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strata.retrieval.index.vector_shard import VectorShard, pack_signs, quantise_int8, unpack_signs
-from strata.retrieval.searchers import scan as lane
+from strata.retrieval.searchers import scan
 from strata.retrieval.searchers.running_top_k import RunningTopK
-from strata.retrieval.searchers.scan import entries_above, relative_error
-from strata.retrieval.searchers.top_k import find_top_k, search_top_k
+from strata.retrieval.searchers.scan import ScanSettings, entries_above, relative_error
+from strata.retrieval.searchers.top_k import find_top_k
+from strata.retrieval.types import Ranking
 
 DTYPES = ("float32", "bfloat16")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -28,6 +31,16 @@ def brute_force(queries: np.ndarray, vectors: np.ndarray, top_k: int) -> np.ndar
         best = np.argsort(-scores, kind="stable")[:top_k]
         found[place, : len(best)] = best
     return found
+
+
+def search_top_k(
+    queries: np.ndarray,
+    shards: Iterable[VectorShard],
+    top_k: int,
+    devices: Sequence[str] = ("cpu",),
+    **settings: Any,
+) -> Ranking:
+    return find_top_k(queries, shards, top_k, devices=devices, settings=ScanSettings(**settings)).ranking()
 
 
 def cut(vectors: np.ndarray, shard_rows: int, scales: np.ndarray | None = None) -> list[VectorShard]:
@@ -148,7 +161,7 @@ def test_rows_closer_than_the_fast_pass_can_tell(
     top_k: int, tile_rows: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that differ in one float16 step of one value: both GEMMs round this away, float64 does not."""
-    monkeypatch.setattr(lane, "CROWDED", 2.0)
+    monkeypatch.setattr(scan, "CROWDED", 2.0)
     vectors = np.repeat(unit_vectors(1, 256, seed=3), 400, axis=0)
     order = np.random.default_rng(4).permutation(400)
     step = np.float16(2**-14)

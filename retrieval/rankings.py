@@ -1,4 +1,4 @@
-"""Takes rankings apart into candidates and makes rankings of them again. Knows nothing of searchers.
+"""Makes rankings of candidates and takes them apart again. Knows nothing of where scores come from.
 
 Legend: Q queries, k places of a ranking, n candidates of one query.
 """
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strata.retrieval.searchers.ranking import best_places, empty_ranking
 from strata.retrieval.types import NO_ROW, Ranking
 
 Candidates = tuple[np.ndarray, np.ndarray]
@@ -32,8 +31,6 @@ def rank_candidates(candidates: Sequence[Candidates], top_k: int) -> Ranking:
     """
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; expected 1 or more")
-    if top_k < 1:
-        raise ValueError(f"top_k is {top_k}; expected 1 or more")
     ranking = empty_ranking(len(candidates), top_k)
     for query, (rows, scores) in enumerate(candidates):
         # Rounded first: two scores that float32 cannot tell apart are a tie to whoever reads the ranking.
@@ -45,8 +42,35 @@ def rank_candidates(candidates: Sequence[Candidates], top_k: int) -> Ranking:
     return ranking
 
 
-def found(ranking: Ranking, query: int) -> Candidates:
-    """Rows [n] and scores [n] float64 of the places of one query that are taken, best first."""
+def empty_ranking(num_queries: int, top_k: int) -> Ranking:
+    """A ranking of free places only: [Q, k] rows -1, scores minus infinity."""
+    return Ranking(
+        rows=np.full((num_queries, top_k), NO_ROW, dtype=np.int64),
+        scores=np.full((num_queries, top_k), -np.inf, dtype=np.float32),
+    )
+
+
+def best_places(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best of one query's candidates, best first; of equal scores, the lower row first.
+
+    Args:
+        scores: [n] float32, none of them NaN.
+        rows: [n] int64, all different, in any order.
+        top_k: how many to keep.
+
+    Returns:
+        Rows [m] int64 and scores [m] float32, m being the smaller of n and `top_k`.
+    """
+    if 0 < 4 * top_k < len(scores):
+        # Whatever scores less than the k-th best goes before anything is sorted; ties with it stay.
+        least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+        scores, rows = scores[scores >= least], rows[scores >= least]
+    order = np.lexsort((rows, -scores))[:top_k]
+    return rows[order].astype(np.int64), scores[order].astype(np.float32)
+
+
+def read_candidates(ranking: Ranking, query: int) -> Candidates:
+    """The taken places of one query: rows [n] and scores [n] float64, best first."""
     rows = ranking.rows[query]
     is_taken = rows != NO_ROW
     return rows[is_taken], ranking.scores[query][is_taken].astype(np.float64)

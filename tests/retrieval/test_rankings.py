@@ -1,11 +1,20 @@
-"""Candidates and rankings: ties, missing places, rounding."""
+"""Candidates and rankings: ties, missing places, rounding; the best places as a full sort finds them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from strata.retrieval.searchers.candidates import best_by_row, found, rank_candidates, sum_by_row
+from strata.retrieval.rankings import (
+    best_by_row,
+    best_places,
+    empty_ranking,
+    rank_candidates,
+    read_candidates,
+    sum_by_row,
+)
 
 
 def candidates(rows: list[int], scores: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,9 +47,9 @@ def test_rows_of_several_lists_are_added_or_the_best_is_kept() -> None:
     assert (rows.tolist(), scores.tolist()) == ([1, 5, 9], [1.0, 4.0, 8.0])
 
 
-def test_found_gives_back_what_was_ranked() -> None:
+def test_candidates_are_read_as_they_were_ranked() -> None:
     ranking = rank_candidates([candidates([4, 6], [-1.5, 2.5])], 5)
-    rows, scores = found(ranking, 0)
+    rows, scores = read_candidates(ranking, 0)
     assert (rows.tolist(), scores.tolist()) == ([6, 4], [2.5, -1.5])
 
 
@@ -49,3 +58,21 @@ def test_nan_and_no_places_are_refused() -> None:
         rank_candidates([candidates([1], [np.nan])], 2)
     with pytest.raises(ValueError, match="top_k is 0"):
         rank_candidates([], 0)
+
+
+@given(st.lists(st.integers(0, 6), max_size=80), st.integers(1, 12), st.randoms())
+@settings(max_examples=200, deadline=None)
+def test_best_places_equal_a_full_sort(values: list[int], top_k: int, rng) -> None:
+    rows = list(range(100, 100 + len(values)))
+    rng.shuffle(rows)
+    expected = sorted(zip(rows, values, strict=True), key=lambda pair: (-pair[1], pair[0]))[:top_k]
+    best, scores = best_places(np.array(values, dtype=np.float32), np.array(rows, dtype=np.int64), top_k)
+    assert list(zip(best.tolist(), scores.tolist(), strict=True)) == expected
+    assert (best.dtype, scores.dtype) == (np.int64, np.float32)
+
+
+def test_empty_ranking() -> None:
+    ranking = empty_ranking(2, 3)
+    assert ranking.rows.tolist() == [[-1] * 3] * 2
+    assert np.isneginf(ranking.scores).all()
+    assert (ranking.rows.dtype, ranking.scores.dtype) == (np.int64, np.float32)

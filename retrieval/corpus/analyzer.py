@@ -1,4 +1,4 @@
-"""Turns text into BM25's tokens, with tantivy's tokenizer and filters. Knows nothing of indexes."""
+"""Turns text into BM25's tokens, with tantivy's tokenizer and filters, and numbers them. Knows no index."""
 
 from __future__ import annotations
 
@@ -27,3 +27,28 @@ def make_analyzer(language: Language) -> Any:
     for entry in filters:
         builder = builder.filter(entry)
     return builder.build()
+
+
+class Vocabulary:
+    """Numbers the tokens of texts, in the order in which they first come.
+
+    Args:
+        analyzer: what `make_analyzer` made.
+    """
+
+    def __init__(self, analyzer: Any) -> None:
+        self._analyzer = analyzer
+        self._ids: dict[str, int] = {}
+
+    def learn(self, text: str) -> list[int]:
+        """The numbers of a text's tokens; those that are new get the next ones."""
+        ids = self._ids
+        return [ids.setdefault(token, len(ids)) for token in self._analyzer.analyze(text)]
+
+    def look_up(self, text: str) -> list[int]:
+        """The numbers of those of a text's tokens that have one."""
+        return [self._ids[token] for token in self._analyzer.analyze(text) if token in self._ids]
+
+    def ids(self) -> dict[str, int]:
+        """A copy of the numbers by token, which is the caller's."""
+        return dict(self._ids)
