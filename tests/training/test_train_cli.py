@@ -14,7 +14,7 @@ import torch
 
 from strata.scripts import train as command
 from strata.scripts.cli import main
-from strata.training.readers.losses import count_units
+from strata.training.tasks import count_units
 from strata.training.types import Example, ParameterGroup
 
 from ..families import build_tokenizer

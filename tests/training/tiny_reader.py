@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from strata.engine.types import Prompt, Question
 from strata.training.config import TrainConfig
-from strata.training.readers.losses import count_units, sum_loss
+from strata.training.readers.losses import sum_loss
+from strata.training.tasks import count_units
 from strata.training.types import Example, ParameterGroup
 
 NUM_BUCKETS = 128
@@ -30,6 +31,7 @@ class TinyReader:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.dtype = torch.float32
         generator = torch.Generator().manual_seed(config.seed)
         self.weight = torch.nn.Parameter(0.1 * torch.randn(NUM_BUCKETS, 1, generator=generator))
         self.bias = torch.nn.Parameter(torch.zeros(1))

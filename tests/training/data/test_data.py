@@ -11,7 +11,7 @@ from strata.engine.types import InputError, Question, QuestionScores, RunWarning
 from strata.training.data.batch_order import BatchOrder, hold_out, shuffle_options, step_seed
 from strata.training.data.passages import block_example, cut_passage
 from strata.training.data.training_set import check_questions, read_training_set
-from strata.training.loop.processes import OneProcess, own_share
+from strata.training.loop.processes import OneProcess, share_of
 
 from ..tiny_reader import TinyReader, planted_questions, tiny_config, write_rows
 
@@ -79,7 +79,7 @@ def test_held_out_examples_are_a_share_and_no_others():
 
 def test_processes_share_a_batch():
     processes = [replace(OneProcess(), num_processes=3, process_index=rank) for rank in range(3)]
-    shares = [own_share([5, 6, 7, 8], one) for one in processes]
+    shares = [share_of([5, 6, 7, 8], one) for one in processes]
     assert shares == [[5, 8], [6], [7]]
 
 

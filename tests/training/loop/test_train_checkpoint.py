@@ -17,16 +17,16 @@ import torch
 from strata.engine.files import OutputError
 from strata.engine.types import InputError, RunWarnings
 from strata.training.data.training_set import read_training_set
-from strata.training.loop import train_checkpoint
+from strata.training.loop import folders
+from strata.training.loop.folders import write_folder_atomically
 from strata.training.loop.optimizer import build_optimizer
 from strata.training.loop.train_checkpoint import (
-    Progress,
+    TrainProgress,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
-    write_folder_atomically,
 )
 from strata.training.loop.trainer import Trainer
 from strata.training.types import ParameterGroup
@@ -46,7 +46,7 @@ from pathlib import Path
 import torch
 
 from strata.engine.types import RunWarnings
-from strata.training.loop import train_checkpoint
+from strata.training.loop import folders, train_checkpoint
 from strata.training.data.training_set import read_training_set
 from strata.training.loop.trainer import Trainer
 from tests.training.tiny_reader import TinyReader, tiny_config
@@ -58,7 +58,7 @@ def train_and_die(folder, changes, where, number):
     owner, name = {
         "step": (reader, "accumulate_gradients"),
         "parameters": (train_checkpoint, "_optimizer_tensors"),
-        "rename": (train_checkpoint, "flush_folder"),
+        "rename": (folders, "flush_folder"),
         "save": (reader, "save"),
     }[where]
     original, calls = getattr(owner, name), []
@@ -215,7 +215,7 @@ def make_state(seed: int) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Op
 
 def test_parameters_and_optimizer_come_back_as_they_were(tmp_path):
     parameters, optimizer = make_state(0)
-    progress = Progress(step=3, best=0.5, best_step=2, num_evals_without_better=1)
+    progress = TrainProgress(step=3, best=0.5, best_step=2, num_evals_without_better=1)
     folder = save_checkpoint(tmp_path, progress, parameters, optimizer, {"seed": 0})
     others, other_optimizer = make_state(1)
     load_checkpoint(folder, others, other_optimizer)
@@ -230,7 +230,7 @@ def test_parameters_and_optimizer_come_back_as_they_were(tmp_path):
 
 def test_parameters_of_another_model_are_refused(tmp_path):
     parameters, optimizer = make_state(0)
-    folder = save_checkpoint(tmp_path, Progress(step=3), parameters, optimizer, {})
+    folder = save_checkpoint(tmp_path, TrainProgress(step=3), parameters, optimizer, {})
     renamed = {"a.weight": parameters["a.weight"], "c": parameters["b"]}
     with pytest.raises(ValueError, match=r"parameter 'b' is not in both"):
         load_checkpoint(folder, renamed, optimizer)
@@ -239,7 +239,7 @@ def test_parameters_of_another_model_are_refused(tmp_path):
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     parameters, optimizer = make_state(0)
     for step in (5, 9, 10, 100):
-        save_checkpoint(tmp_path, Progress(step=step), parameters, optimizer, {})
+        save_checkpoint(tmp_path, TrainProgress(step=step), parameters, optimizer, {})
     (tmp_path / ".checkpoint-110.1-abc.tmp").mkdir()
     (tmp_path / "checkpoint-old").mkdir()
     prune_checkpoints(tmp_path, 2)
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_former_folder_and_no_half_of_a_new_one(tmp_path,
     def refuse(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(train_checkpoint, "flush_to_disk", refuse)
+    monkeypatch.setattr(folders, "flush_to_disk", refuse)
     with pytest.raises(OutputError, match=r"cannot write .*adapter: No space left"):
         write_folder_atomically(folder, lambda path: (path / "file").write_text("new"))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

@@ -20,10 +20,10 @@ from peft import PeftModel
 from strata.engine.questions.question_file import read_questions
 from strata.engine.types import Branch, Prompt, Question, RunWarnings, Target
 from strata.training.config import TrainConfig
-from strata.training.readers.losses import HEADS
 from strata.training.readers.packed_batch import split_examples
 from strata.training.readers.resident_reader import open_resident_reader
 from strata.training.readers.streamed_reader import StreamedReader, open_streamed_reader
+from strata.training.tasks import trains_classifier
 from strata.training.types import Example, Reader
 
 from ...families import FAMILIES
@@ -95,7 +95,7 @@ class Oracle:
 
     def __init__(self, model: Path, adapter: Path, task: str) -> None:
         self.task = task
-        classifies = HEADS[task] in ("binary", "contrast")
+        classifies = trains_classifier(task)
         kind = hf.AutoModelForSequenceClassification if classifies else hf.AutoModelForCausalLM
         options = {"num_labels": 1} if classifies else {}
         base = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager", **options)
@@ -248,10 +248,10 @@ def test_streaming_reads_each_layer_twice_but_the_last_once(checkpoint, question
     reader = open_streamed_reader(settings(checkpoint("llama-gqa"), tmp_path))
     examples = make_examples(reader, questions, "binary")
     reader.accumulate_gradients(examples, seed=0)
-    before = reader.reader.num_bytes_read
+    before = reader.tensor_reader.num_bytes_read
     reader.accumulate_gradients(examples, seed=0)
     sizes = [reader.layer_bytes(layer) for layer in range(reader.checkpoint.num_layers)]
-    embedding = reader.reader.num_bytes_read - before - 2 * sum(sizes) + sizes[-1]
+    embedding = reader.tensor_reader.num_bytes_read - before - 2 * sum(sizes) + sizes[-1]
     used = {
         token for example in examples for own in example.prompt.branches for token in own.token_ids.tolist()
     }
