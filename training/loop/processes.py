@@ -6,12 +6,15 @@ works wherever the frozen weights are. Weighted by what each process computed, t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed
+
+from strata.training.config import TrainConfig
 
 Item = TypeVar("Item")
 
@@ -49,6 +52,22 @@ class OneProcess:
 
     def wait_for_everyone(self) -> None:
         """There is nobody to wait for."""
+
+
+def open_processes(config: TrainConfig) -> Processes:
+    """The processes that a launcher (torchrun, accelerate launch) has started, or just this one."""
+    # The variable is the launchers' interface; PartialState reads the others itself.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return OneProcess()
+    from accelerate import PartialState
+
+    return PartialState(cpu=config.devices == "cpu")
+
+
+def close_processes(processes: Processes) -> None:
+    """Parts from the other processes, which torch wants to be told."""
+    if processes.num_processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 def share_of(items: Sequence[Item], processes: Processes) -> Sequence[Item]:

@@ -3,7 +3,7 @@
 Shapes: hidden_states [T, D] between layers, readouts [S, D] after the final norm. The last layer computes
 keys and values of all rows, and the rest for the scored ones only. Dropout (LoRA's alone; the base model's is
 off) is drawn from a seed of step, micro-batch and layer, so that a layer computed again repeats it.
-Independent check: transformers + PEFT on every branch alone (tests/training/test_gradients.py).
+Independent check: transformers + PEFT on every branch alone (tests/training/readers/test_gradients.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ the adapter's and the head's first values from the same seed, so both begin from
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,13 @@ from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.model.families import refuse_unsupported
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.training.config import TrainConfig
+from strata.training.readers.classifier_head import is_score, make_score, score_width, stored_score
 from strata.training.readers.devices import choose_dtype
 from strata.training.readers.seeds import seeded
 from strata.training.readers.trained_parts import group_parameters, lora_settings
-from strata.training.tasks import HEADS, Task, trains_classifier
+from strata.training.tasks import HEADS, trains_classifier
 from strata.training.types import ParameterGroup
-
-HEAD_STD = 0.02
 
 
 @dataclass(kw_only=True, eq=False)
@@ -75,7 +72,7 @@ class TrainedModel:
 
     def parameter_groups(self, head_lr_scale: float) -> list[ParameterGroup]:
         """Trained parameters: the adapter's (or all), and the classifier's at a learning rate apart."""
-        return group_parameters(self.module, _is_classifier, head_lr_scale)
+        return group_parameters(self.module, is_score, head_lr_scale)
 
     def dropout_on(self, on: bool) -> None:
         """LoRA's dropout; that of the base model stays off."""
@@ -100,7 +97,7 @@ def _save_whole(base: Any, folder: Path, dtype: torch.dtype) -> None:
     converted: dict[int, torch.Tensor] = {}
     weights = {}
     for name, weight in base.state_dict().items():
-        if weight.is_floating_point() and not _is_classifier(name):
+        if weight.is_floating_point() and not is_score(name):
             # Tied weights stay one tensor, of which transformers writes one.
             weight = converted.setdefault(weight.data_ptr(), weight.to(dtype))
         weights[name] = weight
@@ -182,8 +179,8 @@ def _finish(
 ) -> TrainedModel:
     """Puts the classifier and the adapter on a base model, and the engine's Decoder around its layers."""
     if trains_classifier(config.task):
-        width = _head_width(config.task, base.config.hidden_size)
-        base.score = _make_score(config.seed, width, score).to(device)
+        width = score_width(config.task, base.config.hidden_size)
+        base.score = make_score(config.seed, width, score).to(device)
     inner = base.get_submodule(base.base_model_prefix)
     inner.config._attn_implementation = ATTENTION_NAME
     inner.embed_tokens.padding_idx = None  # a row like any other, as in the engine
@@ -241,34 +238,6 @@ def _target_modules(config: TrainConfig, base: Any) -> list[str]:
         if type(module) is nn.Linear or type(module).__name__ == "Linear4bit"
     }
     return sorted(linears - {"gate", "router"})
-
-
-def stored_score(config: TrainConfig, checkpoint: Checkpoint) -> torch.Tensor | None:
-    """The classifier that a checkpoint holds, where it is of the width that the task's head needs."""
-    stored = checkpoint.weights.get("score.weight")
-    width = _head_width(config.task, checkpoint.config.hidden_size)
-    if stored is None or stored.parts[0][0].shape != (1, width):
-        return None
-    return TensorReader().read(checkpoint.require_plain("score.weight")).float()
-
-
-def _make_score(seed: int, width: int, stored: torch.Tensor | None) -> nn.Linear:
-    """The classifier in float32, small random numbers where none is stored."""
-    score = nn.Linear(width, 1, bias=False)
-    if stored is None:
-        generator = torch.Generator().manual_seed(seed)
-        stored = torch.randn(1, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
-    score.weight = nn.Parameter(stored)
-    return score
-
-
-def _head_width(task: Task, hidden_size: int) -> int:
-    return 2 * hidden_size if task == "contrast" else hidden_size
-
-
-def _is_classifier(name: str) -> bool:
-    """Whether a weight is the classifier's, by its name in the base model or in PEFT's around it."""
-    return ".score." in f".{name}"
 
 
 def _model_class(config: TrainConfig) -> Any:

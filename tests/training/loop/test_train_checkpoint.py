@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from strata.engine.files import OutputError
-from strata.engine.types import InputError, RunWarnings
-from strata.training.data.training_set import read_training_set
+from strata.engine.types import InputError
 from strata.training.loop import folders
 from strata.training.loop.folders import write_folder_atomically
 from strata.training.loop.optimizer import build_optimizer
@@ -28,14 +27,13 @@ from strata.training.loop.train_checkpoint import (
     read_state,
     save_checkpoint,
 )
-from strata.training.loop.trainer import Trainer
 from strata.training.types import ParameterGroup
 
-from ..tiny_reader import FILE_NAME, TinyReader, planted_questions, tiny_config, write_rows
+from ..tiny_reader import FILE_NAME, TinyReader, planted_questions, tiny_config, train_tiny, write_rows
 
 ROOT = Path(__file__).parents[3]
 
-# Every case in a process of its own, which kills itself when something has happened for the n-th time.
+# Every case in a process apart, which kills itself when something has happened for the n-th time.
 TRAIN_AND_DIE = """
 import json
 import os
@@ -115,13 +113,6 @@ def killed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def train(config) -> Trainer:
-    trainer = Trainer(config, TinyReader(config), read_training_set(config, RunWarnings()))
-    trainer.start()
-    trainer.run()
-    return trainer
-
-
 def comparable(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
@@ -133,8 +124,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(case, killed, tmp_path):
     config = tiny_config(folder / case, **CHANGES)
     assert [read_state(path)[0].step for path in list_checkpoints(config.out)] == STEPS_SAVED[case]
     assert not (config.out / "adapter").exists()
-    whole = train(tiny_config(tmp_path, model=config.model, **CHANGES))
-    resumed = train(replace(config, resume=True))
+    whole = train_tiny(tiny_config(tmp_path, model=config.model, **CHANGES))
+    resumed = train_tiny(replace(config, resume=True))
     for name in ("adapter", "best"):
         ours, theirs = (one.config.out / name / FILE_NAME for one in (resumed, whole))
         assert ours.read_bytes() == theirs.read_bytes()
@@ -144,23 +135,23 @@ def test_a_killed_run_goes_on_to_the_same_bits(case, killed, tmp_path):
 
 def test_a_finished_run_resumes_to_itself(tmp_path):
     config = tiny_config(tmp_path, **CHANGES)
-    first = train(config)
+    first = train_tiny(config)
     before = (config.out / "adapter" / FILE_NAME).read_bytes()
-    again = train(replace(config, resume=True))
+    again = train_tiny(replace(config, resume=True))
     assert (config.out / "adapter" / FILE_NAME).read_bytes() == before
     assert again.progress == first.progress
 
 
 def test_a_resumed_run_that_has_no_checkpoint_starts_anew(tmp_path):
     config = tiny_config(tmp_path, resume=True, max_steps=2)
-    assert train(config).progress.step == 2
+    assert train_tiny(config).progress.step == 2
 
 
 def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path):
     config = tiny_config(tmp_path, **CHANGES)
-    train(config)
+    train_tiny(config)
     with pytest.raises(InputError, match=r"--out.*--resume"):
-        train(config)
+        train_tiny(config)
 
 
 OTHER_RUNS = {
@@ -177,25 +168,35 @@ OTHER_RUNS = {
 def test_another_run_is_refused_by_the_field_that_differs(case, tmp_path):
     changes, flag = OTHER_RUNS[case]
     config = tiny_config(tmp_path, **CHANGES)
-    train(config)
+    train_tiny(config)
     write_rows(tmp_path / "other.jsonl", planted_questions(40, seed=1))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
     (tmp_path / "template.jinja").write_text("{{ option }}")
-    changes = {name: tmp_path / own if isinstance(own, str) else own for name, own in changes.items()}
+    changes = {name: tmp_path / value if isinstance(value, str) else value for name, value in changes.items()}
     if "template" in changes:
         changes["template"] = str(changes["template"])
     with pytest.raises(InputError, match=f"--resume.*{flag}"):
-        train(replace(config, resume=True, **changes))
+        train_tiny(replace(config, resume=True, **changes))
+
+
+def test_a_run_that_computes_in_another_dtype_is_refused(tmp_path):
+    """--dtype auto is another one on another device."""
+    config = tiny_config(tmp_path, dtype="auto", **CHANGES)
+    train_tiny(config)
+    reader = TinyReader(config)
+    reader.dtype = torch.bfloat16
+    with pytest.raises(InputError, match=r"--resume.*--dtype \('float32', now 'bfloat16'\)"):
+        train_tiny(replace(config, resume=True), reader)
 
 
 def test_what_does_not_decide_weights_may_change(tmp_path):
     config = tiny_config(tmp_path, **CHANGES)
-    train(config)
+    train_tiny(config)
     moved = tmp_path / "moved.jsonl"
     (tmp_path / "train.jsonl").rename(moved)
     changes = {"save_every": 1, "keep_checkpoints": 1, "memory_gib": 2.0, "questions": moved}
-    assert train(replace(config, resume=True, **changes)).progress.step == 14
+    assert train_tiny(replace(config, resume=True, **changes)).progress.step == 14
 
 
 def make_state(seed: int) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
@@ -207,8 +208,8 @@ def make_state(seed: int) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Op
     }
     optimizer = build_optimizer([ParameterGroup(parameters=parameters, scale=1.0)], weight_decay=0.0)
     for _ in range(3):
-        for own in parameters.values():
-            own.grad = torch.randn(own.shape, generator=generator)
+        for weight in parameters.values():
+            weight.grad = torch.randn(weight.shape, generator=generator)
         optimizer.step()
     return parameters, optimizer
 
@@ -220,11 +221,11 @@ def test_parameters_and_optimizer_come_back_as_they_were(tmp_path):
     others, other_optimizer = make_state(1)
     load_checkpoint(folder, others, other_optimizer)
     assert read_state(folder) == (progress, {"seed": 0})
-    for name, own in parameters.items():
-        assert torch.equal(others[name], own)
+    for name, weight in parameters.items():
+        assert torch.equal(others[name], weight)
         saved = other_optimizer.state[others[name]]
-        assert saved.keys() == optimizer.state[own].keys()
-        for key, value in optimizer.state[own].items():
+        assert saved.keys() == optimizer.state[weight].keys()
+        for key, value in optimizer.state[weight].items():
             assert torch.equal(saved[key], value)
 
 

@@ -1,7 +1,7 @@
 """Gradients of the packed forward against transformers + PEFT on every branch alone; streamed against it.
 
 The oracle loads what `reader.save` wrote through plain PEFT, runs each branch by itself, and takes its loss
-from torch's own functions.
+from torch's functions.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ class Oracle:
 
     def loss(self, examples: Sequence[Example], smoothing: float) -> torch.Tensor:
         if self.task == "lm":
-            log_probabilities = [self.log_probabilities(own.prompt.branches[0]) for own in examples]
+            log_probabilities = [self.log_probabilities(example.prompt.branches[0]) for example in examples]
             return -torch.cat(log_probabilities).mean()
         scores = [self.scores(example) for example in examples]
         labels = [
-            torch.from_numpy((1 - smoothing) * own.labels + smoothing / len(own.labels)).float()
-            for own in examples
+            torch.from_numpy((1 - smoothing) * example.labels + smoothing / len(example.labels)).float()
+            for example in examples
         ]
         if self.task in ("binary", "contrast"):
             return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels))
@@ -211,7 +211,7 @@ def test_both_begin_from_the_same_numbers(checkpoint, tmp_path):
     config = settings(checkpoint("llama-gqa"), tmp_path, lora_dropout=0.1)
     readers: list[Reader] = [open_resident_reader(config), open_streamed_reader(config)]
     first, second = (
-        {name: own for group in reader.parameter_groups() for name, own in group.parameters.items()}
+        {name: weight for group in reader.parameter_groups() for name, weight in group.parameters.items()}
         for reader in readers
     )
     assert first.keys() == second.keys()
@@ -253,7 +253,10 @@ def test_streaming_reads_each_layer_twice_but_the_last_once(checkpoint, question
     sizes = [reader.layer_bytes(layer) for layer in range(reader.checkpoint.num_layers)]
     embedding = reader.tensor_reader.num_bytes_read - before - 2 * sum(sizes) + sizes[-1]
     used = {
-        token for example in examples for own in example.prompt.branches for token in own.token_ids.tolist()
+        token
+        for example in examples
+        for branch in example.prompt.branches
+        for token in branch.token_ids.tolist()
     }
     assert embedding == len(used) * reader.checkpoint.config.hidden_size * 4
     close(reader)

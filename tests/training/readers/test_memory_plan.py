@@ -40,7 +40,7 @@ def test_what_is_counted_on_meta_is_what_a_real_layer_keeps(config):
     decoder = reader.trained.decoder
     packed = pack_examples([_chain(PROBE_TOKENS)], torch.device("cpu"))
     decoder.prepare_rope(PROBE_TOKENS, torch.device("cpu"), torch.float32)
-    weights = {own.untyped_storage().data_ptr() for own in reader.trained.module.parameters()}
+    weights = {weight.untyped_storage().data_ptr() for weight in reader.trained.module.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ def test_streaming_and_checkpointing_keep_less(config):
     shape = shape_of(config, checkpoint, torch.float32)
     sizes = {"micro_batch_tokens": 1000, "step_tokens": 4000, "on_cpu": True}
     resident, streamed, recomputed = (
-        plan_memory(own, shape, **sizes)
-        for own in (config, replace(config, streamed=True), replace(config, gradient_checkpointing=True))
+        plan_memory(changed, shape, **sizes)
+        for changed in (config, replace(config, streamed=True), replace(config, gradient_checkpointing=True))
     )
     assert streamed.activations < recomputed.activations < resident.activations
     assert streamed.weights < resident.weights

@@ -73,9 +73,9 @@ def test_questions_have_five_options_and_the_right_one_is_the_fact(corpus: Path,
     warnings = RunWarnings()
     questions = read_questions(corpus / f"{split}.csv", warnings=warnings)
     assert warnings.lines() == []
-    own = split_entities(ENTITIES)[split]
+    things = split_entities(ENTITIES)[split]
     # There are but three parts of the sky: too few for five options.
-    facts = [value for entity in own for name, value in entity.values.items() if name != "hemisphere"]
+    facts = [value for entity in things for name, value in entity.values.items() if name != "hemisphere"]
     assert len(questions) == len(facts)
     for question in questions:
         assert question.answer is not None
