@@ -5,19 +5,15 @@ Under torchrun or `accelerate launch` every process runs this; the main one writ
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol, cast, runtime_checkable
-from warnings import filterwarnings
 
 from rich.console import Console
 
-from strata.engine.results.machine_facts import package_version
 from strata.engine.results.peak_memory import PeakMemory
 from strata.engine.results.run_record import RunRecord
 from strata.engine.types import InputError, RunWarnings
@@ -26,26 +22,28 @@ from strata.scripts.score import print_warnings
 from strata.training.config import TrainConfig
 from strata.training.data.passages import LanguageReader, read_passages
 from strata.training.data.training_set import TrainingSet, read_training_set
-from strata.training.loop.processes import OneProcess, Processes
+from strata.training.loop.processes import Processes, close_processes, open_processes
+from strata.training.loop.run_facts import describe_run, last_evaluation
 from strata.training.loop.train_log import check_sinks
 from strata.training.loop.trainer import Trainer
+from strata.training.open_reader import open_reader
 from strata.training.types import Reader
 
 RECORD_NAME = "train.json"
-PACKAGES = ("peft", "accelerate", "bitsandbytes", "safetensors", "tensorboard", "wandb")
-"""Whose versions train.json tells beside those that every run tells."""
 
 
 @runtime_checkable
 class Closeable(Protocol):
     """A reader that holds threads or files."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Lets go of them."""
+        ...
 
 
 @runtime_checkable
 class Warned(Protocol):
-    """A reader that collects warnings of its own."""
+    """A reader that collects warnings."""
 
     warnings: RunWarnings
 
@@ -74,7 +72,7 @@ def print_plan(config: TrainConfig) -> int:
     """What a step needs of memory: headers of the checkpoint and a sample of the questions are read."""
     if config.task in ("lm", "multiple-choice"):
         raise InputError(f"--plan: task {config.task}; expected binary, contrast, choice or letters")
-    from strata.training.readers.run_plan import plan_run
+    from strata.training.run_plan import plan_run
 
     for line in plan_run(config, read_training_set(config, RunWarnings())).describe():
         print(line)
@@ -82,7 +80,7 @@ def print_plan(config: TrainConfig) -> int:
 
 
 def train(config: TrainConfig, processes: Processes, record: RunRecord | None, stack: ExitStack) -> Trainer:
-    """Runs a training; `record` is filled on the way, and once more when it ends, whatever the end."""
+    """Runs a training, recorded by the main process; `stack` closes what it has opened."""
     warnings = RunWarnings() if record is None else record.warnings
     data = None if config.task == "lm" else read_training_set(config, warnings)
     started = perf_counter()
@@ -95,9 +93,22 @@ def train(config: TrainConfig, processes: Processes, record: RunRecord | None, s
     trainer.start()
     if record is None:
         trainer.run()
-        return trainer
+    else:
+        run_recorded(trainer, record, started)
+    return trainer
+
+
+def run_recorded(trainer: Trainer, record: RunRecord, started: float) -> None:
+    """Takes the steps; `record` is filled before them, and once more when they end, whatever the end.
+
+    Args:
+        trainer: ready to run.
+        record: of this run, not yet begun.
+        started: `perf_counter()` when the model began to be opened.
+    """
     record.plan = trainer.describe()
     record.begin()
+    print_start(record.plan)
     opened_s = perf_counter() - started
     memory = PeakMemory()
     try:
@@ -105,58 +116,9 @@ def train(config: TrainConfig, processes: Processes, record: RunRecord | None, s
             trainer.run()
     finally:
         seconds_by_phase = {"open": opened_s, "train": perf_counter() - started - opened_s}
-        record.measured = measure(trainer, seconds_by_phase, memory)
+        record.measured = describe_run(trainer, seconds_by_phase, memory.peak_bytes)
         record.metrics = last_evaluation(trainer.lines)
-        add_warnings(warnings, reader)
-    return trainer
-
-
-def open_reader(config: TrainConfig) -> Reader:
-    """Opens the model: an encoder, a decoder streamed layer by layer, or one in memory.
-
-    Raises:
-        InputError: the checkpoint cannot be trained so.
-    """
-    quiet_libraries()
-    if config.task == "multiple-choice":
-        from strata.training.readers.encoder_reader import open_encoder_reader
-
-        return open_encoder_reader(config)
-    if config.streamed:
-        from strata.training.readers.streamed_reader import open_streamed_reader
-
-        return open_streamed_reader(config)
-    from strata.training.readers.resident_reader import open_resident_reader
-
-    return open_resident_reader(config)
-
-
-def quiet_libraries() -> None:
-    """Silences what the libraries say to their developers: progress bars of loading, optional kernels."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # PEFT asks transformers for a property under its old name.
-    filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-
-
-def open_processes(config: TrainConfig) -> Processes:
-    """The processes that a launcher (torchrun, accelerate launch) has started, or just this one."""
-    # The variable is the launchers' interface; PartialState reads the others itself.
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return OneProcess()
-    from accelerate import PartialState
-
-    return PartialState(cpu=config.devices == "cpu")
-
-
-def close_processes(processes: Processes) -> None:
-    """Parts from the other processes, which torch wants to be told."""
-    if processes.num_processes > 1:
-        import torch.distributed
-
-        torch.distributed.destroy_process_group()
+        add_warnings(record.warnings, trainer.reader)
 
 
 def read_lm_set(config: TrainConfig, reader: Reader) -> TrainingSet:
@@ -189,35 +151,6 @@ def check_paths(config: TrainConfig) -> None:
         raise InputError(f"--out: {existing} is a file; expected a folder")
 
 
-def measure(trainer: Trainer, seconds_by_phase: dict[str, float], memory: PeakMemory) -> dict[str, object]:
-    """What train.json says of the way a run went."""
-    lines = trainer.lines
-    seconds = sum(line["seconds"] for line in lines)
-    columns = ("step", "loss", "learning_rate", "grad_norm")
-    return {
-        "steps_done": trainer.progress.step,
-        "stopped_early": trainer.has_stopped_early,
-        "best_step": trainer.progress.best_step,
-        "seconds_by_phase": seconds_by_phase,
-        "seconds_in_steps": seconds,
-        "examples_per_s": sum(line["examples"] for line in lines) / seconds if seconds else None,
-        "peak_host_bytes": memory.peak_bytes,
-        "history": {column: [line[column] for line in lines] for column in columns},
-        "evaluations": evaluations_of(lines),
-        "versions": {name: package_version(name) for name in PACKAGES},
-    }
-
-
-def evaluations_of(lines: Sequence[dict]) -> list[dict]:
-    """The evaluations of a log, with their steps."""
-    return [{"step": line["step"]} | line["evaluation"] for line in lines if "evaluation" in line]
-
-
-def last_evaluation(lines: Sequence[dict]) -> dict | None:
-    """The last evaluation of a log."""
-    return next(reversed(evaluations_of(lines)), None)
-
-
 def add_warnings(warnings: RunWarnings, reader: Reader) -> None:
     """Adds what the reader has found; the same question, met every epoch, counts once."""
     if not isinstance(reader, Warned):
@@ -226,6 +159,13 @@ def add_warnings(warnings: RunWarnings, reader: Reader) -> None:
         warnings.rows[kind] = list(dict.fromkeys([*warnings.rows.get(kind, []), *ids]))
     for message in reader.warnings.messages:
         warnings.say(message)
+
+
+def print_start(plan: Mapping[str, object]) -> None:
+    """What is going to be trained, and in which dtype."""
+    Console(highlight=False).print(
+        f"training {plan['trained_parameters']:,} parameters in {plan['dtype']}, {plan['num_steps']} step(s)"
+    )
 
 
 def print_summary(config: TrainConfig, trainer: Trainer) -> None:

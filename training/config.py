@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from strata.engine.types import InputError
-
-# The same as strata.training.types.Task, whose module loads torch.
-TaskName = Literal["binary", "contrast", "choice", "letters", "lm", "multiple-choice"]
+from strata.training.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +21,7 @@ class TrainConfig:
     """Folder for adapter (or model), checkpoints, log.jsonl and train.json."""
     questions: Path | None = None
     """Questions with answers: CSV, Parquet or JSONL, as for `strata score`. Task lm takes --passages."""
-    task: TaskName = "binary"
+    task: Task = "binary"
     """binary, contrast: right or wrong, an option at a time; choice: the best of a question's options;
     letters: the letter after all options; lm: the next token of --passages; multiple-choice: an encoder."""
     passages: Path | None = None
@@ -39,7 +37,7 @@ class TrainConfig:
     context_column: str = "context"
     """Column that holds the retrieved context."""
     template: str | None = None
-    """Built-in template (statement, yes-no, letters) or a file; the task's own by default."""
+    """Built-in template (statement, yes-no, letters) or a file; the task's by default."""
     max_tokens: int | None = None
     """Longest prompt in tokens; only contexts are ever shortened."""
     shuffle_options: bool = True
@@ -90,7 +88,8 @@ class TrainConfig:
     """Of everything random: order, shuffled options, initial weights, dropout, what is held out."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Compute dtype; auto is the checkpoint's own where the device is fast in it."""
+    """Compute dtype; auto is the checkpoint's where the device is fast in it, else one in which it is;
+    an encoder's is float32."""
     base_storage: Literal["auto", "nf4"] = "auto"
     """nf4 keeps the frozen weights in 4 bits (QLoRA; needs bitsandbytes and CUDA)."""
     devices: str = "auto"

@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from strata.engine.types import Prompt, Question
 
-Task = Literal["binary", "contrast", "choice", "letters", "lm", "multiple-choice"]
-"""binary and contrast: BCE, a sample an option; choice and letters: cross-entropy over a question's options;
-lm: next tokens of passages; multiple-choice: an encoder's cross-entropy over options."""
+if TYPE_CHECKING:
+    # The flags of `strata train` are made of what stands on these types, and --help has to be quick.
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,11 +44,20 @@ class ParameterGroup:
     scale: float
 
 
-class Reader(Protocol):
-    """A model that learns to score options."""
+class Renderer(Protocol):
+    """Writes questions as a model reads them."""
 
     def render(self, questions: Sequence[Question]) -> list[Prompt]:
         """Prompts of questions, options as they stand; what `Example.prompt` is made of."""
+        ...
+
+
+class Reader(Renderer, Protocol):
+    """A model that learns to score options."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
         ...
 
     def accumulate_gradients(self, batch: Sequence[Example], *, seed: int) -> float:

@@ -1,13 +1,11 @@
 """Settings of a training run: what is refused, and by which name."""
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from strata.engine.types import InputError
-from strata.training.config import TaskName, TrainConfig
-from strata.training.types import Task
+from strata.training.config import TrainConfig
 
 GIVEN = {"model": Path("model"), "out": Path("out"), "questions": Path("train.csv")}
 PASSAGES = {"task": "lm", "questions": None, "passages": Path("corpus.jsonl")}
@@ -65,7 +63,3 @@ def test_what_means_nothing_is_refused_by_its_flag(case):
 )
 def test_what_can_be_run_is_accepted(changes):
     TrainConfig(**(GIVEN | changes)).check()
-
-
-def test_the_tasks_are_those_of_the_readers():
-    assert get_args(TaskName) == get_args(Task)

@@ -41,7 +41,7 @@ def gradients(reader: Reader, questions: Path) -> dict[str, torch.Tensor]:
             for _, parameter in sorted(group.parameters.items()):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     prompts = reader.render(read_questions(questions, warnings=RunWarnings()))
-    examples = [Example(prompt=own, labels=np.eye(len(own.question.options))[0]) for own in prompts]
+    examples = [Example(prompt=prompt, labels=np.eye(len(prompt.question.options))[0]) for prompt in prompts]
     assert np.isfinite(reader.accumulate_gradients(examples, seed=0))
     return {
         name: parameter.grad.cpu()

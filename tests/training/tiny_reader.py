@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from strata.engine.types import Prompt, Question
+from strata.engine.types import Prompt, Question, RunWarnings
 from strata.training.config import TrainConfig
-from strata.training.readers.losses import count_units, sum_loss
+from strata.training.data.training_set import read_training_set
+from strata.training.loop.trainer import Trainer
+from strata.training.readers.losses import sum_loss
+from strata.training.tasks import count_units
 from strata.training.types import Example, ParameterGroup
 
 NUM_BUCKETS = 128
@@ -30,6 +33,7 @@ class TinyReader:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
+        self.dtype = torch.float32
         generator = torch.Generator().manual_seed(config.seed)
         self.weight = torch.nn.Parameter(0.1 * torch.randn(NUM_BUCKETS, 1, generator=generator))
         self.bias = torch.nn.Parameter(torch.zeros(1))
@@ -48,10 +52,10 @@ class TinyReader:
     def score(self, examples: Sequence[Example]) -> list[np.ndarray]:
         with torch.no_grad():
             scores = [self.score_counts(self.counts(example)) for example in examples]
-        return [own.double().numpy() for own in scores]
+        return [scores_O.double().numpy() for scores_O in scores]
 
     def loss(self, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
-        found = [torch.from_numpy(own) for own in scores]
+        found = [torch.from_numpy(scores_O) for scores_O in scores]
         return float(sum_loss(self.config.task, found, examples)) / count_units(self.config.task, examples)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -107,6 +111,20 @@ def tiny_config(folder: Path, **changes: object) -> TrainConfig:
     plain = {"model": folder, "out": folder / "out", "questions": questions, "devices": "cpu"}
     plain |= {"learning_rate": 0.05, "batch_questions": 8, "epochs": 2.0, "tensorboard": "no"}
     return TrainConfig(**(plain | changes))
+
+
+def train_tiny(config: TrainConfig, reader: TinyReader | None = None) -> Trainer:
+    """Trains to the end, as one process."""
+    reader = TinyReader(config) if reader is None else reader
+    trainer = Trainer(config, reader, read_training_set(config, RunWarnings()))
+    trainer.start()
+    trainer.run()
+    return trainer
+
+
+def read_log(out: Path) -> list[dict]:
+    """The lines of log.jsonl."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def saved_weights(folder: Path) -> dict[str, torch.Tensor]:

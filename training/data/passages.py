@@ -18,7 +18,7 @@ from strata.engine.types import Branch, InputError, Prompt, Question, Target
 from strata.training.config import TrainConfig
 from strata.training.data.batch_order import hold_out
 from strata.training.data.training_set import TrainingSet
-from strata.training.types import Example, Reader
+from strata.training.types import Example, Reader, Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +43,7 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.token_ids)
 
-    def read(self, reader: Reader, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
+    def read(self, renderer: Renderer, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
         """The blocks of these indices, the same in every epoch."""
         return [block_example(index, self.token_ids[index]) for index in indices]
 
@@ -123,7 +123,7 @@ def _tokenize(
     texts: Iterable[str], flag: str, config: TrainConfig, reader: LanguageReader
 ) -> list[list[np.ndarray]]:
     blocks = tokenize_passages(texts, reader.tokenizer, block_tokens=config.block_tokens)
-    passages = [own for own in blocks if own]
+    passages = [passage for passage in blocks if passage]
     if not passages:
         path = config.passages if flag == "--passages" else config.valid
         raise InputError(f"{flag}: {path}: no passage of two tokens or more; expected text to learn from")

@@ -1,6 +1,6 @@
 """What a run learns from and is evaluated on: questions with labels, checked. Knows no model.
 
-Rendering is the reader's; it is asked for a batch at a time.
+A renderer, the model's, writes the prompts of a batch at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from strata.engine.types import LETTERS, InputError, Question, RunWarnings
 from strata.training.config import TrainConfig
 from strata.training.data.batch_order import hold_out, shuffle_options
 from strata.training.data.soft_labels import mix_labels, read_soft_labels
-from strata.training.types import Example, Reader
+from strata.training.types import Example, Renderer
 
 SHOWN_IDS = 3
 
@@ -29,8 +29,8 @@ class ExampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, reader: Reader, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
-        """Examples rendered by the reader, as that epoch shows them; None: as the file has them."""
+    def read(self, renderer: Renderer, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
+        """Examples as that epoch shows them; None: as the file has them."""
         ...
 
     def fingerprint(self) -> str:
@@ -57,10 +57,10 @@ class LabeledQuestions:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def read(self, reader: Reader, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
+    def read(self, renderer: Renderer, indices: Sequence[int], *, epoch: int | None) -> list[Example]:
         """The questions of these indices, options in the epoch's order."""
         shown = [self._show(index, epoch) for index in indices]
-        prompts = reader.render([question for question, _ in shown])
+        prompts = renderer.render([question for question, _ in shown])
         pairs = zip(prompts, shown, strict=True)
         return [Example(prompt=prompt, labels=labels) for prompt, (_, labels) in pairs]
 
@@ -149,14 +149,16 @@ def check_labels(labels: Sequence[np.ndarray], config: TrainConfig) -> None:
     That is when every option of every question has the same label, or when the right option stands at the
     same place in all questions and --no-shuffle-options keeps it there.
     """
-    if all(np.ptp(own) < 1e-9 for own in labels):
+    if all(np.ptp(shares) < 1e-9 for shares in labels):
         raise InputError(
             f"--soft-labels: {config.soft_labels}: every option has the same probability in all questions; "
             "expected scores that tell them apart"
         )
     first = labels[0]
-    alike = all(len(own) == len(first) and np.allclose(own, first, rtol=0, atol=1e-9) for own in labels)
-    best = {int(own.argmax()) for own in labels}
+    alike = all(
+        len(shares) == len(first) and np.allclose(shares, first, rtol=0, atol=1e-9) for shares in labels
+    )
+    best = {int(shares.argmax()) for shares in labels}
     if not config.shuffle_options and (len(best) == 1 or alike):
         raise InputError(
             f"{config.questions}, column 'answer': one class only, every answer is {LETTERS[best.pop()]}; "

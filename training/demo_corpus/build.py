@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
 
-from strata.engine.types import InputError
-from strata.training.demo_corpus.facts import Entity, Kind, load_entities, load_kinds
+from strata.engine.files import write_atomically, write_text_atomically
+from strata.engine.types import LETTERS, InputError
+from strata.training.demo_corpus.entities import Entity, Kind, facts_of, load_entities, load_kinds
 from strata.training.demo_corpus.invented import Scene, capitalize, invent_scenes, make_inventor
 from strata.training.demo_corpus.passages import write_passage
 from strata.training.demo_corpus.questions import QuizQuestion, write_question
 from strata.training.demo_corpus.splits import SPLITS, split_entities
-
-LETTERS = "ABCDE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +63,6 @@ def build_corpus(config: BuildConfig) -> dict[str, int]:
     Returns:
         Rows by file name.
     """
-    config.out.mkdir(parents=True, exist_ok=True)
     kinds = load_kinds()
     entities = load_entities(kinds)
     splits = split_entities(entities, config.seed)
@@ -75,8 +72,8 @@ def build_corpus(config: BuildConfig) -> dict[str, int]:
     for split in SPLITS:
         others = splits["train"] if split == "train" else entities
         questions = write_questions(splits[split], others, kinds, config.seed)
-        own = (_question_row(f"{split}-{number}", q) for number, q in enumerate(questions))
-        rows[f"{split}.csv"] = _write_csv(config.out / f"{split}.csv", own)
+        asked = (_question_row(f"{split}-{number}", q) for number, q in enumerate(questions))
+        rows[f"{split}.csv"] = _write_csv(config.out / f"{split}.csv", asked)
     inventor = make_inventor(kinds, splits["train"], config.in_context)
     if config.synthetic:
         scenes = invent_scenes(inventor, config.seed)
@@ -107,10 +104,9 @@ def write_questions(
     questions = []
     for entity in asked:
         others = [other for other in known if other is not entity]
-        for attribute in kinds[entity.kind].attributes:
-            if attribute.name in entity.values:
-                rng = Random(f"{seed} question {entity.name} {attribute.name}")
-                questions.append(write_question(entity, attribute, kinds, others, rng))
+        for fact in facts_of(entity, kinds[entity.kind]):
+            rng = Random(f"{seed} question {entity.name} {fact.attribute.name}")
+            questions.append(write_question(fact, others, rng))
     return [question for question in questions if question is not None]
 
 
@@ -135,34 +131,29 @@ def synthetic_rows(scenes: Iterable[Scene], without_context: float, seed: int) -
 
 
 def _question_row(id: str, question: QuizQuestion, **more: str) -> dict[str, str]:
-    options = dict(zip(LETTERS, question.options, strict=True))
+    options = dict(zip(LETTERS, question.options, strict=False))
     return {"id": id, "prompt": question.prompt, **more, **options, "answer": LETTERS[question.answer]}
 
 
 def _write_csv(path: Path, rows: Iterable[Mapping[str, str]]) -> int:
-    return _write(path, rows, is_csv=True)
+    """Writes rows, whose columns are all those of the first; returns how many."""
+    kept = list(rows)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    write_atomically(path, write)
+    return len(kept)
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> int:
-    return _write(path, rows, is_csv=False)
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, str]], *, is_csv: bool) -> int:
-    """Writes rows to a temporary name and renames; returns how many."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    num_rows = 0
-    with scratch.open("w", encoding="utf-8", newline="") as file:
-        for row in rows:
-            if is_csv:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                if not num_rows:
-                    writer.writeheader()
-                writer.writerow(row)
-            else:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            num_rows += 1
-    os.replace(scratch, path)
-    return num_rows
+    """Writes a line a row; returns how many."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text_atomically(path, "".join(lines))
+    return len(lines)
 
 
 if __name__ == "__main__":

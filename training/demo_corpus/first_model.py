@@ -22,7 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from strata.training.demo_corpus.build import context_of, write_passages
-from strata.training.demo_corpus.facts import load_entities, load_kinds
+from strata.training.demo_corpus.entities import load_entities, load_kinds
 from strata.training.demo_corpus.invented import invent_scenes, make_inventor
 from strata.training.demo_corpus.splits import split_entities
 
@@ -92,7 +92,7 @@ def tokenizer_texts(seed: int) -> list[str]:
     ]
     scenes = islice(invent_scenes(make_inventor(kinds, entities), seed + 2), NUM_SCENES)
     invented = [
-        f"{context_of(scene)} " + " ".join(f"{own.prompt} {' '.join(own.options)}" for own in scene.questions)
+        f"{context_of(scene)} " + " ".join(f"{q.prompt} {' '.join(q.options)}" for q in scene.questions)
         for scene in scenes
     ]
     # The real texts count more: every name and value should be few tokens.
@@ -138,14 +138,15 @@ def draw_weights(model: LlamaForCausalLM, generator: torch.Generator) -> None:
 
 def _draw_matching(attention: nn.Module, config: LlamaConfig, generator: torch.Generator) -> None:
     """Query = key where the rotary angle hardly turns, so that equal tokens attend to each other."""
-    query, key = _by_head(attention.q_proj, config), _by_head(attention.k_proj, config)
+    query, key = _by_head(attention, "q_proj", config), _by_head(attention, "k_proj", config)
     shared = torch.randn(query.shape, generator=generator) * MATCH_STD
-    half = config.head_dim // 2
-    fast = [index for index in range(config.head_dim) if index % half < half // 2]
+    head_dim = query.shape[1]
+    half = head_dim // 2
+    fast = [index for index in range(head_dim) if index % half < half // 2]
     for matrix in (query, key):
         matrix.copy_(shared)
-        own = torch.randn(query.shape[0], len(fast), query.shape[2], generator=generator)
-        matrix[:, fast] = own * FAST_STD
+        fast_rows = torch.randn(query.shape[0], len(fast), query.shape[2], generator=generator)
+        matrix[:, fast] = fast_rows * FAST_STD
         matrix[:, :, 0] = 0
 
 
@@ -156,7 +157,7 @@ def _draw_local(
     generator: torch.Generator,
 ) -> None:
     """The first heads look at the tokens just before, by rotary pairs that turn fast."""
-    query, key = _by_head(attention.q_proj, config), _by_head(attention.k_proj, config)
+    query, key = _by_head(attention, "q_proj", config), _by_head(attention, "k_proj", config)
     for head, pairs in enumerate(pairs_of_heads):
         for matrix in (query, key):
             matrix[head] = torch.randn(matrix[head].shape, generator=generator) * LOCAL_STD
@@ -165,18 +166,20 @@ def _draw_local(
 
 def _draw_copying(attention: nn.Module, config: LlamaConfig, generator: torch.Generator) -> None:
     """Values are an orthonormal part of the state, which the output puts back where it was."""
-    value = _by_head(attention.v_proj, config)
-    output = attention.o_proj.weight.view(config.hidden_size, *value.shape[:2])
-    for head in range(value.shape[0]):
-        basis = torch.linalg.qr(torch.randn(config.hidden_size, config.head_dim, generator=generator))[0]
+    value = _by_head(attention, "v_proj", config)
+    num_heads, head_dim, width = value.shape
+    output = attention.get_parameter("o_proj.weight").view(width, num_heads, head_dim)
+    for head in range(num_heads):
+        basis = torch.linalg.qr(torch.randn(width, head_dim, generator=generator))[0]
         basis[0] = 0
         value[head] = basis.T
         output[:, head] = basis * COPY_GAIN
 
 
-def _by_head(projection: nn.Module, config: LlamaConfig) -> torch.Tensor:
+def _by_head(attention: nn.Module, projection: str, config: LlamaConfig) -> torch.Tensor:
     """A view [N, H, D] of a projection's weight."""
-    return projection.weight.view(config.num_attention_heads, config.head_dim, config.hidden_size)
+    weight = attention.get_parameter(f"{projection}.weight")
+    return weight.view(config.num_attention_heads, -1, config.hidden_size)
 
 
 if __name__ == "__main__":

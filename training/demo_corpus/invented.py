@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from strata.training.demo_corpus.facts import Attribute, Entity, Kind
+from strata.training.demo_corpus.entities import Attribute, Entity, Fact, Kind, facts_of
 from strata.training.demo_corpus.passages import write_passage
 from strata.training.demo_corpus.questions import QuizQuestion, write_question
 
@@ -66,26 +66,21 @@ class Inventor:
             for _ in range(NUM_BYSTANDERS)
         ]
         passages = [(capitalize(e.name), write_passage(e, self.kinds[e.kind], rng)) for e in entities]
-        facts = [(e, attribute) for e in entities for attribute in self.kinds[e.kind].attributes]
+        facts = [fact for entity in entities for fact in facts_of(entity, self.kinds[entity.kind])]
         rng.shuffle(facts)
         asked = (
-            self._ask(e, attribute, [other for other in entities if other is not e], bystanders, rng)
-            for e, attribute in facts
+            self._ask(fact, [other for other in entities if other is not fact.entity], bystanders, rng)
+            for fact in facts
         )
         questions = [question for question in asked if question is not None]
         return Scene(passages=tuple(passages), questions=tuple(questions[:max_questions]))
 
     def _ask(
-        self,
-        entity: Entity,
-        attribute: Attribute,
-        shown: Sequence[Entity],
-        bystanders: Sequence[Entity],
-        rng: Random,
+        self, fact: Fact, shown: Sequence[Entity], bystanders: Sequence[Entity], rng: Random
     ) -> QuizQuestion | None:
         others = [*shown, *bystanders]
         in_context = shown if rng.random() < self.in_context else None
-        return write_question(entity, attribute, self.kinds, others, rng, shown=in_context)
+        return write_question(fact, others, rng, shown=in_context)
 
     def _invent_name(self, rng: Random) -> str:
         form = rng.random()

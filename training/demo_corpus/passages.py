@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from strata.training.demo_corpus.facts import Entity, Kind
+from strata.training.demo_corpus.entities import Entity, Kind, facts_of
 
 IT = "{it} "
 NAME_SHARE = 0.6
@@ -23,12 +23,9 @@ def write_passage(entity: Entity, kind: Kind, rng: Random, max_facts: int | None
     Returns:
         The text, without a title.
     """
-    known = [attribute for attribute in kind.attributes if attribute.name in entity.values]
-    rng.shuffle(known)
-    clauses = [
-        rng.choice(attribute.says).replace("{value}", entity.values[attribute.name])
-        for attribute in known[:max_facts]
-    ]
+    facts = facts_of(entity, kind)
+    rng.shuffle(facts)
+    clauses = [rng.choice(fact.attribute.says).replace("{value}", fact.value) for fact in facts[:max_facts]]
     sentences = [_open(entity, kind, clauses, rng)]
     while clauses:
         has_name = rng.random() < NAME_SHARE

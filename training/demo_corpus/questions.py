@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from strata.training.demo_corpus.facts import Attribute, Entity, Kind
+from strata.training.demo_corpus.entities import Entity, Fact, facts_of
 
 NUM_OPTIONS = 5
 NUM_SIMILAR = 10
@@ -26,13 +26,7 @@ class QuizQuestion:
 
 
 def write_question(
-    entity: Entity,
-    attribute: Attribute,
-    kinds: Mapping[str, Kind],
-    others: Sequence[Entity],
-    rng: Random,
-    *,
-    shown: Sequence[Entity] | None = None,
+    fact: Fact, others: Sequence[Entity], rng: Random, *, shown: Sequence[Entity] | None = None
 ) -> QuizQuestion | None:
     """Asks for one fact.
 
@@ -40,62 +34,54 @@ def write_question(
     same attribute's values of similar things: numbers close by, else those that share other values.
 
     Args:
-        entity: the thing asked about.
-        attribute: what is asked; the thing has a value for it.
-        kinds: every kind by name.
+        fact: what is asked.
         others: things whose values may be wrong options, the nearest at hand first where nothing else counts.
         rng: decides wording, wrong options and their order.
         shown: things whose passages are in the context. When given, wrong options are first what these
-            passages and the thing's own say, whatever its type, so that only reading tells.
+            passages and the thing's passage say, whatever its type, so that only reading tells.
 
     Returns:
         The question; None when fewer than four different wrong options are to be had.
     """
-    right = entity.values[attribute.name]
     wrong: list[str] = []
-    seen = {right.casefold()}
-    for value in _wrong_values(entity, attribute, kinds[entity.kind], others, rng, shown):
+    seen = {fact.value.casefold()}
+    for value in _wrong_values(fact, others, rng, shown):
         if value.casefold() not in seen and len(wrong) < NUM_OPTIONS - 1:
             seen.add(value.casefold())
             wrong.append(value)
     if len(wrong) < NUM_OPTIONS - 1:
         return None
-    options = [right, *wrong]
+    options = [fact.value, *wrong]
     rng.shuffle(options)
     return QuizQuestion(
-        subject=entity.name,
-        attribute=attribute.name,
-        prompt=rng.choice(attribute.asks).replace("{name}", entity.name),
+        subject=fact.entity.name,
+        attribute=fact.attribute.name,
+        prompt=rng.choice(fact.attribute.asks).replace("{name}", fact.entity.name),
         options=tuple(options),
-        answer=options.index(right),
+        answer=options.index(fact.value),
     )
 
 
 def _wrong_values(
-    entity: Entity,
-    attribute: Attribute,
-    kind: Kind,
-    others: Sequence[Entity],
-    rng: Random,
-    shown: Sequence[Entity] | None,
+    fact: Fact, others: Sequence[Entity], rng: Random, shown: Sequence[Entity] | None
 ) -> list[str]:
-    own = [
-        entity.values[other.name]
-        for other in kind.attributes
-        if other.name != attribute.name
-        and other.name in entity.values
-        and (shown is not None or other.type == attribute.type)
+    """The thing's other values, then those that similar things have for the attribute."""
+    name = fact.attribute.name
+    same_thing = [
+        other.value
+        for other in facts_of(fact.entity, fact.kind)
+        if other.attribute.name != name and (shown is not None or other.attribute.type == fact.attribute.type)
     ]
     if shown is not None:
         # The same attribute of what is told beside it is the likeliest mistake.
-        rivals = [other.values[attribute.name] for other in shown if attribute.name in other.values]
-        own = [*rivals, *rng.sample(own, k=len(own))]
-    same_kind = [other for other in others if other.kind == entity.kind and attribute.name in other.values]
-    same_kind.sort(key=lambda other: _distance(entity, other, attribute.name))
-    near = list(dict.fromkeys(other.values[attribute.name] for other in same_kind))
+        rivals = [other.values[name] for other in shown if name in other.values]
+        same_thing = [*rivals, *rng.sample(same_thing, k=len(same_thing))]
+    same_kind = [other for other in others if other.kind == fact.kind.name and name in other.values]
+    same_kind.sort(key=lambda other: _distance(fact.entity, other, name))
+    near = list(dict.fromkeys(other.values[name] for other in same_kind))
     near, far = near[:NUM_SIMILAR], near[NUM_SIMILAR:]
     rng.shuffle(near)
-    return [*own, *near, *far]
+    return [*same_thing, *near, *far]
 
 
 def _distance(entity: Entity, other: Entity, name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from strata.training.demo_corpus.facts import Entity
+from strata.training.demo_corpus.entities import Entity
 
 SPLITS = ("train", "valid", "test")
 TEST_SHARE = 0.15

@@ -8,13 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from strata.training.loop.train_checkpoint import (
-    flush_folder,
-    list_checkpoints,
-    read_state,
-    remove_tree,
-    write_folder_atomically,
-)
+from strata.training.loop.folders import flush_folder, remove_tree, write_folder_atomically
+from strata.training.loop.train_checkpoint import list_checkpoints, read_state
 from strata.training.types import Reader
 
 LINK = "best"

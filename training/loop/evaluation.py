@@ -11,9 +11,9 @@ import numpy as np
 from strata.engine.heads.probabilities import option_probabilities
 from strata.engine.questions.metrics import evaluate
 from strata.engine.types import QuestionScores
-from strata.training.config import TaskName
 from strata.training.data.training_set import ExampleSource
-from strata.training.loop.processes import Processes, gather_shares, own_share
+from strata.training.loop.processes import Processes, gather_shares, share_of
+from strata.training.tasks import Task
 from strata.training.types import Example, Reader
 
 
@@ -34,7 +34,7 @@ class Evaluator:
         source: ExampleSource,
         *,
         limit: int | None,
-        task: TaskName,
+        task: Task,
         processes: Processes,
     ) -> None:
         self._reader = reader
@@ -55,10 +55,10 @@ class Evaluator:
         Raises:
             FloatingPointError: a score is not finite.
         """
-        own = self._reader.score(own_share(self.examples, self._processes))
-        scores = gather_shares(own, self._processes)
-        for example, own_scores in zip(self.examples, scores, strict=True):
-            if not np.isfinite(own_scores).all():
+        share = self._reader.score(share_of(self.examples, self._processes))
+        scores = gather_shares(share, self._processes)
+        for example, found in zip(self.examples, scores, strict=True):
+            if not np.isfinite(found).all():
                 raise FloatingPointError(
                     f"scores of validation question {example.prompt.question.id!r} are not finite"
                 )
@@ -73,10 +73,12 @@ class Evaluator:
 
 
 def rank_metrics(examples: Sequence[Example], scores: Sequence[np.ndarray]) -> dict:
-    """What `engine.metrics.evaluate` says of scores [O] an example."""
+    """What the engine's `evaluate` says of scores [O] an example."""
     rows = [
-        QuestionScores(question=example.prompt.question, scores=own, probabilities=option_probabilities(own))
-        for example, own in zip(examples, scores, strict=True)
+        QuestionScores(
+            question=example.prompt.question, scores=found, probabilities=option_probabilities(found)
+        )
+        for example, found in zip(examples, scores, strict=True)
     ]
     metrics = evaluate(rows)
     assert metrics is not None

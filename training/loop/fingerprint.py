@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+import torch
+
 from strata.engine.files import to_json
 from strata.engine.types import InputError
 from strata.training.config import TrainConfig
@@ -38,14 +40,21 @@ DATA_FIELDS = ("questions", "passages", "valid", "soft_labels")
 """Settings whose files are in the digest of the data."""
 
 
-def fingerprint_run(config: TrainConfig, data: TrainingSet) -> dict[str, object]:
-    """Everything that decides the trained weights, as plain JSON types by name of the field."""
+def fingerprint_run(config: TrainConfig, data: TrainingSet, dtype: torch.dtype) -> dict[str, object]:
+    """Everything that decides the trained weights, as plain JSON types by name of the field.
+
+    Args:
+        config: the run's settings.
+        data: what it learns from.
+        dtype: what it computes in, which --dtype auto leaves to the device.
+    """
     skipped = FREE_FIELDS.union(CONTENT_FIELDS, DATA_FIELDS)
     prints = {
         field.name: to_json(getattr(config, field.name))
         for field in fields(config)
         if field.name not in skipped
     }
+    prints["dtype"] = dtype_name(dtype)
     prints["questions" if config.passages is None else "passages"] = data.train.fingerprint()
     prints["valid"] = None if data.valid is None else data.valid.fingerprint()
     prints["model"] = _digest_model(config.model)
@@ -54,17 +63,22 @@ def fingerprint_run(config: TrainConfig, data: TrainingSet) -> dict[str, object]
     return prints
 
 
-def check_same_run(saved: Mapping[str, object], own: Mapping[str, object], folder: Path) -> None:
+def check_same_run(saved: Mapping[str, object], current: Mapping[str, object], folder: Path) -> None:
     """Raises InputError naming the first setting in which a checkpoint's run differs from this one."""
-    for name in dict.fromkeys([*own, *saved]):
-        if saved.get(name) != own.get(name):
-            told = f"{saved.get(name)!r}, now {own.get(name)!r}"
+    for name in dict.fromkeys([*current, *saved]):
+        if saved.get(name) != current.get(name):
+            told = f"{saved.get(name)!r}, now {current.get(name)!r}"
             if name in CONTENT_FIELDS + DATA_FIELDS:
                 told = "other content"
             raise InputError(
                 f"--resume: {folder} is from a run with another --{name.replace('_', '-')} ({told}); "
                 "expected the flags and files of the interrupted run"
             )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as --dtype names it, such as float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _digest_model(folder: Path) -> str:

@@ -18,10 +18,10 @@ def build_optimizer(groups: Iterable[ParameterGroup], *, weight_decay: float) ->
     for group in groups:
         tensors = list(group.parameters.values())
         for is_matrix in (True, False):
-            own = [tensor for tensor in tensors if (tensor.dim() >= 2) == is_matrix]
-            if own:
+            alike = [tensor for tensor in tensors if (tensor.dim() >= 2) == is_matrix]
+            if alike:
                 decay = weight_decay if is_matrix else 0.0
-                torch_groups.append({"params": own, "scale": group.scale, "weight_decay": decay})
+                torch_groups.append({"params": alike, "scale": group.scale, "weight_decay": decay})
     return torch.optim.AdamW(torch_groups, lr=0.0)
 
 
@@ -65,8 +65,8 @@ def clip_gradients(parameters: Mapping[str, torch.nn.Parameter], max_norm: float
         name = next(
             (
                 name
-                for name, own in parameters.items()
-                if own.grad is not None and not own.grad.isfinite().all()
+                for name, parameter in parameters.items()
+                if parameter.grad is not None and not parameter.grad.isfinite().all()
             ),
             "all parameters together",
         )

@@ -6,12 +6,15 @@ works wherever the frozen weights are. Weighted by what each process computed, t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed
+
+from strata.training.config import TrainConfig
 
 Item = TypeVar("Item")
 
@@ -20,15 +23,23 @@ class Processes(Protocol):
     """Which process this is; accelerate's PartialState and Accelerator are such objects."""
 
     @property
-    def num_processes(self) -> int: ...
+    def num_processes(self) -> int:
+        """How many share the work."""
+        ...
 
     @property
-    def process_index(self) -> int: ...
+    def process_index(self) -> int:
+        """This one's number, from zero."""
+        ...
 
     @property
-    def is_main_process(self) -> bool: ...
+    def is_main_process(self) -> bool:
+        """Whether this one writes and prints."""
+        ...
 
-    def wait_for_everyone(self) -> None: ...
+    def wait_for_everyone(self) -> None:
+        """Returns when every process has called it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,23 @@ class OneProcess:
         """There is nobody to wait for."""
 
 
-def own_share(items: Sequence[Item], processes: Processes) -> Sequence[Item]:
+def open_processes(config: TrainConfig) -> Processes:
+    """The processes that a launcher (torchrun, accelerate launch) has started, or just this one."""
+    # The variable is the launchers' interface; PartialState reads the others itself.
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return OneProcess()
+    from accelerate import PartialState
+
+    return PartialState(cpu=config.devices == "cpu")
+
+
+def close_processes(processes: Processes) -> None:
+    """Parts from the other processes, which torch wants to be told."""
+    if processes.num_processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def share_of(items: Sequence[Item], processes: Processes) -> Sequence[Item]:
     """What this process computes of a batch."""
     return items[processes.process_index :: processes.num_processes]
 
@@ -87,15 +114,15 @@ def average_gradients(
     return weighted_loss / total
 
 
-def gather_shares(own: Sequence[Item], processes: Processes) -> list[Item]:
-    """Puts the results of `own_share` of all processes together again, in the order of the whole."""
+def gather_shares(share: Sequence[Item], processes: Processes) -> list[Item]:
+    """Puts the results of `share_of` of all processes together again, in the order of the whole."""
     if processes.num_processes == 1:
-        return list(own)
+        return list(share)
     shares: list[Sequence[Item]] = [()] * processes.num_processes
-    torch.distributed.all_gather_object(shares, list(own))
+    torch.distributed.all_gather_object(shares, list(share))
     by_place = {
         number + row * processes.num_processes: item
-        for number, share in enumerate(shares)
-        for row, item in enumerate(share)
+        for number, gathered in enumerate(shares)
+        for row, item in enumerate(gathered)
     }
     return [by_place[place] for place in sorted(by_place)]

@@ -7,26 +7,26 @@ under a temporary name, flushed and renamed, so one with its final name is whole
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from strata.engine.files import OutputError, flush_to_disk
+from strata.training.loop.folders import (
+    remove_folder_atomically,
+    remove_unfinished,
+    write_folder_atomically,
+)
 
 TRAINABLE, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors", "state.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
-_ASIDE = ".old"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainProgress:
     """Where a run stands after `step` optimizer steps.
 
     Attributes:
@@ -44,7 +44,7 @@ class Progress:
 
 def save_checkpoint(
     out: Path,
-    progress: Progress,
+    progress: TrainProgress,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     fingerprint: Mapping[str, object],
@@ -76,10 +76,10 @@ def save_checkpoint(
     return folder
 
 
-def read_state(folder: Path) -> tuple[Progress, dict[str, object]]:
-    """Progress and fingerprint of a checkpoint."""
+def read_state(folder: Path) -> tuple[TrainProgress, dict[str, object]]:
+    """TrainProgress and fingerprint of a checkpoint."""
     state = json.loads((folder / STATE).read_text(encoding="ascii"))
-    return Progress(**state["progress"]), state["fingerprint"]
+    return TrainProgress(**state["progress"]), state["fingerprint"]
 
 
 def load_checkpoint(
@@ -111,59 +111,8 @@ def list_checkpoints(out: Path) -> list[Path]:
 def prune_checkpoints(out: Path, num_kept: int) -> None:
     """Removes all but the newest checkpoints, and what interrupted writes have left."""
     for path in list_checkpoints(out)[:-num_kept]:
-        # Renamed first: half of a folder under its own name would pass for a whole checkpoint.
-        os.replace(path, path.with_name(f".{path.name}{_ASIDE}"))
-    for path in [*out.glob(".*.tmp"), *out.glob(f".*{_ASIDE}")]:
-        remove_tree(path)
-
-
-def write_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Lets `fill` write files into a temporary folder, flushes them and gives the folder its name.
-
-    An older folder of that name is replaced: at any moment, a kill included, the name is absent or whole.
-
-    Args:
-        folder: the folder to leave.
-        fill: called once with the temporary folder, which exists and is empty.
-
-    Raises:
-        OutputError: the system refused (full disk, permission).
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    aside = temporary.with_suffix(_ASIDE)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                flush_to_disk(file)
-        if folder.exists():
-            os.replace(folder, aside)
-        os.replace(temporary, folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        reason = " ".join((error.strerror or str(error)).split())
-        raise OutputError(error.errno, reason, str(folder)) from error
-    finally:
-        remove_tree(temporary)
-        remove_tree(aside)
-
-
-def flush_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove_tree(path: Path) -> None:
-    """Deletes a file, link or folder; one that is not there is fine."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        remove_folder_atomically(path)
+    remove_unfinished(out)
 
 
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:

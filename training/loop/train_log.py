@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from strata.engine.files import to_json, write_atomically
+from strata.engine.files import to_json, write_text_atomically
 from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 
@@ -20,9 +20,13 @@ LOG_NAME = "log.jsonl"
 class Sink(Protocol):
     """Takes the numbers of a step."""
 
-    def write(self, step: int, numbers: Mapping[str, object]) -> None: ...
+    def write(self, step: int, numbers: Mapping[str, object]) -> None:
+        """Takes them; numbers of an evaluation come as a mapping among them."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Keeps what was taken; nothing is taken afterwards."""
+        ...
 
 
 class StepLog:
@@ -36,7 +40,7 @@ class StepLog:
     def __init__(self, path: Path, num_steps: int) -> None:
         self.lines = [line for line in _whole_lines(path) if line["step"] <= num_steps]
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_atomically(path, lambda temporary: _write_text(temporary, text))
+        write_text_atomically(path, text)
         self._file = path.open("a", encoding="ascii")
 
     def write(self, step: int, numbers: Mapping[str, object]) -> None:
@@ -125,7 +129,3 @@ def _whole_lines(path: Path) -> list[dict]:
         return []
     text = path.read_text(encoding="ascii", errors="replace")
     return [json.loads(line) for line in text.split("\n")[:-1]]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="ascii")

@@ -22,7 +22,8 @@ from strata.training.data.batch_order import BatchOrder, step_seed
 from strata.training.data.training_set import TrainingSet
 from strata.training.loop.best_weights import link_best, prune_best, remove_best, save_best
 from strata.training.loop.evaluation import Evaluator, metric_of
-from strata.training.loop.fingerprint import check_same_run, fingerprint_run
+from strata.training.loop.fingerprint import check_same_run, dtype_name, fingerprint_run
+from strata.training.loop.folders import remove_tree, write_folder_atomically
 from strata.training.loop.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -33,22 +34,20 @@ from strata.training.loop.processes import (
     OneProcess,
     Processes,
     average_gradients,
-    own_share,
+    share_of,
     share_parameters,
 )
 from strata.training.loop.schedule import learning_rate_factor
 from strata.training.loop.train_checkpoint import (
-    Progress,
+    TrainProgress,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     read_state,
-    remove_tree,
     save_checkpoint,
-    write_folder_atomically,
 )
 from strata.training.loop.train_log import LOG_NAME, Sink, StepLog, open_sinks
-from strata.training.readers.losses import count_units
+from strata.training.tasks import count_units
 from strata.training.types import Example, Reader
 
 
@@ -80,8 +79,8 @@ class Trainer:
         self.parameters = parameters_by_name(groups)
         self.optimizer = build_optimizer(groups, weight_decay=config.weight_decay)
         self.evaluator = self._make_evaluator()
-        self.fingerprint = fingerprint_run(config, data)
-        self.progress = Progress()
+        self.fingerprint = fingerprint_run(config, data, reader.dtype)
+        self.progress = TrainProgress()
         self.lines: list[dict] = []
 
     def describe(self) -> dict:
@@ -92,6 +91,7 @@ class Trainer:
             "num_warmup_steps": self.num_warmup_steps,
             "num_train": len(self.data.train),
             "num_valid": None if self.data.valid is None else len(self.data.valid),
+            "dtype": dtype_name(self.reader.dtype),
             "num_processes": self.processes.num_processes,
             "trained_parameters": sum(parameter.numel() for parameter in self.parameters.values()),
             "first_step": self.progress.step,
@@ -146,8 +146,8 @@ class Trainer:
     def _take_step(self, step: int) -> dict:
         started = perf_counter()
         epoch, indices = self.order.batch(step)
-        own = own_share(indices, self.processes)
-        batch = self.data.train.read(self.reader, own, epoch=epoch)
+        share = share_of(indices, self.processes)
+        batch = self.data.train.read(self.reader, share, epoch=epoch)
         loss = self._accumulate(batch, step)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm, step + 1)
         factor = learning_rate_factor(

@@ -3,20 +3,16 @@
 Shapes: hidden_states [T, D] between layers, readouts [S, D] after the final norm. The last layer computes
 keys and values of all rows, and the rest for the scored ones only. Dropout (LoRA's alone; the base model's is
 off) is drawn from a seed of step, micro-batch and layer, so that a layer computed again repeats it.
-Independent check: transformers + PEFT on every branch alone (tests/training/test_gradients.py).
+Independent check: transformers + PEFT on every branch alone (tests/training/readers/test_gradients.py).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from strata.engine.model.decoder import Decoder
 from strata.training.readers.packed_batch import PackedBatch
-
-SEED_RANGE = 2**62
+from strata.training.readers.seeds import layer_seed, seeded
 
 
 def run_layer(
@@ -39,22 +35,3 @@ def run_last_layer(
         key_values = decoder.run_layer_keys(layer, hidden_states, position_ids, keys)
         call = batch.attention_call("scored", key_values)
         return decoder.run_layer(layer, hidden_states[scored], position_ids[scored], call)
-
-
-def layer_seed(seed: int, layer: int) -> int:
-    """The seed of one layer of one micro-batch."""
-    return (seed * 1_000_003 + layer) % SEED_RANGE
-
-
-def micro_batch_seed(seed: int, index: int) -> int:
-    """The seed of one micro-batch of a step."""
-    return (seed * 7_919 + index) % SEED_RANGE
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded inside the block, and as they were after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

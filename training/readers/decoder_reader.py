@@ -22,14 +22,14 @@ from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
 from strata.training.readers.losses import (
     classifier_scores,
-    count_units,
     group_targets,
     sum_loss,
     token_log_probabilities,
 )
 from strata.training.readers.memory_plan import fit_micro_batch, shape_of
 from strata.training.readers.packed_batch import PackedBatch, pack_examples, split_examples
-from strata.training.readers.trained_model import TrainedModel, dtype_of
+from strata.training.readers.trained_model import TrainedModel
+from strata.training.tasks import count_units, trains_classifier
 from strata.training.types import Example, ParameterGroup
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
@@ -58,19 +58,29 @@ class DecoderReader:
             max_tokens=config.max_tokens,
             window=getattr(checkpoint.config, "max_position_embeddings", None),
         )
+        if config.dtype == "auto" and trained.dtype == torch.float16:
+            self.warnings.say(
+                "--dtype auto: this device is fast in float16; gradients are not scaled, so that small ones "
+                "become 0; expected --dtype float32 if the loss does not fall"
+            )
         self.micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
         if config.memory_gib is not None and config.micro_batch_tokens is None:
             self.micro_batch_tokens = fit_micro_batch(
                 config,
-                shape_of(config, checkpoint),
+                shape_of(config, checkpoint, trained.dtype),
                 config.memory_gib,
                 most=self.micro_batch_tokens,
                 on_cpu=device.type == "cpu",
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base model computes in."""
+        return self.trained.dtype
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own; synthetic examples need none."""
+        """That of the checkpoint; examples that were made without one need none."""
         return read_tokenizer(self.config.model)
 
     def render(self, questions: Sequence[Question]) -> list[Prompt]:
@@ -87,8 +97,8 @@ class DecoderReader:
         """The task's mean loss of scores, without label smoothing."""
         if self.config.task == "lm":
             counts = [len(example.prompt.branches[0].targets) for example in examples]
-            return -float(np.average([float(own[0]) for own in scores], weights=counts))
-        found = [torch.from_numpy(own) for own in scores]
+            return -float(np.average([float(mean[0]) for mean in scores], weights=counts))
+        found = [torch.from_numpy(scores_O) for scores_O in scores]
         return float(sum_loss(self.config.task, found, examples)) / count_units(self.config.task, examples)
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -96,7 +106,7 @@ class DecoderReader:
         return self.trained.parameter_groups(self.config.head_lr_scale)
 
     def save(self, folder: Path) -> None:
-        """Adapter (or checkpoint) and tokenizer, in the layout of their own libraries."""
+        """Adapter (or checkpoint) and tokenizer, as transformers and PEFT write them."""
         self.trained.save(folder)
         self.tokenizer.save_pretrained(str(folder))
 
@@ -107,14 +117,13 @@ class DecoderReader:
         longest = max(int(batch.tree.position_ids.max()) for batch in batches)
         if longest >= self._rope_positions:
             self._rope_positions = longest + 1
-            dtype = dtype_of(self.config, self.checkpoint)
-            self.trained.decoder.prepare_rope(longest, self.device, dtype)
+            self.trained.decoder.prepare_rope(longest, self.device, self.dtype)
         return batches
 
     def scores_of(self, readouts: torch.Tensor, batch: PackedBatch) -> list[torch.Tensor]:
         """Scores of a micro-batch's examples from its readouts [S, D]; lm: a log-probability a target."""
         task = self.config.task
-        if self.trained.head in ("binary", "contrast"):
+        if trains_classifier(task):
             weight = self.trained.classifier_weight
             return classifier_scores(task, readouts, batch.targets, batch.examples, weight)
         softcap = getattr(self.checkpoint.config, "final_logit_softcapping", None)
@@ -129,5 +138,5 @@ class DecoderReader:
 
     def to_numpy(self, scores: Sequence[torch.Tensor]) -> list[np.ndarray]:
         """Scores as the trainer wants them: [O] float64; lm: [1], the mean."""
-        plain = [own.detach().double().cpu().numpy() for own in scores]
-        return [own.mean(keepdims=True) for own in plain] if self.config.task == "lm" else plain
+        plain = [scores_O.detach().double().cpu().numpy() for scores_O in scores]
+        return [found.mean(keepdims=True) for found in plain] if self.config.task == "lm" else plain

@@ -1,4 +1,4 @@
-"""The device of this process's share of a training run. Knows no model."""
+"""Where this process computes its share of a training run, and in which dtype. Knows no model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from strata.engine.machine.devices import resolve_dtype
 from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 
@@ -27,3 +28,15 @@ def choose_device(config: TrainConfig) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--devices: {name!r}: no CUDA here; expected cpu")
     return device
+
+
+def choose_dtype(config: TrainConfig, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a decoder computes in: `auto` is decided as for scoring, so that both are fast on a device.
+
+    Args:
+        config: the run's settings.
+        stored: dtype of the checkpoint.
+        device: from `choose_device`.
+    """
+    name = "cpu" if device.type == "cpu" else str(device)
+    return resolve_dtype(config.dtype, stored, (name,))

@@ -1,6 +1,6 @@
 """An encoder that learns to choose: transformers' multiple-choice models, trained whole or through LoRA.
 
-Flow of a step: questions -> rows (`engine.encoder_input`) -> micro-batches by length -> logits ->
+Flow of a step: questions -> rows (`EncoderTokenizer`) -> micro-batches by length -> logits ->
 cross-entropy over a question's options, divided by the questions of the whole batch, so that micro-batches
 add up -> backward.
 """
@@ -8,6 +8,7 @@ add up -> backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,28 @@ from strata.engine.encoders.encoder import (
 from strata.engine.encoders.rows import EncoderPrompt, EncoderTokenizer, batch_by_length, pad_rows
 from strata.engine.types import InputError, Prompt, Question, RunWarnings
 from strata.training.config import TrainConfig
-from strata.training.readers.decoder_pass import micro_batch_seed, seeded
 from strata.training.readers.devices import choose_device
 from strata.training.readers.losses import sum_loss
+from strata.training.readers.seeds import micro_batch_seed, seeded
+from strata.training.readers.trained_parts import group_parameters, lora_settings
+from strata.training.tasks import Task
 from strata.training.types import Example, ParameterGroup
 
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-TASK = "multiple-choice"
+TASK: Task = "multiple-choice"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedEncoder:
+    """An encoder, and which part of it makes the choice.
+
+    Attributes:
+        module: the PeftModel, or the bare model when all weights are trained; on its device.
+        head: full names, in the bare model, of the modules that make the choice.
+    """
+
+    module: Any
+    head: Sequence[str]
 
 
 class EncoderReader:
@@ -42,26 +58,26 @@ class EncoderReader:
 
     Args:
         config: the run's settings.
-        module: the PeftModel, or the bare model when all weights are trained; on its device.
-        head: full names, in the bare model, of the modules that make the choice.
+        encoder: what learns.
         writer: makes rows of questions.
         device: where it computes.
+        warnings: those of `writer`.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        module: Any,
-        head: Sequence[str],
+        encoder: TrainedEncoder,
         writer: EncoderTokenizer,
         device: torch.device,
         warnings: RunWarnings,
     ) -> None:
-        self.config, self.module, self.device, self.warnings = config, module, device, warnings
+        self.config, self.module, self.device, self.warnings = config, encoder.module, device, warnings
         self.tokenizer = writer.tokenizer
-        self._head, self._writer = tuple(head), writer
+        # Trained weights are kept in float32, and float16 would need its gradients scaled.
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self._head, self._writer = tuple(encoder.head), writer
         self._micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
-        self._dtype = torch.bfloat16 if config.dtype == "bfloat16" else None
 
     def render(self, questions: Sequence[Question]) -> list[Prompt]:
         """Rows of questions, cut to --max-tokens or the model's window."""
@@ -90,23 +106,19 @@ class EncoderReader:
         self.module.eval()
         for chosen in self._split(prompts):
             scores = self._forward([prompts[index] for index in chosen])
-            found |= {index: own.double().cpu().numpy() for index, own in zip(chosen, scores, strict=True)}
+            pairs = zip(chosen, scores, strict=True)
+            found |= {index: scores_O.double().cpu().numpy() for index, scores_O in pairs}
         return [found[index] for index in range(len(prompts))]
 
     def loss(self, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
         """Mean cross-entropy of scores, without label smoothing."""
-        return float(sum_loss(TASK, [torch.from_numpy(own) for own in scores], examples)) / len(examples)
+        found = [torch.from_numpy(scores_O) for scores_O in scores]
+        return float(sum_loss(TASK, found, examples)) / len(examples)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """The adapter's parameters (or the whole encoder's), and the head's with their own learning rate."""
-        trained = {name: own for name, own in self.module.named_parameters() if own.requires_grad}
-        head = {name: own for name, own in trained.items() if is_within(_bare(name), self._head)}
-        body = {name: own for name, own in trained.items() if name not in head}
-        groups = (
-            ParameterGroup(parameters=body, scale=1.0),
-            ParameterGroup(parameters=head, scale=self.config.head_lr_scale),
-        )
-        return [group for group in groups if group.parameters]
+        """The adapter's parameters (or the whole encoder's), and the head's at a learning rate apart."""
+        scale = self.config.head_lr_scale
+        return group_parameters(self.module, lambda name: is_within(_bare(name), self._head), scale)
 
     def save(self, folder: Path) -> None:
         """PEFT's layout, or a whole checkpoint when all weights are trained; the tokenizer with both."""
@@ -127,7 +139,7 @@ class EncoderReader:
     def _forward(self, prompts: Sequence[EncoderPrompt]) -> list[torch.Tensor]:
         """Scores [O] of every question, float32, in the autograd graph."""
         inputs = pad_rows(prompts, self.tokenizer, self.device)
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             logits = self.module(**inputs).logits
         return list(logits[:, 0].float().split([len(prompt.branches) for prompt in prompts]))
 
@@ -143,7 +155,7 @@ def open_encoder_reader(config: TrainConfig) -> EncoderReader:
     shape = measure_encoder(read_encoder_config(config.model))
     warnings = RunWarnings()
     writer = EncoderTokenizer(config.model, shape, config.max_tokens, warnings, str(config.questions))
-    with seeded(config.seed, torch.device("cpu")):
+    with seeded(config.seed):
         model, missing = load_encoder(config.model, torch.float32)
         head = head_modules(model)
         module: Any = model
@@ -155,15 +167,16 @@ def open_encoder_reader(config: TrainConfig) -> EncoderReader:
             module = _add_lora(config, model, head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return EncoderReader(config, module.to(device), head, writer, device, warnings)
+    encoder = TrainedEncoder(module=module.to(device), head=head)
+    return EncoderReader(config, encoder, writer, device, warnings)
 
 
 def _refuse_settings(config: TrainConfig) -> None:
     for flag, given, expected in (
         ("--dtype float16", config.dtype == "float16", "auto, float32 or bfloat16"),
         ("--base-storage nf4", config.base_storage == "nf4", "auto"),
-        ("--template", config.template is not None, "none: an encoder's rows have a fixed layout"),
-        ("--streamed", config.streamed, "it left out: only decoders are streamed"),
+        ("--template", config.template is not None, "no --template: an encoder's rows have a fixed layout"),
+        ("--streamed", config.streamed, "no --streamed: only decoders are streamed"),
     ):
         if given:
             raise InputError(f"{flag}: does not go with --task multiple-choice; expected {expected}")
@@ -171,10 +184,6 @@ def _refuse_settings(config: TrainConfig) -> None:
 
 def _add_lora(config: TrainConfig, model: nn.Module, head: Sequence[str]) -> Any:
     """LoRA on the encoder's linear layers; the head is trained whole and saved with it."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise InputError('LoRA needs peft; expected pip install "strata-score[train]", or --full') from None
     linear = [
         name
         for name, module in model.named_modules()
@@ -182,21 +191,17 @@ def _add_lora(config: TrainConfig, model: nn.Module, head: Sequence[str]) -> Any
     ]
     wanted = config.lora_targets
     targets = [
-        name for name in linear if wanted == ("all-linear",) or any(_ends_in(name, own) for own in wanted)
+        name for name in linear if wanted == ("all-linear",) or any(_ends_in(name, end) for end in wanted)
     ]
-    unknown = [own for own in wanted if own != "all-linear" and not any(_ends_in(n, own) for n in linear)]
+    unknown = [end for end in wanted if end != "all-linear" and not any(_ends_in(n, end) for n in linear)]
     if unknown:
         names = sorted({name.rsplit(".", 1)[-1] for name in linear})
         raise InputError(
             f"--lora-targets: no linear layer is called {unknown[0]!r}; expected {', '.join(names)}"
         )
-    settings = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        modules_to_save=list(head),
-    )
+    settings = lora_settings(config, targets, head)
+    from peft import get_peft_model
+
     return get_peft_model(model, settings)
 
 

@@ -5,7 +5,7 @@ task's loss is a sum over units divided by their number in the whole batch, so t
     binary, contrast   sum over options of BCE(score, label); unit: an option
     choice, letters    cross-entropy of softmax(scores) and the labels; unit: a question
     lm                 minus the log-probability of each token; unit: a token
-Label smoothing e: labels become (1 - e) labels + e / O. Independent check: torch's own losses (tests).
+Label smoothing e: labels become (1 - e) labels + e / O. Independent check: torch's losses (tests).
 """
 
 from __future__ import annotations
@@ -18,27 +18,11 @@ import torch.nn.functional as F
 
 from strata.engine.heads.classifier import contrast_scores
 from strata.engine.tree.targets import TargetTable
-from strata.training.types import Example, Task
+from strata.training.tasks import Task
+from strata.training.types import Example
 
-HEADS: dict[str, str] = {
-    "binary": "binary",
-    "contrast": "contrast",
-    "choice": "binary",
-    "letters": "letters",
-    "lm": "loglik",
-}
-"""The head that scores what a task trains."""
 LOGIT_ROWS = 512
 """Rows whose logits over the vocabulary are in memory at a time."""
-
-
-def count_units(task: Task, examples: Sequence[Example]) -> int:
-    """What the batch's summed loss is divided by."""
-    if task == "lm":
-        return sum(len(branch.targets) for example in examples for branch in example.prompt.branches)
-    if task in ("binary", "contrast"):
-        return sum(len(example.labels) for example in examples)
-    return len(examples)
 
 
 def sum_loss(
@@ -46,14 +30,14 @@ def sum_loss(
 ) -> torch.Tensor:
     """The summed loss of scores [O] (lm: [targets], log-probabilities), float32 or wider."""
     if task == "lm":
-        return -torch.stack([own.sum() for own in scores]).sum()
+        return -torch.stack([log_probabilities.sum() for log_probabilities in scores]).sum()
     losses = []
-    for own, example in zip(scores, examples, strict=True):
-        labels = torch.from_numpy(smooth_labels(example.labels, smoothing)).to(own)
+    for scores_O, example in zip(scores, examples, strict=True):
+        labels_O = torch.from_numpy(smooth_labels(example.labels, smoothing)).to(scores_O)
         if task in ("binary", "contrast"):
-            losses.append(F.binary_cross_entropy_with_logits(own, labels, reduction="sum"))
+            losses.append(F.binary_cross_entropy_with_logits(scores_O, labels_O, reduction="sum"))
         else:
-            losses.append(-(labels * own.log_softmax(dim=0)).sum())
+            losses.append(-(labels_O * scores_O.log_softmax(dim=0)).sum())
     return torch.stack(losses).sum()
 
 
@@ -115,7 +99,7 @@ def group_targets(
     by_branch = log_probabilities.split(counts.tolist())
     grouped, first = [], 0
     for example in examples:
-        own = by_branch[first : first + len(example.prompt.branches)]
-        first += len(own)
-        grouped.append(torch.cat(own) if task == "lm" else torch.stack([part.sum() for part in own]))
+        parts = by_branch[first : first + len(example.prompt.branches)]
+        first += len(parts)
+        grouped.append(torch.cat(parts) if task == "lm" else torch.stack([part.sum() for part in parts]))
     return grouped

@@ -17,6 +17,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedConfig
 
+from strata.engine.machine.devices import GIB
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, StorageFormat, model_costs, shape_costs
@@ -25,10 +26,10 @@ from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
 from strata.training.readers.decoder_pass import run_layer
 from strata.training.readers.packed_batch import pack_examples
-from strata.training.readers.trained_model import TrainedModel, dtype_of, make_skeleton
+from strata.training.readers.trained_model import TrainedModel, make_skeleton
+from strata.training.tasks import trains_classifier
 from strata.training.types import Example
 
-GIB = 1 << 30
 OPTIMIZED_BYTES = 16
 """Of a trained float32 parameter: itself, its gradient, and AdamW's two moments."""
 BACKWARD_FACTOR = 1.5
@@ -100,9 +101,8 @@ class TrainedShape:
     skeleton: TrainedModel
 
 
-def shape_of(config: TrainConfig, checkpoint: Checkpoint) -> TrainedShape:
-    """The shape of a run's base model; reads headers only."""
-    dtype = dtype_of(config, checkpoint)
+def shape_of(config: TrainConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> TrainedShape:
+    """The shape of a run's base model when it computes in a dtype; reads headers only."""
     decoder = build_decoder(checkpoint.config, dtype)
     return TrainedShape(
         model=checkpoint.config,
@@ -149,7 +149,7 @@ def plan_memory(
         trained=OPTIMIZED_BYTES * count_trained(shape.skeleton),
         activations=int(kept * (layers_kept - 1 + BACKWARD_FACTOR)) + checkpointed,
         boundaries=inputs * step_tokens if config.streamed else 0,
-        embedding=_embedding_bytes(shape),
+        embedding=_embedding_bytes(config, shape),
     )
 
 
@@ -177,7 +177,7 @@ def fit_micro_batch(
 def count_trained(model: TrainedModel) -> int:
     """Parameters that are trained."""
     groups = model.parameter_groups(1.0)
-    return sum(own.numel() for group in groups for own in group.parameters.values())
+    return sum(weight.numel() for group in groups for weight in group.parameters.values())
 
 
 def count_saved_bytes(skeleton: TrainedModel) -> int:
@@ -189,12 +189,12 @@ def count_saved_bytes(skeleton: TrainedModel) -> int:
     decoder = skeleton.decoder
     dtype = decoder.layers[0].get_parameter("input_layernorm.weight").dtype
     decoder.prepare_rope(PROBE_TOKENS, META, dtype)
-    own = {parameter.untyped_storage()._cdata for parameter in skeleton.module.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in skeleton.module.parameters()}
     seen: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in weights:
             seen[storage._cdata] = storage
         return tensor
 
@@ -216,6 +216,6 @@ def _chain(num_tokens: int) -> Example:
     return Example(prompt=Prompt(question=question, branches=(branch,)), labels=np.ones(1))
 
 
-def _embedding_bytes(shape: TrainedShape) -> int:
+def _embedding_bytes(config: TrainConfig, shape: TrainedShape) -> int:
     table = shape.model.vocab_size * shape.model.hidden_size * shape.dtype.itemsize
-    return table if shape.skeleton.head in ("binary", "contrast") else 2 * table
+    return table if trains_classifier(config.task) else 2 * table

@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint as checkpoint_layer
 
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.training.config import TrainConfig
-from strata.training.readers.decoder_pass import micro_batch_seed, run_last_layer, run_layer
+from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
 from strata.training.readers.devices import choose_device
-from strata.training.readers.losses import count_units
 from strata.training.readers.packed_batch import PackedBatch
+from strata.training.readers.seeds import micro_batch_seed
 from strata.training.readers.trained_model import open_resident
+from strata.training.tasks import count_units
 from strata.training.types import Example
 
 
@@ -44,9 +45,9 @@ class ResidentReader(DecoderReader):
         """Scores of examples; see `Reader`."""
         with torch.no_grad():
             return [
-                own
+                scores
                 for packed in self.pack(examples)
-                for own in self.to_numpy(self.scores_of(self.read_out(packed, 0), packed))
+                for scores in self.to_numpy(self.scores_of(self.read_out(packed, 0), packed))
             ]
 
     def read_out(self, packed: PackedBatch, seed: int) -> torch.Tensor:

@@ -32,14 +32,15 @@ from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.training.config import TrainConfig
-from strata.training.readers.decoder_pass import micro_batch_seed, run_last_layer, run_layer
+from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
 from strata.training.readers.devices import choose_device
 from strata.training.readers.host_memory import map_large_blocks
-from strata.training.readers.losses import count_units
 from strata.training.readers.packed_batch import PackedBatch
+from strata.training.readers.seeds import micro_batch_seed
 from strata.training.readers.tail_linear import find_tail, gradient_only
-from strata.training.readers.trained_model import TrainedModel, dtype_of, open_skeleton
+from strata.training.readers.trained_model import TrainedModel, open_skeleton
+from strata.training.tasks import count_units
 from strata.training.types import Example
 
 NUM_SLOTS = 2
@@ -70,13 +71,12 @@ class StreamedReader(DecoderReader):
         super().__init__(config, checkpoint, trained, device)
         if device.type == "cpu" and config.memory_gib is not None:
             map_large_blocks()
-        self.reader = TensorReader()
+        self.tensor_reader = TensorReader()
         self._coordinator = Coordinator()
         self._asked: deque[range] = deque()
         self._num_asked = 0
-        self._dtype = dtype_of(config, checkpoint)
-        plain = build_decoder(checkpoint.config, self._dtype)
-        self._loader = make_loader(checkpoint, plain, self._dtype, self.reader, ())
+        plain = build_decoder(checkpoint.config, trained.dtype)
+        self._loader = make_loader(checkpoint, plain, trained.dtype, self.tensor_reader, ())
         self.stream = LayerStream(
             loader=self._loader,
             num_layers=checkpoint.num_layers,
@@ -161,12 +161,12 @@ class StreamedReader(DecoderReader):
     def _embed(self, examples: Sequence[Example]) -> _Step:
         packed = self.pack(examples)
         used = np.unique(np.concatenate([one.tree.token_ids for one in packed]))
-        table, row_of_token = read_embedding(self.checkpoint, used, self.reader)
-        table = table.to(self.device, self._dtype)
+        table, row_of_token = read_embedding(self.checkpoint, used, self.tensor_reader)
+        table = table.to(self.device, self.dtype)
         rows = [torch.from_numpy(row_of_token[one.tree.token_ids]).to(self.device) for one in packed]
         first_rows = np.cumsum([0, *(one.num_tokens for one in packed[:-1])]).tolist()
         with torch.no_grad():
-            states = [self.trained.decoder.embed(table, own) for own in rows]
+            states = [self.trained.decoder.embed(table, table_rows) for table_rows in rows]
         return _Step(packed=packed, first_rows=first_rows, states=states)
 
     def _advance(self, step: _Step, layer: int, boundaries: HiddenStore | None, seed: int) -> None:
@@ -174,8 +174,8 @@ class StreamedReader(DecoderReader):
         for index, packed in enumerate(step.packed):
             if boundaries is not None:
                 boundaries.write(layer * step.num_rows + step.first_rows[index], step.states[index])
-            own_seed = micro_batch_seed(seed, index)
-            step.states[index] = run_layer(self.trained.decoder, layer, step.states[index], packed, own_seed)
+            state, batch_seed = step.states[index], micro_batch_seed(seed, index)
+            step.states[index] = run_layer(self.trained.decoder, layer, state, packed, batch_seed)
 
     def _turn(self, step: _Step, index: int, last: int, num_units: int, seed: int) -> float:
         """A micro-batch through the last layer and back; its state becomes the gradient of what entered."""
@@ -187,8 +187,8 @@ class StreamedReader(DecoderReader):
         return loss.item()
 
     def _read_out(self, step: _Step, index: int, last: int, seed: int) -> torch.Tensor:
-        decoder, own_seed = self.trained.decoder, micro_batch_seed(seed, index)
-        scored = run_last_layer(decoder, last, step.states[index], step.packed[index], own_seed)
+        decoder, batch_seed = self.trained.decoder, micro_batch_seed(seed, index)
+        scored = run_last_layer(decoder, last, step.states[index], step.packed[index], batch_seed)
         return decoder.base.get_submodule("norm")(scored)
 
     def _retreat(self, step: _Step, layer: int, boundaries: HiddenStore, seed: int) -> None:
@@ -196,9 +196,9 @@ class StreamedReader(DecoderReader):
         for index, packed in enumerate(step.packed):
             first = layer * step.num_rows + step.first_rows[index]
             entering = boundaries.read(first, packed.num_tokens).detach().requires_grad_()
-            own_seed = micro_batch_seed(seed, index)
+            batch_seed = micro_batch_seed(seed, index)
             with gradient_only(self._tails[layer]):
-                output = run_layer(self.trained.decoder, layer, entering, packed, own_seed)
+                output = run_layer(self.trained.decoder, layer, entering, packed, batch_seed)
             output.backward(step.states[index])
             assert entering.grad is not None
             step.states[index] = entering.grad
@@ -207,14 +207,14 @@ class StreamedReader(DecoderReader):
         width = self.checkpoint.config.hidden_size
         folder = Path(self.config.out)
         folder.mkdir(parents=True, exist_ok=True)
-        return make_store(self.config.boundary_store, num_rows, width, self._dtype, self.device, folder)
+        return make_store(self.config.boundary_store, num_rows, width, self.dtype, self.device, folder)
 
     def _load_ends(self) -> None:
         """Reads what is not in a layer and stays: the final norm, and lm_head for heads on tokens."""
         base = self.trained.decoder.base
         for name in self.checkpoint.weights:
             if name.startswith("norm."):
-                weight = self.reader.read(self.checkpoint.require_plain(name))
+                weight = self.tensor_reader.read(self.checkpoint.require_plain(name))
                 assign_weights(base.get_submodule("norm"), {name.removeprefix("norm."): self._place(weight)})
         if self.trained.head not in ("binary", "contrast"):
             output = self.checkpoint.output_embedding
@@ -222,11 +222,11 @@ class StreamedReader(DecoderReader):
                 raise InputError(
                     f"{self.checkpoint.path}: no lm_head.weight; expected a causal language model"
                 )
-            weight = self.reader.read(self.checkpoint.require_plain(output))
-            assign_weights(_plain(self.trained.lm_head), {"weight": self._place(weight)})
+            weight = self.tensor_reader.read(self.checkpoint.require_plain(output))
+            assign_weights(_unwrapped(self.trained.lm_head), {"weight": self._place(weight)})
 
     def _place(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.to(self.device, self._dtype)
+        return weight.to(self.device, self.dtype)
 
 
 def assign_base(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -234,13 +234,13 @@ def assign_base(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[
     before = {}
     for name, tensor in weights.items():
         owner_name, _, leaf = name.rpartition(".")
-        owner = _plain(module.get_submodule(owner_name))
+        owner = _unwrapped(module.get_submodule(owner_name))
         before[name] = owner.get_parameter(leaf).data
         owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     return before
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def _unwrapped(module: nn.Module) -> nn.Module:
     """The module that PEFT wrapped, or the module itself."""
     return getattr(module, "base_layer", module)
 

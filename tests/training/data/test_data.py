@@ -11,7 +11,7 @@ from strata.engine.types import InputError, Question, QuestionScores, RunWarning
 from strata.training.data.batch_order import BatchOrder, hold_out, shuffle_options, step_seed
 from strata.training.data.passages import block_example, cut_passage
 from strata.training.data.training_set import check_questions, read_training_set
-from strata.training.loop.processes import OneProcess, own_share
+from strata.training.loop.processes import OneProcess, share_of
 
 from ..tiny_reader import TinyReader, planted_questions, tiny_config, write_rows
 
@@ -22,7 +22,7 @@ def test_every_epoch_shows_every_example_once(num_examples, batch_size):
     for epoch in range(3):
         steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
         batches = [order.batch(step) for step in steps]
-        assert {own for own, _ in batches} == {epoch}
+        assert {number for number, _ in batches} == {epoch}
         assert sorted(index for _, batch in batches for index in batch) == list(range(num_examples))
         assert max(len(batch) for _, batch in batches) <= batch_size
 
@@ -79,7 +79,7 @@ def test_held_out_examples_are_a_share_and_no_others():
 
 def test_processes_share_a_batch():
     processes = [replace(OneProcess(), num_processes=3, process_index=rank) for rank in range(3)]
-    shares = [own_share([5, 6, 7, 8], one) for one in processes]
+    shares = [share_of([5, 6, 7, 8], one) for one in processes]
     assert shares == [[5, 8], [6], [7]]
 
 
@@ -173,12 +173,12 @@ def test_examples_are_one_hot_and_follow_the_shuffle(tmp_path):
 
 def write_teacher(path: Path, rows: list[dict], scores: list[list[float]]) -> Path:
     found = []
-    for row, own in zip(rows, scores, strict=True):
-        exponentials = np.exp(own)
-        question = Question(id=row["id"], prompt="", options=("",) * len(own))
+    for row, scores_O in zip(rows, scores, strict=True):
+        exponentials = np.exp(scores_O)
+        question = Question(id=row["id"], prompt="", options=("",) * len(scores_O))
         found.append(
             QuestionScores(
-                question=question, scores=np.array(own), probabilities=exponentials / exponentials.sum()
+                question=question, scores=np.array(scores_O), probabilities=exponentials / exponentials.sum()
             )
         )
     write_scores(path, found)
@@ -198,9 +198,9 @@ def test_soft_labels_are_softmax_of_scores_over_temperature_mixed_with_answers(t
         soft_weight=0.3,
         soft_temperature=2.0,
     )
-    for row, own, example in zip(rows, scores, read_all(config, epoch=None), strict=True):
-        softmax = np.exp(np.array(own) / 2) / np.exp(np.array(own) / 2).sum()
-        expected = 0.7 * np.eye(len(own))[row["answer"]] + 0.3 * softmax
+    for row, scores_O, example in zip(rows, scores, read_all(config, epoch=None), strict=True):
+        softmax = np.exp(np.array(scores_O) / 2) / np.exp(np.array(scores_O) / 2).sum()
+        expected = 0.7 * np.eye(len(scores_O))[row["answer"]] + 0.3 * softmax
         np.testing.assert_allclose(example.labels, expected, rtol=1e-12)
 
 
@@ -211,7 +211,7 @@ def test_questions_without_answers_learn_from_soft_labels_alone(tmp_path):
     questions = write_rows(tmp_path / "unanswered.jsonl", rows)
     config = tiny_config(tmp_path, questions=questions, soft_labels=teacher, soft_weight=1.0)
     assert [int(example.labels.argmax()) for example in read_all(config, epoch=None)] == [
-        len(own) - 1 for own in scores
+        len(scores_O) - 1 for scores_O in scores
     ]
     with pytest.raises(InputError, match="no answers"):
         read_training_set(replace(config, soft_weight=0.9), RunWarnings())
@@ -277,7 +277,7 @@ def test_fingerprints_tell_data_apart(tmp_path):
         [rows[0] | {"answer": (rows[0]["answer"] + 1) % len(rows[0]["options"])}, *rows[1:]],
     ]
     prints = set()
-    for number, own in enumerate(changes):
-        config = tiny_config(tmp_path, questions=write_rows(tmp_path / f"{number}.jsonl", own))
+    for number, rows in enumerate(changes):
+        config = tiny_config(tmp_path, questions=write_rows(tmp_path / f"{number}.jsonl", rows))
         prints.add(read_training_set(config, RunWarnings()).train.fingerprint())
     assert len(prints) == len(changes)

@@ -56,7 +56,7 @@ def as_examples(reader: EncoderReader) -> list[Example]:
     """One-hot labels, but soft ones for the last question."""
     labels = [np.eye(len(question.options))[question.answer] for question in CHOICES[:-1]] + [SOFT]
     prompts = reader.render(CHOICES)
-    return [Example(prompt=prompt, labels=own) for prompt, own in zip(prompts, labels, strict=True)]
+    return [Example(prompt=prompt, labels=shares) for prompt, shares in zip(prompts, labels, strict=True)]
 
 
 def trained(reader: EncoderReader) -> dict[str, torch.nn.Parameter]:
@@ -72,7 +72,7 @@ def gradients(reader: EncoderReader) -> dict[str, torch.Tensor]:
 def plain_loss(
     model: torch.nn.Module, folder: Path, examples: list[Example], smoothing: float
 ) -> torch.Tensor:
-    """Each question alone through transformers, the losses summed in torch's own cross-entropy."""
+    """Each question alone through transformers, the losses summed by torch's cross-entropy."""
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     losses = []
     for example in examples:
@@ -106,8 +106,8 @@ def test_micro_batches_add_up_to_the_plain_batch(
     assert max(weight.abs().max() for weight in plain.values()) > 1e-2
     for grads in found.values():
         assert set(plain) <= set(grads)
-        for name, own in grads.items():
-            torch.testing.assert_close(own, plain[name], atol=1e-6, rtol=1e-5)
+        for name, gradient in grads.items():
+            torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
 
 
 def test_two_calls_add_their_gradients(encoder: Callable[..., Path]) -> None:
@@ -131,7 +131,7 @@ def test_dropout_comes_from_the_seed_and_leaves_torchs_generator(
     losses = []
     for seed in (1, 1, 2):
         losses.append(reader.accumulate_gradients(examples, seed=seed))
-        losses.append(sum(float(own.abs().sum()) for own in gradients(reader).values()))
+        losses.append(sum(float(gradient.abs().sum()) for gradient in gradients(reader).values()))
     assert losses[:2] == losses[2:4]
     assert losses[0] != losses[4]
     assert torch.equal(torch.get_rng_state(), before)
@@ -150,12 +150,12 @@ def test_prompts_that_hold_only_a_question_are_written_by_the_reader(encoder: Ca
     reader = open_encoder_reader(config(encoder(), full=True))
     examples = as_examples(reader)
     bare = [
-        Example(prompt=Prompt(question=own.prompt.question, branches=()), labels=own.labels)
-        for own in examples
+        Example(prompt=Prompt(question=example.prompt.question, branches=()), labels=example.labels)
+        for example in examples
     ]
     mixed = [bare[0], examples[1], bare[2], examples[3]]
-    for own, expected in zip(reader.score(mixed), reader.score(examples), strict=True):
-        np.testing.assert_array_equal(own, expected)
+    for scores, expected in zip(reader.score(mixed), reader.score(examples), strict=True):
+        np.testing.assert_array_equal(scores, expected)
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta"])
@@ -190,8 +190,8 @@ def test_plain_encoder_gets_a_head_learns_and_is_read_and_scored_by_others(
             devices="cpu",
         )
     )
-    for row, own in zip(run.scores, reader.score(examples), strict=True):
-        np.testing.assert_allclose(row.scores, own, atol=1e-5)
+    for row, scores in zip(run.scores, reader.score(examples), strict=True):
+        np.testing.assert_allclose(row.scores, scores, atol=1e-5)
 
 
 def learn(reader: EncoderReader, examples: list[Example], learning_rate: float) -> float:
@@ -217,13 +217,13 @@ def test_head_has_its_own_learning_rate(
     family: str, head: tuple[str, ...], full: bool, encoder: Callable[..., Path]
 ) -> None:
     reader = open_encoder_reader(config(encoder(family), full=full, head_lr_scale=0.25))
-    body, own = reader.parameter_groups()
-    assert (body.scale, own.scale) == (1.0, 0.25)
-    assert {part for name in own.parameters for part in head if f"{part}." in name} == set(head)
+    body, choice = reader.parameter_groups()
+    assert (body.scale, choice.scale) == (1.0, 0.25)
+    assert {part for name in choice.parameters for part in head if f"{part}." in name} == set(head)
     assert not any(part in name for name in body.parameters for part in head)
     assert all("lora_" in name for name in body.parameters) is not full
     num_trained = sum(weight.requires_grad for weight in reader.module.parameters())
-    assert num_trained == len(body.parameters) + len(own.parameters)
+    assert num_trained == len(body.parameters) + len(choice.parameters)
 
 
 def test_training_goes_on_from_an_adapter(encoder: Callable[..., Path], tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_training_goes_on_from_an_adapter(encoder: Callable[..., Path], tmp_path
     learn(reader, examples, 1e-3)
     reader.save(tmp_path / "first")
     second = open_encoder_reader(config(folder, adapter=tmp_path / "first"))
-    for own, expected in zip(second.score(examples), reader.score(examples), strict=True):
-        np.testing.assert_allclose(own, expected, atol=1e-6)
+    for scores, expected in zip(second.score(examples), reader.score(examples), strict=True):
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert second.parameter_groups()[1].parameters
     second.save(tmp_path / "second")
     assert (tmp_path / "second" / "adapter_model.safetensors").is_file()
@@ -247,8 +247,8 @@ def test_gradient_checkpointing_changes_no_gradient(encoder: Callable[..., Path]
         reader = open_encoder_reader(config(encoder(dropout=0.2), **settings))
         reader.accumulate_gradients(as_examples(reader), seed=4)
         found.append(gradients(reader))
-    for name, own in found[0].items():
-        torch.testing.assert_close(found[1][name], own, atol=1e-6, rtol=1e-5)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Gradients of the packed forward against transformers + PEFT on every branch alone; streamed against it.
 
 The oracle loads what `reader.save` wrote through plain PEFT, runs each branch by itself, and takes its loss
-from torch's own functions.
+from torch's functions.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from peft import PeftModel
 from strata.engine.questions.question_file import read_questions
 from strata.engine.types import Branch, Prompt, Question, RunWarnings, Target
 from strata.training.config import TrainConfig
-from strata.training.readers.losses import HEADS
 from strata.training.readers.packed_batch import split_examples
 from strata.training.readers.resident_reader import open_resident_reader
 from strata.training.readers.streamed_reader import StreamedReader, open_streamed_reader
+from strata.training.tasks import trains_classifier
 from strata.training.types import Example, Reader
 
 from ...families import FAMILIES
@@ -95,7 +95,7 @@ class Oracle:
 
     def __init__(self, model: Path, adapter: Path, task: str) -> None:
         self.task = task
-        classifies = HEADS[task] in ("binary", "contrast")
+        classifies = trains_classifier(task)
         kind = hf.AutoModelForSequenceClassification if classifies else hf.AutoModelForCausalLM
         options = {"num_labels": 1} if classifies else {}
         base = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager", **options)
@@ -105,12 +105,12 @@ class Oracle:
 
     def loss(self, examples: Sequence[Example], smoothing: float) -> torch.Tensor:
         if self.task == "lm":
-            log_probabilities = [self.log_probabilities(own.prompt.branches[0]) for own in examples]
+            log_probabilities = [self.log_probabilities(example.prompt.branches[0]) for example in examples]
             return -torch.cat(log_probabilities).mean()
         scores = [self.scores(example) for example in examples]
         labels = [
-            torch.from_numpy((1 - smoothing) * own.labels + smoothing / len(own.labels)).float()
-            for own in examples
+            torch.from_numpy((1 - smoothing) * example.labels + smoothing / len(example.labels)).float()
+            for example in examples
         ]
         if self.task in ("binary", "contrast"):
             return F.binary_cross_entropy_with_logits(torch.cat(scores), torch.cat(labels))
@@ -211,7 +211,7 @@ def test_both_begin_from_the_same_numbers(checkpoint, tmp_path):
     config = settings(checkpoint("llama-gqa"), tmp_path, lora_dropout=0.1)
     readers: list[Reader] = [open_resident_reader(config), open_streamed_reader(config)]
     first, second = (
-        {name: own for group in reader.parameter_groups() for name, own in group.parameters.items()}
+        {name: weight for group in reader.parameter_groups() for name, weight in group.parameters.items()}
         for reader in readers
     )
     assert first.keys() == second.keys()
@@ -248,12 +248,15 @@ def test_streaming_reads_each_layer_twice_but_the_last_once(checkpoint, question
     reader = open_streamed_reader(settings(checkpoint("llama-gqa"), tmp_path))
     examples = make_examples(reader, questions, "binary")
     reader.accumulate_gradients(examples, seed=0)
-    before = reader.reader.num_bytes_read
+    before = reader.tensor_reader.num_bytes_read
     reader.accumulate_gradients(examples, seed=0)
     sizes = [reader.layer_bytes(layer) for layer in range(reader.checkpoint.num_layers)]
-    embedding = reader.reader.num_bytes_read - before - 2 * sum(sizes) + sizes[-1]
+    embedding = reader.tensor_reader.num_bytes_read - before - 2 * sum(sizes) + sizes[-1]
     used = {
-        token for example in examples for own in example.prompt.branches for token in own.token_ids.tolist()
+        token
+        for example in examples
+        for branch in example.prompt.branches
+        for token in branch.token_ids.tolist()
     }
     assert embedding == len(used) * reader.checkpoint.config.hidden_size * 4
     close(reader)

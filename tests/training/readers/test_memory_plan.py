@@ -15,7 +15,6 @@ from strata.engine.weights.checkpoint import open_checkpoint
 from strata.training.config import TrainConfig
 from strata.training.readers.decoder_pass import run_layer
 from strata.training.readers.memory_plan import (
-    META,
     PROBE_TOKENS,
     _chain,
     absent_shape,
@@ -27,7 +26,6 @@ from strata.training.readers.memory_plan import (
 )
 from strata.training.readers.packed_batch import pack_examples
 from strata.training.readers.resident_reader import open_resident_reader
-from strata.training.readers.trained_model import open_skeleton
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def test_what_is_counted_on_meta_is_what_a_real_layer_keeps(config):
     decoder = reader.trained.decoder
     packed = pack_examples([_chain(PROBE_TOKENS)], torch.device("cpu"))
     decoder.prepare_rope(PROBE_TOKENS, torch.device("cpu"), torch.float32)
-    weights = {own.untyped_storage().data_ptr() for own in reader.trained.module.parameters()}
+    weights = {weight.untyped_storage().data_ptr() for weight in reader.trained.module.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -54,17 +52,18 @@ def test_what_is_counted_on_meta_is_what_a_real_layer_keeps(config):
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         run_layer(decoder, 0, hidden, packed, 0)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / PROBE_TOKENS
-    counted = count_saved_bytes(open_skeleton(config, open_checkpoint(config.model), META))
+    shape = shape_of(config, open_checkpoint(config.model), torch.float32)
+    counted = count_saved_bytes(shape.skeleton)
     assert counted == pytest.approx(real, rel=0.02)
 
 
 def test_streaming_and_checkpointing_keep_less(config):
     checkpoint = open_checkpoint(config.model)
-    shape = shape_of(config, checkpoint)
+    shape = shape_of(config, checkpoint, torch.float32)
     sizes = {"micro_batch_tokens": 1000, "step_tokens": 4000, "on_cpu": True}
     resident, streamed, recomputed = (
-        plan_memory(own, shape, **sizes)
-        for own in (config, replace(config, streamed=True), replace(config, gradient_checkpointing=True))
+        plan_memory(changed, shape, **sizes)
+        for changed in (config, replace(config, streamed=True), replace(config, gradient_checkpointing=True))
     )
     assert streamed.activations < recomputed.activations < resident.activations
     assert streamed.weights < resident.weights
@@ -74,7 +73,7 @@ def test_streaming_and_checkpointing_keep_less(config):
 
 
 def test_a_budget_sets_the_micro_batch(config):
-    shape = shape_of(config, open_checkpoint(config.model))
+    shape = shape_of(config, open_checkpoint(config.model), torch.float32)
     sizes = {"most": 4096, "on_cpu": True}
     tokens = fit_micro_batch(config, shape, 0.01, **sizes)
     assert 256 < tokens < 4096
@@ -85,7 +84,7 @@ def test_a_budget_sets_the_micro_batch(config):
 
 
 def test_a_budget_too_small_is_refused_with_what_is_needed(config):
-    shape = shape_of(config, open_checkpoint(config.model))
+    shape = shape_of(config, open_checkpoint(config.model), torch.float32)
     with pytest.raises(InputError, match=r"--memory-gib 0.001: .* expected that much, or --streamed"):
         fit_micro_batch(config, shape, 0.001, most=4096, on_cpu=True)
 

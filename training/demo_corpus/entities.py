@@ -1,4 +1,4 @@
-"""Loads kinds of things (kinds/*.yaml: how to speak of them) and facts (facts/*.csv: what is true of them).
+"""Things and what is known of them, loaded from kinds/*.yaml (how to speak of them) and facts/*.csv.
 
 Owns the types of the corpus. Knows nothing of passages or questions.
 """
@@ -47,11 +47,31 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Entity:
-    """A thing: the name of its kind, its own name, and its values by attribute (those that are known)."""
+    """A thing: the name of its kind, its name, and its values by attribute (those that are known)."""
 
     kind: str
     name: str
     values: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """The value that a thing has for an attribute of its kind."""
+
+    entity: Entity
+    kind: Kind
+    attribute: Attribute
+
+    @property
+    def value(self) -> str:
+        """What is true of the thing."""
+        return self.entity.values[self.attribute.name]
+
+
+def facts_of(entity: Entity, kind: Kind) -> list[Fact]:
+    """All that is known of a thing, in the order of its kind's attributes."""
+    known = [attribute for attribute in kind.attributes if attribute.name in entity.values]
+    return [Fact(entity=entity, kind=kind, attribute=attribute) for attribute in known]
 
 
 def load_kinds(folder: Path = FOLDER / "kinds") -> dict[str, Kind]:

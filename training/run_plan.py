@@ -7,10 +7,9 @@ from strata.training.config import TrainConfig
 from strata.training.data.batch_order import BatchOrder
 from strata.training.data.training_set import TrainingSet
 from strata.training.readers.decoder_reader import DecoderReader
-from strata.training.readers.devices import choose_device
-from strata.training.readers.memory_plan import META, MemoryPlan, plan_memory, shape_of
+from strata.training.readers.devices import choose_device, choose_dtype
+from strata.training.readers.memory_plan import MemoryPlan, plan_memory, shape_of
 from strata.training.readers.packed_batch import count_tokens
-from strata.training.readers.trained_model import make_skeleton
 
 
 def plan_run(config: TrainConfig, data: TrainingSet) -> MemoryPlan:
@@ -21,9 +20,9 @@ def plan_run(config: TrainConfig, data: TrainingSet) -> MemoryPlan:
     """
     device = choose_device(config)
     checkpoint = open_checkpoint(config.model)
-    shape = shape_of(config, checkpoint)
-    skeleton = make_skeleton(config, checkpoint.config, shape.dtype, META)
-    reader = DecoderReader(config, checkpoint, skeleton, device)
+    dtype = choose_dtype(config, checkpoint.stored_dtype, device)
+    shape = shape_of(config, checkpoint, dtype)
+    reader = DecoderReader(config, checkpoint, shape.skeleton, device)
     order = BatchOrder(num_examples=len(data.train), batch_size=config.batch_questions, seed=config.seed)
     _, indices = order.batch(0)
     sizes = [count_tokens(example) for example in data.train.read(reader, indices, epoch=0)]

@@ -14,11 +14,11 @@ import torch
 
 from strata.scripts import train as command
 from strata.scripts.cli import main
-from strata.training.readers.losses import count_units
+from strata.training.tasks import count_units
 from strata.training.types import Example, ParameterGroup
 
 from ..families import build_tokenizer
-from .tiny_reader import TinyReader, planted_questions, saved_weights, write_rows
+from ..training.tiny_reader import TinyReader, planted_questions, saved_weights, write_rows
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert record["run_info"]["machine"]["num_cores"] >= 1
     assert record["plan"]["num_steps"] == 4
     assert record["plan"]["trained_parameters"] == 129
+    assert record["plan"]["dtype"] == "float32"
+    assert "training 129 parameters in float32, 4 step(s)" in told
     measured = record["measured"]
     assert measured["history"]["step"] == [1, 2, 3, 4]
     assert measured["evaluations"][-1] == {"step": 4} | record["metrics"]
@@ -94,7 +96,7 @@ def test_an_interrupted_run_resumes(given, out, monkeypatch, capsys):
     assert read_record(out)["plan"]["first_step"] == 2
     assert read_record(out)["measured"]["history"]["step"] == [1, 2, 3, 4, 5, 6]
     whole = saved_weights(out.with_name("out-whole") / "adapter")
-    assert all(torch.equal(own, whole[name]) for name, own in saved_weights(out / "adapter").items())
+    assert all(torch.equal(weight, whole[name]) for name, weight in saved_weights(out / "adapter").items())
 
 
 def test_help_shows_an_example_and_loads_nothing_heavy():
@@ -184,7 +186,7 @@ class TinyLanguageReader(TinyReader):
 
     def loss(self, scores, examples):
         counts = [len(example.prompt.branches[0].targets) for example in examples]
-        return -float(np.average([own[0] for own in scores], weights=counts))
+        return -float(np.average([mean[0] for mean in scores], weights=counts))
 
     def parameter_groups(self):
         return [ParameterGroup(parameters={"weight": self.weight}, scale=1.0)]
@@ -214,7 +216,7 @@ def test_passages_are_learned(validation, tmp_path, out, monkeypatch, capsys):
         arguments += ["--valid", str(tmp_path / "valid.txt")]
     assert main([*arguments, "--eval-every", "1"]) == 0
     record = read_record(out)
-    losses = [own["loss"] for own in record["measured"]["evaluations"]]
+    losses = [evaluation["loss"] for evaluation in record["measured"]["evaluations"]]
     assert losses[-1] < losses[0] < np.log(384) + 0.1
     assert record["metrics"]["perplexity"] == pytest.approx(np.exp(losses[-1]))
     assert "map_at_3" not in record["metrics"]

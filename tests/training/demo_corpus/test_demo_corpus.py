@@ -14,7 +14,7 @@ from strata.engine.questions.question_file import read_questions
 from strata.engine.types import InputError, RunWarnings
 from strata.retrieval.corpus.pages import read_pages
 from strata.training.demo_corpus.build import BuildConfig, build_corpus, write_questions
-from strata.training.demo_corpus.facts import FOLDER, load_entities, load_kinds
+from strata.training.demo_corpus.entities import FOLDER, facts_of, load_entities, load_kinds
 from strata.training.demo_corpus.invented import invent_scenes, make_inventor
 from strata.training.demo_corpus.passages import write_passage
 from strata.training.demo_corpus.questions import as_number, write_question
@@ -73,9 +73,9 @@ def test_questions_have_five_options_and_the_right_one_is_the_fact(corpus: Path,
     warnings = RunWarnings()
     questions = read_questions(corpus / f"{split}.csv", warnings=warnings)
     assert warnings.lines() == []
-    own = split_entities(ENTITIES)[split]
+    things = split_entities(ENTITIES)[split]
     # There are but three parts of the sky: too few for five options.
-    facts = [value for entity in own for name, value in entity.values.items() if name != "hemisphere"]
+    facts = [value for entity in things for name, value in entity.values.items() if name != "hemisphere"]
     assert len(questions) == len(facts)
     for question in questions:
         assert question.answer is not None
@@ -149,8 +149,8 @@ def test_inventor_knows_nothing_of_held_out_things() -> None:
 def test_values_of_the_same_passage_are_wrong_options_where_the_type_fits() -> None:
     newton = next(entity for entity in ENTITIES if entity.name == "Isaac Newton")
     others = [entity for entity in ENTITIES if entity is not newton]
-    born = next(attribute for attribute in KINDS["scientist"].attributes if attribute.name == "born")
-    question = write_question(newton, born, KINDS, others, Random(0))
+    born = next(fact for fact in facts_of(newton, KINDS["scientist"]) if fact.attribute.name == "born")
+    question = write_question(born, others, Random(0))
     assert question is not None
     assert newton.values["died"] in question.options
     assert question.options[question.answer] == newton.values["born"]
@@ -158,8 +158,8 @@ def test_values_of_the_same_passage_are_wrong_options_where_the_type_fits() -> N
 
 def test_no_question_without_four_wrong_options() -> None:
     newton = next(entity for entity in ENTITIES if entity.name == "Isaac Newton")
-    field = KINDS["scientist"].attributes[0]
-    assert write_question(newton, field, KINDS, ENTITIES[:3], Random(0)) is None
+    field = facts_of(newton, KINDS["scientist"])[0]
+    assert write_question(field, ENTITIES[:3], Random(0)) is None
 
 
 def test_a_passage_may_state_fewer_facts() -> None:
