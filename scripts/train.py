@@ -40,12 +40,14 @@ PACKAGES = ("peft", "accelerate", "bitsandbytes", "safetensors", "tensorboard", 
 class Closeable(Protocol):
     """A reader that holds threads or files."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives back what the reader holds."""
+        ...
 
 
 @runtime_checkable
 class Warned(Protocol):
-    """A reader that collects warnings of its own."""
+    """A reader that collects warnings."""
 
     warnings: RunWarnings
 
