@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -18,19 +19,14 @@ from strata.engine.pack.config import PackConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
-from strata.scripts.bench.configs import (
-    CalibrateConfig,
-    LargeBenchConfig,
-    PlanErrorConfig,
-    RetrievalBenchConfig,
-    RetrievalSpeedConfig,
-    SweepBenchConfig,
-    TrainBenchConfig,
-)
-from strata.scripts.bench.train.encoder_config import TrainEncoderBenchConfig
+from strata.scripts.bench.cli import bench_app
 from strata.training.config import TrainConfig
 
-DESCRIPTION = "Scores multiple-choice questions with decoder language models far too big for the machine."
+DISTRIBUTION = "strata-score"
+DESCRIPTION = (
+    "Scores multiple-choice questions with decoder language models far too big for the machine. "
+    "`strata --version` prints which version is installed."
+)
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff)
 PAIRED_PARSING = PARSING[:2]
 """Where a setting that is on by default has both flags: `pack --double-quant`, `--no-double-quant`."""
@@ -39,7 +35,6 @@ LISTED_PARSING = (PARSING[0], PARSING[2])
 PARSING_OF = {"pack": PAIRED_PARSING, "train": LISTED_PARSING}
 
 app = SubcommandApp()
-bench_app = SubcommandApp()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,107 +129,7 @@ def bench() -> int:
 
     Example: strata bench sweep --shape tinyllama-1.1b
     """
-    raise AssertionError("main hands bench commands to their own parser")
-
-
-@bench_app.command(name="sweep")
-def bench_sweep(config: SweepBenchConfig) -> int:
-    """Compare the sweep with the GEMM roofline and Hugging Face loops, on random weights of a real shape.
-
-    Example: strata bench sweep --shape tinyllama-1.1b
-    """
-    from strata.scripts.bench.sweep.sweep import run_sweep_bench
-
-    return run_sweep_bench(config)
-
-
-@bench_app.command(name="checkpoint")
-def bench_checkpoint(config: SweepBenchConfig) -> int:
-    """Only make the random checkpoint of `strata bench sweep`.
-
-    Example: strata bench checkpoint --shape llama2-7b
-    """
-    from strata.scripts.bench.sweep.sweep import make_checkpoint
-
-    print(make_checkpoint(config))
-    return 0
-
-
-@bench_app.command(name="large")
-def bench_large(config: LargeBenchConfig) -> int:
-    """Score with a model far bigger than memory, under a hard limit where a memory cgroup can be made.
-
-    Example: strata bench large --shape llama2-70b --storage nf4 --limit-gib 8 --memory-gib 6.5
-    """
-    from strata.scripts.bench.large.large import run_large_bench
-
-    return run_large_bench(config)
-
-
-@bench_app.command(name="train")
-def bench_train(config: TrainBenchConfig) -> int:
-    """Time training steps: prefixes shared or repeated, weights resident or streamed.
-
-    Example: strata bench train --parts packed streamed
-    """
-    from strata.scripts.bench.train.train import run_train_bench
-
-    return run_train_bench(config)
-
-
-@bench_app.command(name="train-encoder")
-def bench_train_encoder(config: TrainEncoderBenchConfig) -> int:
-    """Train a small encoder on questions with retrieved contexts; MAP@3 beside what needs no training.
-
-    Example: strata bench train-encoder --data DIR
-    """
-    from strata.scripts.bench.train.encoder import run_train_encoder_bench
-
-    return run_train_encoder_bench(config)
-
-
-@bench_app.command(name="calibrate")
-def bench_calibrate(config: CalibrateConfig) -> int:
-    """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
-
-    Example: strata bench calibrate
-    """
-    from strata.scripts.bench.calibrate.calibrate import run_calibration
-
-    return run_calibration(config)
-
-
-@bench_app.command(name="plan-error")
-def bench_plan_error(config: PlanErrorConfig) -> int:
-    """Compare predicted with measured time over configurations of the sweep; calibrate first.
-
-    Example: strata bench plan-error
-    """
-    from strata.scripts.bench.calibrate.plan_error import run_plan_error
-
-    return run_plan_error(config)
-
-
-@bench_app.command(name="retrieval")
-def bench_retrieval(config: RetrievalBenchConfig) -> int:
-    """Measure searchers on judged queries, on questions with a known passage, and their speed.
-
-    Example: strata bench retrieval --data DIR --encoder DIR
-    """
-    from strata.scripts.bench.retrieval.retrieval import run_retrieval_bench
-
-    return run_retrieval_bench(config)
-
-
-@bench_app.command(name="retrieval-speed")
-def bench_retrieval_speed(config: RetrievalSpeedConfig) -> int:
-    """Measure exact top-k against faiss, BM25 and encoding rates, and the memory of a build.
-
-    Example: strata bench retrieval-speed --parts topk bm25
-    """
-    from strata.scripts.bench.retrieval.speed import run_retrieval_speed_bench
-
-    return run_retrieval_speed_bench(config)
+    raise AssertionError("main hands bench commands to another parser")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -244,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     stop_on_sigterm()
     try:
+        if arguments == ["--version"]:
+            print(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}")
+            return 0
         if arguments[:1] == ["bench"]:
             return _parse(bench_app, "strata bench", arguments[1:])
         return _parse(app, "strata", arguments)

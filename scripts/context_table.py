@@ -1,6 +1,6 @@
 """Writes a question file again with contexts added. Knows the three formats, nothing of searching.
 
-In the file's own format every column is kept as it is; in another one, the questions are written in that
+In the format of the file every column is kept as it is; in another one, the questions are written in that
 format's layout: id, prompt, A, B, ... [, answer] for CSV, id, question, options[] [, answer] for the others.
 """
 

@@ -141,7 +141,7 @@ def tabulate_metrics(scores: dict[str, list[QuestionScores]], contexts: dict[str
     """MAP@3 with and without contexts, and what simpler ways would get."""
     from rich.table import Table
 
-    metrics = {name: evaluate(own) for name, own in scores.items()}
+    metrics = {name: evaluate(answers) for name, answers in scores.items()}
     first = next(iter(metrics.values()))
     assert first is not None, "the bundled questions have answers"
     heuristics = first["heuristics"]
@@ -149,7 +149,7 @@ def tabulate_metrics(scores: dict[str, list[QuestionScores]], contexts: dict[str
     title = f"MAP@3 over {first['num_answered']} questions on things that training never saw"
     table = Table(title=title, title_justify="left", show_header=False)
     rows = {
-        **{f"this model, {name}": own["map_at_3"] for name, own in metrics.items() if own is not None},
+        **{f"this model, {name}": figures["map_at_3"] for name, figures in metrics.items() if figures},
         "options that stand in the context first": occurrence_map_at_3(questions),
         "longest option first": heuristics["longest_option_map_at_3"],
         "uniform guess": heuristics["uniform_map_at_3"],

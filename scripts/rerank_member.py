@@ -1,6 +1,6 @@
 """A strata member as reranker: the passages found for a query are the options of a question.
 
-Each passage is scored on its own (head yes-no, or a classifier head the checkpoint has) after the query that
+Each passage is scored alone (head yes-no, or a classifier head the checkpoint has) after the query that
 they share, in one sweep for all queries. Source of asking a model for yes or no about relevance: Nogueira et
 al., "Document ranking with a pretrained sequence-to-sequence model", Findings of EMNLP 2020.
 """
@@ -73,7 +73,7 @@ class MemberScorer:
 
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """[Q] arrays of float64: log P(yes) - log P(no), or the classifier head's score, of each text."""
-        hands = [deal_options(len(own)) for own in texts]
+        hands = [deal_options(len(passages)) for passages in texts]
         with tempfile.TemporaryDirectory(prefix="strata-rerank-") as folder:
             self._write_job(Path(folder), queries, texts, hands)
             run = score_questions(self._config(Path(folder)))
@@ -81,18 +81,18 @@ class MemberScorer:
         by_id = {row.question.id: row.scores for row in run.scores}
         return [
             np.concatenate(
-                [by_id[_question_id(query, hand[0])][: len(hand)] for hand in own] or [np.empty(0)]
+                [by_id[_question_id(query, hand[0])][: len(hand)] for hand in dealt] or [np.empty(0)]
             )
-            for query, own in enumerate(hands)
+            for query, dealt in enumerate(hands)
         ]
 
     def _write_job(
         self, folder: Path, queries: Sequence[str], texts: Sequence[Sequence[str]], hands: list[list[range]]
     ) -> None:
         with (folder / "passages.jsonl").open("w", encoding="utf-8") as file:
-            for query, (prompt, own) in enumerate(zip(queries, texts, strict=True)):
+            for query, (prompt, passages) in enumerate(zip(queries, texts, strict=True)):
                 for hand in hands[query]:
-                    options = [own[place] for place in hand]
+                    options = [passages[place] for place in hand]
                     # A question has two options at least; the second of these is scored and not looked at.
                     options += options * (len(options) == 1)
                     row = {"id": _question_id(query, hand[0]), "question": prompt, "options": options}

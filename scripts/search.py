@@ -78,7 +78,7 @@ def packages_for(config: SearchConfig) -> tuple[str, ...]:
 
 
 def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
-    """The questions, whose own contexts do not matter; BEIR queries are questions without options.
+    """The questions, whose contexts do not matter; BEIR queries are questions without options.
 
     Raises:
         InputError: what cannot be read, or BEIR queries where contexts are to be written.
@@ -89,12 +89,12 @@ def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
             if config.out is not None:
                 raise InputError(f"{config.questions}: holds queries; --out expects questions with options")
             return [
-                Question(id=str(own.values["_id"]), prompt=str(own.values.get("text") or ""), options=())
-                for own in table.records
+                Question(id=str(query.values["_id"]), prompt=str(query.values.get("text") or ""), options=())
+                for query in table.records
             ]
-    own_warnings = RunWarnings()
-    questions = read_questions(config.questions, limit=config.limit, warnings=own_warnings)
-    for kind, ids in own_warnings.rows.items():
+    found = RunWarnings()
+    questions = read_questions(config.questions, limit=config.limit, warnings=found)
+    for kind, ids in found.rows.items():
         if kind in ("empty question", "empty option"):
             warnings.rows[kind] = ids
     return questions
@@ -156,11 +156,11 @@ def evaluate_stages(
     ids = [question.id for question in questions]
     evaluations = {}
     for method, ranking in result.rankings.items():
-        pages = [rank_pages(own) for own in load_hits(ranking, tools.read_chunks)]
+        pages = [rank_pages(hits) for hits in load_hits(ranking, tools.read_chunks)]
         evaluations[method] = evaluate_ranking(qrels, dict(zip(ids, pages, strict=True)))
     for stage in ("sentences", "reranked"):
         if stage in result.stages:
-            pages = [rank_pages(own) for own in result.stages[stage]]
+            pages = [rank_pages(hits) for hits in result.stages[stage]]
             evaluations[stage] = evaluate_ranking(qrels, dict(zip(ids, pages, strict=True)))
     return evaluations
 

@@ -37,7 +37,7 @@ class Closeable(Protocol):
     """A reader that holds threads or files."""
 
     def close(self) -> None:
-        """Lets go of them."""
+        """Gives back what the reader holds."""
         ...
 
 

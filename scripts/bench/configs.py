@@ -8,6 +8,23 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuestionSize:
+    """How large a synthetic question is."""
+
+    prefix_tokens: int
+    """Tokens that its options share."""
+    option_tokens: int
+    """Tokens of each option."""
+    num_options: int
+    """Its options."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of its prefix tree, each counted once."""
+        return self.prefix_tokens + self.num_options * self.option_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepBenchConfig:
     """Settings of the sweep bench."""
 
@@ -54,6 +71,15 @@ class SweepBenchConfig:
     peers_python: Path | None = None
     """Interpreter that has the peers; this one by default."""
 
+    @property
+    def question_size(self) -> QuestionSize:
+        """How large each question is."""
+        return QuestionSize(
+            prefix_tokens=self.prefix_tokens,
+            option_tokens=self.option_tokens,
+            num_options=self.num_options,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LargeBenchConfig:
@@ -81,6 +107,15 @@ class LargeBenchConfig:
     """Tokens an option."""
     num_options: int = 5
     """Options a question."""
+
+    @property
+    def question_size(self) -> QuestionSize:
+        """How large each question is."""
+        return QuestionSize(
+            prefix_tokens=self.prefix_tokens,
+            option_tokens=self.option_tokens,
+            num_options=self.num_options,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,3 +224,47 @@ class TrainBenchConfig:
     """Format of its checkpoint; bfloat16 without one."""
     limit_gib: float = 4.0
     """The limit of part large: of the whole resident set, and of a memory cgroup where one can be made."""
+
+    @property
+    def question_size(self) -> QuestionSize:
+        """How large each question is."""
+        return QuestionSize(
+            prefix_tokens=self.prefix_tokens,
+            option_tokens=self.option_tokens,
+            num_options=self.num_options,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEncoderBenchConfig:
+    """Settings of the bench of a trained encoder."""
+
+    data: Path
+    """Folder with stem1k.csv, mcq6k.csv, kaggle200.csv and wiki_passages.jsonl."""
+    encoder: str = "all-MiniLM-L6-v2"
+    """Encoder to train: a checkpoint folder, or the name of one that an installed package holds."""
+    folder: Path = Path("runs/bench/train-encoder")
+    """Where index, question files, model and run are made (delete it when done). A second call with the same
+    settings goes on with an interrupted training."""
+    limit: int | None = None
+    """Only the first N questions of each training set."""
+    epochs: float = 3.0
+    """Passes over the training questions."""
+    learning_rate: float = 5e-5
+    """Peak learning rate."""
+    head_lr_scale: float = 5.0
+    """Learning rate of the head, which is new, as a multiple of it."""
+    batch_questions: int = 16
+    """Questions an optimizer step."""
+    max_tokens: int = 256
+    """Longest row; contexts are cut to it."""
+    context_tokens: int = 180
+    """Budget of a retrieved context."""
+    dtype: Literal["auto", "bfloat16"] = "auto"
+    """What training computes in; bfloat16 halves the time where the processor has it."""
+    lora: bool = False
+    """Train LoRA and the head instead of all weights."""
+    threads: int | None = None
+    """Torch's threads; all cores by default."""
+    seed: int = 0
+    """Of everything random."""

@@ -1,4 +1,4 @@
-"""How a bench measures time, and what it leaves: environment line, table, JSON. Knows no bench."""
+"""What a bench leaves: environment line, the figures of its parts, tables, a JSON line. Knows no bench."""
 
 from __future__ import annotations
 
@@ -6,47 +6,23 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from time import perf_counter
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
 from strata.engine.results.machine_facts import cpu_name, num_usable_cores
 
 if TYPE_CHECKING:
-    import torch
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config")
 
 PACKAGES = ("strata-score", "torch", "transformers", "safetensors", "numpy")
 GIB = 2**30
-
-
-class Stopwatch:
-    """Context manager: `seconds` from entry to exit, waiting for the device's queued work at both ends."""
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.seconds = 0.0
-        self._device = str(device)
-
-    def __enter__(self) -> Stopwatch:
-        self._wait()
-        self._start = perf_counter()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._wait()
-        self.seconds = perf_counter() - self._start
-
-    def _wait(self) -> None:
-        if self._device.startswith("cuda"):
-            import torch
-
-            torch.cuda.synchronize(self._device)
-
-
 RESULTS = Path(__file__).parent / "results"
 """Where benches append what they measured, one JSON object a run."""
 
@@ -65,6 +41,33 @@ def environment_line() -> str:
         _now()[:10],
     ]
     return ", ".join(parts)
+
+
+def print_environment() -> None:
+    """Prints where the figures come from: a bench's first line."""
+    print(environment_line(), flush=True)
+
+
+def run_parts(
+    parts: Mapping[str, Callable[[Config], Mapping[str, Any]]], chosen: Sequence[str], config: Config
+) -> dict[str, Any]:
+    """Runs parts of a bench one after another, each under its name, and gathers their figures.
+
+    Args:
+        parts: Functions of the settings that print what they find and return figures, by name.
+        chosen: The names to run, in order.
+        config: The bench's settings.
+    """
+    figures: dict[str, Any] = {}
+    for name in chosen:
+        print(f"-- {name}", flush=True)
+        figures |= parts[name](config)
+    return figures
+
+
+def asked_settings(config: DataclassInstance) -> dict[str, Any]:
+    """A bench's settings as its result records them: without this machine's folders."""
+    return {name: setting for name, setting in asdict(config).items() if not isinstance(setting, Path)}
 
 
 def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> None:

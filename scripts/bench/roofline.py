@@ -13,13 +13,12 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from strata.scripts.bench.record import Stopwatch
+from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
 
 if TYPE_CHECKING:
     import torch
 
 NUM_WARMUPS = 2
-MIN_REPEATS = 3
 READ_BYTES = 16 << 20
 
 
@@ -59,7 +58,7 @@ def measure_gemm_rate(
     Args:
         dtype: Of activations and weights.
         device: Where to run.
-        shapes: (M, K, N) triples; see `shapes.layer_gemm_shapes`.
+        shapes: (M, K, N) triples; see `flops.layer_gemm_shapes`.
         seconds: How long to repeat each shape; at least three repeats, after two warm-up calls.
 
     Raises:

@@ -15,7 +15,8 @@ from strata.engine.model.decoder import build_decoder
 from strata.engine.plan.costs import shape_costs
 from strata.engine.plan.shapes import LLAMA2_70B, SHAPES, TINY, read_shape, shape_workload, to_llama_config
 from strata.engine.types import InputError
-from strata.scripts.bench.shapes import useful_flops
+from strata.scripts.bench.configs import QuestionSize
+from strata.scripts.bench.workloads.flops import useful_flops
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.cli import main
 from strata.scripts.plan_shape import plan_shape
@@ -50,7 +51,8 @@ def test_the_table_and_the_json_line_tell_the_same(capsys):
 
 def test_the_two_t4_forecast_lies_between_the_hardwares_limit_and_nine_tenths_of_it(seventy_billion):
     # 137 GFLOP a token at 24 TFLOP/s on each card: about 840 questions of 1,500 tokens an hour.
-    flops = useful_flops(LLAMA2_70B, prefix_tokens=1300, option_tokens=40, num_options=5, scored_tokens=5)
+    size = QuestionSize(prefix_tokens=1300, option_tokens=40, num_options=5)
+    flops = useful_flops(LLAMA2_70B, size, scored_tokens=5)
     limit = 3600 * 48e12 / flops
     best = max(
         seventy_billion["fp16", "float16"].questions_per_h, seventy_billion["nf4", "float16"].questions_per_h
@@ -83,7 +85,8 @@ def test_flops_of_a_shape_are_the_useful_ones(name):
     model = to_llama_config(shape)
     costs = shape_costs(model, build_decoder(model, torch.float16), "fp16", torch.float16, "dense")
     work = shape_workload(config(tokens=500, options=4, option_tokens=30), 7, costs, shape.vocab_size)
-    useful = useful_flops(shape, prefix_tokens=380, option_tokens=30, num_options=4, scored_tokens=4)
+    size = QuestionSize(prefix_tokens=380, option_tokens=30, num_options=4)
+    useful = useful_flops(shape, size, scored_tokens=4)
     assert work.gemm_flops + work.attention_flops == pytest.approx(7 * useful, rel=1e-12)
     assert (work.num_tokens, work.num_scored, work.longest_branch_tokens) == (3500, 28, 410)
 

@@ -1,11 +1,12 @@
 """`strata bench calibrate`: measures this machine and leaves a profile that `strata plan` and `score` use.
 
-Compute is timed on whole decoder layers of TinyLlama's shape, through the engine's own worker, at two sizes
+Compute is timed on whole decoder layers of TinyLlama's shape, through the engine's worker, at two sizes
 of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain reads and copies.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,14 +29,15 @@ from strata.scripts.bench.calibrate.decode_runs import measure_decode_rates
 from strata.scripts.bench.calibrate.layer_fit import (
     LayerSample,
     LayerSizes,
+    PartRates,
     fit_attention,
     fit_layer,
     predict_seconds,
 )
-from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, attention, time_in_turns
+from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, least_in_turns, prefix_attention
 from strata.scripts.bench.calibrate.storage_runs import measure_copies, measure_disks, measure_interference
 from strata.scripts.bench.configs import CalibrateConfig
-from strata.scripts.bench.record import environment_line, print_table
+from strata.scripts.bench.record import print_environment, print_table
 
 CASES = {
     "cpu": (
@@ -59,7 +61,7 @@ BUSY_PERCENT = 20.0
 
 def run_calibration(config: CalibrateConfig) -> int:
     """Measures, prints, saves. Returns the exit status."""
-    print(environment_line())
+    print_environment()
     busy = psutil.cpu_percent(interval=1.0)
     if busy > BUSY_PERCENT:
         print(f"warning: other programs use {busy:.0f}% of the processor; the rates will be too low")
@@ -139,10 +141,13 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
     shape, kind = layer.shape, device.type
     backend = choose_backend(AttentionRequest(device_type=kind))
     matrices = layer.matrices(LINEAR_ROWS[kind])
-    heads = [attention(32, 4, size, dtype, device, ATTENTION_KEYS[kind]) for size in HEAD_DIMS]
+    heads = [
+        prefix_attention(replace(shape, head_dim=size), ATTENTION_KEYS[kind], dtype, device)
+        for size in HEAD_DIMS
+    ]
     call = tiny.lane(LayerCase(micro_batch_tokens=32, prefix_tokens=40, num_questions=4))
     lanes = [layer.lane(case) for case in CASES[kind]]
-    matrices_s, short_s, long_s, call_s, *lanes_s = time_in_turns([matrices, *heads, call, *lanes], device)
+    matrices_s, short_s, long_s, call_s, *lanes_s = least_in_turns([matrices, *heads, call, *lanes], device)
     samples = [LayerSample(seconds=seconds, run=lane) for seconds, lane in zip(lanes_s, lanes, strict=True)]
     sizes = LayerSizes(
         width=shape.hidden_size + shape.intermediate_size,
@@ -150,14 +155,15 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
         head_dim=shape.head_dim,
         weight_bytes=layer.weight_bytes,
     )
-    rates = fit_layer(
-        samples,
-        sizes,
+    attention = fit_attention((short_s, long_s), heads[0].scores, HEAD_DIMS)
+    alone = PartRates(
         linear_flop_per_s=matrices.gemm_flops / matrices_s,
-        attention=fit_attention((short_s, long_s), heads[0].scores, HEAD_DIMS),
+        attention_flop_per_s=attention[0],
+        softmax_scores_per_s=attention[1],
         masked_keys=backend.tile_rows / 2 if kind == "cpu" else 0.0,
         call_s=call_s / call.calls,
     )
+    rates = fit_layer(samples, sizes, alone)
     errors = [predict_seconds(sample.run, rates, sizes) / sample.seconds - 1 for sample in samples]
     print(f"{dtype}, {linear}: whole layers fitted to {', '.join(f'{error:+.1%}' for error in errors)}")
     return rates

@@ -12,7 +12,7 @@ from strata.kernels.dequant.fp8 import dequantize_fp8_blocks
 from strata.kernels.dequant.int8 import dequantize_channels
 from strata.kernels.dequant.packed_int4 import dequantize_awq, dequantize_gptq, dequantize_packed
 from strata.kernels.int8_linear.quantize import quantize_weight
-from strata.scripts.bench.calibrate.layer_runs import least_seconds
+from strata.scripts.bench.timing import least_seconds
 
 ROWS, COLUMNS = 2048, 5632
 NUM_WEIGHTS = ROWS * COLUMNS

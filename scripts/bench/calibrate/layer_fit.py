@@ -1,6 +1,6 @@
 """Fits what a decoder layer reaches to what whole layers took; arithmetic only, so that tests can check it.
 
-The model is the one of `engine.layer_times`: matrices and attention are timed alone; what is left of the
+The model is the one of `engine.plan.times`: matrices and attention are timed alone; what is left of the
 whole layers' seconds is explained by element-wise work (a token), passes over the weights (a micro-batch) and
 the rest of attention (a score), none of them negative.
 """
@@ -35,6 +35,25 @@ class LayerSizes:
     weight_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartRates:
+    """What the parts of a layer reach when each is timed alone.
+
+    Attributes:
+        linear_flop_per_s: of the matrices.
+        attention_flop_per_s: of attention's products.
+        softmax_scores_per_s: of the rest of attention.
+        masked_keys: keys a row that its tile computes and masks.
+        call_s: of a layer too small to compute anything.
+    """
+
+    linear_flop_per_s: float
+    attention_flop_per_s: float
+    softmax_scores_per_s: float
+    masked_keys: float
+    call_s: float
+
+
 def fit_attention(
     seconds: tuple[float, float], scores: float, head_dims: tuple[int, int]
 ) -> tuple[float, float]:
@@ -53,49 +72,37 @@ def fit_attention(
     return 1 / per_flop, 1 / rest
 
 
-def fit_layer(
-    samples: Sequence[LayerSample],
-    sizes: LayerSizes,
-    *,
-    linear_flop_per_s: float,
-    attention: tuple[float, float],
-    masked_keys: float,
-    call_s: float,
-) -> LayerRates:
+def fit_layer(samples: Sequence[LayerSample], sizes: LayerSizes, alone: PartRates) -> LayerRates:
     """Rates that explain the samples, each weighing the same.
 
     Args:
         samples: whole layers.
         sizes: of the layer.
-        linear_flop_per_s: of its matrices alone.
-        attention: what `fit_attention` gave.
-        masked_keys: keys a row that its tile computes and masks.
-        call_s: of a layer too small to compute anything.
+        alone: what its parts reach.
     """
-    attention_flop_per_s, softmax_scores_per_s = attention
-    score_s = 4 * sizes.head_dim / attention_flop_per_s + 1 / softmax_scores_per_s
+    score_s = 4 * sizes.head_dim / alone.attention_flop_per_s + 1 / alone.softmax_scores_per_s
     rows, left = [], []
     for sample in samples:
         run = sample.run
-        scores = run.scores + run.tokens * masked_keys * sizes.num_heads
-        known_s = run.gemm_flops / linear_flop_per_s + scores * score_s + run.calls * call_s
+        scores = run.scores + run.tokens * alone.masked_keys * sizes.num_heads
+        known_s = run.gemm_flops / alone.linear_flop_per_s + scores * score_s + run.calls * alone.call_s
         features = (run.tokens * sizes.width, run.calls * sizes.weight_bytes, scores)
         rows.append([feature / sample.seconds for feature in features])
         left.append((sample.seconds - known_s) / sample.seconds)
     element_s, weights_byte_s, more_score_s = solve_nonnegative(np.array(rows), np.array(left))
     return LayerRates(
-        linear_flop_per_s=linear_flop_per_s,
-        attention_flop_per_s=attention_flop_per_s,
-        softmax_scores_per_s=_rate(1 / softmax_scores_per_s + more_score_s),
+        linear_flop_per_s=alone.linear_flop_per_s,
+        attention_flop_per_s=alone.attention_flop_per_s,
+        softmax_scores_per_s=_rate(1 / alone.softmax_scores_per_s + more_score_s),
         elements_per_s=_rate(element_s),
         weights_bytes_per_s=_rate(weights_byte_s),
-        call_s=call_s,
-        masked_keys=masked_keys,
+        call_s=alone.call_s,
+        masked_keys=alone.masked_keys,
     )
 
 
 def predict_seconds(run: TimedRun, rates: LayerRates, sizes: LayerSizes) -> float:
-    """What the rates say of a lane; the sum that `engine.layer_times` makes of a layer."""
+    """What the rates say of a lane; the sum that `engine.plan.times` makes of a layer."""
     scores = run.scores + run.tokens * rates.masked_keys * sizes.num_heads
     return (
         run.gemm_flops / rates.linear_flop_per_s

@@ -1,4 +1,4 @@
-"""Times one random decoder layer on synthetic questions, through the engine's own worker, and its parts.
+"""Times one random decoder layer on synthetic questions, through the engine's worker, and its parts.
 
 Data flow: a Llama shape -> one layer of random weights -> a lane of micro-batches of equal questions -> least
 seconds of the lane. What a calibration is fitted to.
@@ -24,13 +24,13 @@ from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.tile import Tile
-from strata.scripts.bench.record import Stopwatch
-from strata.scripts.bench.workloads.baselines import synthetic_questions
+from strata.scripts.bench.configs import QuestionSize
+from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
+from strata.scripts.bench.workloads.synthetic_questions import synthetic_questions, whole_rows
 
 OPTION_TOKENS = 40
 NUM_OPTIONS = 5
 INITIALIZER_STD = 0.02
-MIN_REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,26 +159,16 @@ def random_weights(decoder: Decoder, dtype: torch.dtype, device: torch.device) -
 
 def question_tree(case: LayerCase, vocab_size: int) -> PrefixTree:
     """The prefix tree of a case's questions."""
-    questions = synthetic_questions(
-        case.num_questions,
-        prefix_tokens=case.prefix_tokens,
-        option_tokens=OPTION_TOKENS,
-        num_options=NUM_OPTIONS,
-        vocab_size=vocab_size,
+    size = QuestionSize(
+        prefix_tokens=case.prefix_tokens, option_tokens=OPTION_TOKENS, num_options=NUM_OPTIONS
     )
-    return build_prefix_tree(
-        [
-            np.concatenate([question.prefix_ids, option]).astype(np.int32)
-            for question in questions
-            for option in question.option_ids
-        ]
-    )
+    questions = synthetic_questions(case.num_questions, size, vocab_size=vocab_size)
+    return build_prefix_tree([row.astype(np.int32) for question in questions for row in whole_rows(question)])
 
 
-def attention(
-    num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, keys: int
-) -> TimedRun:
-    """Causal prefix attention alone over `keys` tokens."""
+def prefix_attention(shape: ModelShape, keys: int, dtype: torch.dtype, device: torch.device) -> TimedRun:
+    """Causal prefix attention alone, of one layer of a shape over `keys` tokens."""
+    num_heads, head_dim = shape.num_heads, shape.head_dim
     backend = choose_backend(AttentionRequest(device_type=device.type))
     rows = backend.tile_rows
     tiles = [
@@ -193,7 +183,7 @@ def attention(
         for start in range(0, keys, rows)
     ]
     query = torch.randn(num_heads, keys, head_dim, device=device).to(dtype)
-    key, value = torch.randn(2, num_kv_heads, keys, head_dim, device=device).to(dtype)
+    key, value = torch.randn(2, shape.num_kv_heads, keys, head_dim, device=device).to(dtype)
     wanted = AttentionSettings(scaling=head_dim**-0.5)
     # SDPA skips what a causal mask hides; the blocked kernel computes whole tiles.
     skips = device.type == "cuda"
@@ -203,7 +193,7 @@ def attention(
     )
 
 
-def time_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: float = 10.0) -> list[float]:
+def least_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: float = 10.0) -> list[float]:
     """Least seconds of each run; all take turns, so that a busy moment of the machine costs none of them.
 
     Other programs only ever add to a time. The first round does not count.
@@ -221,20 +211,3 @@ def time_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: fl
                     timed.run()
                 found.append(watch.seconds)
     return [min(found[1:]) for found in seconds]
-
-
-def least_seconds(run: Callable[[], object], device: torch.device, at_least_s: float = 1.5) -> float:
-    """Least seconds of a call, after one that does not count; other programs only ever add to it.
-
-    Args:
-        run: what to time.
-        device: whose queued work is waited for.
-        at_least_s: how long to repeat it, three times or more.
-    """
-    run()
-    seconds: list[float] = []
-    while len(seconds) < MIN_REPEATS or sum(seconds) < at_least_s:
-        with Stopwatch(device) as watch:
-            run()
-        seconds.append(watch.seconds)
-    return min(seconds)

@@ -28,9 +28,10 @@ from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource, FileSource, ThrottledSource
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
-from strata.scripts.bench.configs import PlanErrorConfig
-from strata.scripts.bench.record import RESULTS, Stopwatch, append_result, environment_line, print_table
+from strata.scripts.bench.configs import PlanErrorConfig, QuestionSize
+from strata.scripts.bench.record import RESULTS, append_result, print_environment, print_table
 from strata.scripts.bench.roofline import drop_page_cache
+from strata.scripts.bench.timing import Stopwatch
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import Storage
 from strata.scripts.bench.workloads.synthetic_job import make_job
@@ -114,7 +115,7 @@ def run_plan_error(config: PlanErrorConfig) -> int:
     cases = [case for case in CASES if config.only is None or config.only in case.name]
     if not cases:
         raise InputError(f"--only: no configuration's name holds {config.only!r}")
-    print(environment_line())
+    print_environment()
     results = []
     for case in cases:
         results.append(run_case(case, make_checkpoint(case, config), profile, config))
@@ -165,8 +166,10 @@ def plan_case(case: SweepCase, checkpoint: Path, profile: MachineProfile, folder
     """The job of a configuration, planned with the profile and the disk as it is now."""
     opened = open_checkpoint(checkpoint)
     shape = replace(TINYLLAMA_1B, num_layers=opened.num_layers)
-    size = {"prefix_tokens": case.prefix_tokens, "option_tokens": OPTION_TOKENS, "num_options": NUM_OPTIONS}
-    job = make_job(shape, case.num_questions, **size)
+    size = QuestionSize(
+        prefix_tokens=case.prefix_tokens, option_tokens=OPTION_TOKENS, num_options=NUM_OPTIONS
+    )
+    job = make_job(shape, case.num_questions, size)
     file = opened.require("norm.weight").parts[0][0].file
     disk = case.bytes_per_s or measure_disk_rate(file, DISK_SAMPLE_BYTES)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:

@@ -12,7 +12,7 @@ import torch
 
 from strata.engine.machine.measure import measure_disk_rate
 from strata.engine.sweep.hidden_store import DiskStore
-from strata.scripts.bench.calibrate.layer_runs import least_seconds
+from strata.scripts.bench.timing import least_seconds
 
 FILE_BYTES = 256 << 20
 COPY_BYTES = 128 << 20

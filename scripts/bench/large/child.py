@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from strata.engine.plan.shapes import SHAPES
+from strata.scripts.bench.configs import LargeBenchConfig
+from strata.scripts.bench.limited_process import answer_parent
 from strata.scripts.bench.process_memory import peak_resident_bytes
+from strata.scripts.bench.record import GIB
 from strata.scripts.bench.roofline import measure_disk_rate
 from strata.scripts.bench.workloads.synthetic_job import (
     checkpoint_bytes,
@@ -18,22 +19,18 @@ from strata.scripts.bench.workloads.synthetic_job import (
     run_synthetic,
 )
 
-GIB = 1 << 30
 
-
-def main(checkpoint: Path, settings: dict) -> dict:
+def measure(checkpoint: Path, config: LargeBenchConfig) -> dict[str, object]:
     """Plans and runs the job; sizes in GiB, times in seconds."""
-    shape = SHAPES[settings["shape"]]
-    size = {key: settings[key] for key in ("prefix_tokens", "option_tokens", "num_options")}
     disk_rate = measure_disk_rate(checkpoint, 2 << 30)
-    job = make_job(shape, settings["num_questions"], **size)
+    job = make_job(SHAPES[config.shape], config.num_questions, config.question_size)
     sweep = plan_synthetic(
         job,
         checkpoint,
         checkpoint.parent,
         devices="cpu",
-        dtype=settings["dtype"],
-        memory_gib=settings["memory_gib"],
+        dtype=config.dtype,
+        memory_gib=config.memory_gib,
     )
     print(f"plan: {sweep.plan}", flush=True)
     run = run_synthetic(job, sweep, checkpoint.parent, cold=True)
@@ -60,4 +57,4 @@ def main(checkpoint: Path, settings: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]))))
+    answer_parent(measure, LargeBenchConfig)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.scripts.bench.peers.batched_forward import answer_command_line, score_questions
-from strata.scripts.bench.peers.exchange import find_missing
-from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.peers.exchange import PeerJob, find_missing
+from strata.scripts.bench.workloads.baselines import BaselineRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,29 +26,23 @@ def missing_reason() -> str | None:
     return find_missing(MODULES)
 
 
-def measure_accelerate_disk(
-    checkpoint: Path,
-    questions: list[SyntheticQuestion],
-    work_folder: Path,
-    *,
-    num_threads: int,
-    share_prefix: bool = False,
-) -> BaselineRun:
-    """Time a model all of whose weights are on disk, on the CPU in the checkpoint's own dtype.
+def measure_accelerate_disk(job: PeerJob, *, share_prefix: bool = False) -> BaselineRun:
+    """Times a model all of whose weights are on disk, on the CPU in the checkpoint's dtype.
 
     Args:
-        checkpoint: Hugging Face folder; a tokenizer is not needed.
-        questions: Options of one question must be equally long.
-        work_folder: An existing folder, for what accelerate offloads (nothing, when it reads safetensors).
-        num_threads: Threads of torch.
+        job: What to score, and where; what accelerate offloads goes to its work folder (nothing, when it
+            reads safetensors).
         share_prefix: Compute the prefix once into a KV cache, at the price of reading every layer twice.
+
+    Raises:
+        ValueError: The options of a question differ in length.
     """
     import torch
 
-    torch.set_num_threads(num_threads)
-    with tempfile.TemporaryDirectory(dir=work_folder, prefix="accelerate-") as offload:
-        model = _open_model(checkpoint, Path(offload))
-        return score_questions(model, questions, share_prefix=share_prefix)
+    torch.set_num_threads(job.num_threads)
+    with tempfile.TemporaryDirectory(dir=job.work_folder, prefix="accelerate-") as offload:
+        model = _open_model(job.checkpoint, Path(offload))
+        return score_questions(model, job.questions, share_prefix=share_prefix)
 
 
 def _open_model(checkpoint: Path, offload: Path) -> PreTrainedModel:

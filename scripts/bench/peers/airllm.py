@@ -1,4 +1,4 @@
-"""AirLLM on a checkpoint that it splits into its own layer files first; knows strata's questions only.
+"""AirLLM on a checkpoint that it first splits into a file a layer; knows strata's questions only.
 
 AirLLM hangs hooks on transformers' modules that load a layer before it runs, read the next one ahead, and
 drop each at once. Of the ways its users have, all options of a question as one batch is the fastest: one pass
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.scripts.bench.peers.batched_forward import answer_command_line, score_questions
-from strata.scripts.bench.peers.exchange import find_missing
-from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.peers.exchange import PeerJob, find_missing
+from strata.scripts.bench.workloads.baselines import BaselineRun
 
 if TYPE_CHECKING:
     from airllm import AirLLMBaseModel
@@ -26,31 +26,24 @@ def missing_reason() -> str | None:
     return find_missing(MODULES)
 
 
-def measure_airllm(
-    checkpoint: Path,
-    questions: list[SyntheticQuestion],
-    work_folder: Path,
-    *,
-    num_threads: int,
-    share_prefix: bool = False,
-) -> BaselineRun:
-    """Time AirLLM on the CPU in the checkpoint's own dtype; splitting the checkpoint is not timed.
+def measure_airllm(job: PeerJob, *, share_prefix: bool = False) -> BaselineRun:
+    """Times AirLLM on the CPU in the checkpoint's dtype; splitting the checkpoint is not timed.
 
     Takes as much disk again as the checkpoint has, given back at the end.
 
     Args:
-        checkpoint: Hugging Face folder; a tokenizer is not needed.
-        questions: Options of one question must be equally long.
-        work_folder: An existing folder, for AirLLM's layer files.
-        num_threads: Threads of torch.
+        job: What to score, and where; AirLLM's layer files go to its work folder.
         share_prefix: Compute the prefix once into a KV cache, at the price of reading every layer twice.
+
+    Raises:
+        ValueError: The options of a question differ in length.
     """
     import torch
 
-    torch.set_num_threads(num_threads)
-    with tempfile.TemporaryDirectory(dir=work_folder, prefix="airllm-") as layers:
-        model = _open_model(checkpoint, Path(layers))
-        return score_questions(model, questions, share_prefix=share_prefix)
+    torch.set_num_threads(job.num_threads)
+    with tempfile.TemporaryDirectory(dir=job.work_folder, prefix="airllm-") as layers:
+        model = _open_model(job.checkpoint, Path(layers))
+        return score_questions(model, job.questions, share_prefix=share_prefix)
 
 
 def _open_model(checkpoint: Path, layers: Path) -> AirLLMBaseModel:

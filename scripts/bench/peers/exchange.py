@@ -1,8 +1,8 @@
 """What a peer's process is given and gives back: an .npz of questions in, one JSON line out. Knows no peer.
 
-A peer runs as `python -m strata.scripts.bench.peers.<module>`, so that it may live in an interpreter of its
-own, and so that its memory and threads are gone when it ends. Of strata it needs this folder, the baselines
-and their imports; besides the peer itself that is torch, numpy, safetensors and psutil.
+A peer runs as `python -m strata.scripts.bench.peers.<module>`, so that it may live in another interpreter,
+and so that its memory and threads are gone when it ends. Of strata it needs this folder, the baselines and
+their imports; besides the peer itself that is torch, numpy and safetensors.
 """
 
 from __future__ import annotations
@@ -15,16 +15,40 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from strata.scripts.bench.process_memory import peak_resident_bytes
-from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.workloads.baselines import BaselineRun
+from strata.scripts.bench.workloads.synthetic_questions import SyntheticQuestion
 
 WARM_UP_TOKENS = 8
+
+
+def num_usable_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PeerJob:
+    """What a peer is given to score.
+
+    Attributes:
+        checkpoint: Hugging Face folder of a plain Llama; a tokenizer is not needed.
+        questions: AirLLM and accelerate want the options of a question to be equally long.
+        work_folder: For scratch files; may need as much disk as the checkpoint has while the peer runs.
+        num_threads: Threads to compute with; all usable cores by default.
+    """
+
+    checkpoint: Path
+    questions: Sequence[SyntheticQuestion]
+    work_folder: Path
+    num_threads: int = field(default_factory=num_usable_cores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,8 +109,18 @@ def peer_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--work-folder", type=Path, required=True, help="an existing folder for scratch files"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads to compute with")
+    parser.add_argument("--threads", type=int, default=num_usable_cores(), help="threads to compute with")
     return parser
+
+
+def read_job(given: argparse.Namespace) -> PeerJob:
+    """The job that a peer's command line describes."""
+    return PeerJob(
+        checkpoint=given.checkpoint,
+        questions=load_questions(given.questions),
+        work_folder=given.work_folder,
+        num_threads=given.threads,
+    )
 
 
 def answer_request(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 # The type of the layers' matrices and of the token embedding -> that of the vocabulary projection, which
-# llama.cpp's own quantizer also keeps at more than four bits.
+# llama.cpp's quantizer also keeps at more than four bits.
 OUTPUT_TYPE = {"bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0"}
 MODULE_NAMES = {
     "model.embed_tokens": "token_embd",

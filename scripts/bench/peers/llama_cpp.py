@@ -1,7 +1,7 @@
 """llama.cpp, through llama-cpp-python, on a GGUF file of the checkpoint; knows strata's questions only.
 
-A question is one `llama_decode`, as llama.cpp's own HellaSwag scoring does it: prefix tokens that belong to
-all options' sequences, then each option's tokens in a sequence of its own, in one unified KV cache with flash
+A question is one `llama_decode`, as llama.cpp's HellaSwag scoring does it: prefix tokens that belong to
+all options' sequences, then each option's tokens in a separate sequence, in one unified KV cache with flash
 attention. So every token is computed once, and only the options' last tokens reach the vocabulary projection.
 Source: hellaswag_score in tools/perplexity/perplexity.cpp of https://github.com/ggml-org/llama.cpp.
 """
@@ -11,24 +11,26 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strata.scripts.bench.peers.exchange import (
+    PeerJob,
     answer_request,
     find_missing,
-    load_questions,
     peer_parser,
+    read_job,
     warm_up_question,
 )
 from strata.scripts.bench.peers.gguf_file import OUTPUT_TYPE, write_gguf
-from strata.scripts.bench.record import Stopwatch
-from strata.scripts.bench.workloads.baselines import BaselineRun, SyntheticQuestion
+from strata.scripts.bench.workloads.baselines import BaselineRun, time_questions
+from strata.scripts.bench.workloads.synthetic_questions import LABEL_TOKENS, SyntheticQuestion
 
 if TYPE_CHECKING:
-    from llama_cpp import llama_batch, llama_context_p
+    from llama_cpp import llama_batch, llama_context_p, llama_context_params
 
 MODULES = ("llama_cpp", "gguf", "safetensors", "torch")
 UBATCH_TOKENS = 512
@@ -40,65 +42,36 @@ def missing_reason() -> str | None:
     return find_missing(MODULES)
 
 
-def measure_llama_cpp(
-    checkpoint: Path,
-    questions: list[SyntheticQuestion],
-    work_folder: Path,
-    *,
-    num_threads: int,
-    matrix_type: str,
-    ubatch_tokens: int = UBATCH_TOKENS,
-    label_token_ids: tuple[int, int] = (3, 4),
-) -> BaselineRun:
-    """Time llama.cpp on the CPU, weights in memory; converting and loading are not timed.
+def measure_llama_cpp(job: PeerJob, matrix_type: str, *, ubatch_tokens: int = UBATCH_TOKENS) -> BaselineRun:
+    """Times llama.cpp on the CPU, weights in memory; converting and loading are not timed.
 
     Args:
-        checkpoint: Hugging Face folder of a plain Llama; a tokenizer is not needed.
-        questions: What to score; options may differ in length.
-        work_folder: An existing folder, for the GGUF file, which is removed at the end.
-        num_threads: Threads of llama.cpp.
+        job: What to score, and where; the GGUF file goes to its work folder and is removed at the end.
+            Options may differ in length.
         matrix_type: bf16, q8_0 or q4_0; see `gguf_file.write_gguf`.
         ubatch_tokens: Most tokens that go through a layer at once.
-        label_token_ids: A score is the first one's logit minus the second's after the option's last token.
 
     Raises:
         RuntimeError: llama.cpp refuses the file, the context or a batch.
     """
-    seconds: list[float] = []
-    scores: list[np.ndarray] = []
-    with tempfile.TemporaryDirectory(dir=work_folder, prefix="llama_cpp-") as folder:
+    with tempfile.TemporaryDirectory(dir=job.work_folder, prefix="llama_cpp-") as folder:
         path = Path(folder) / f"{matrix_type}.gguf"
-        write_gguf(checkpoint, path, matrix_type)
-        with _open_context(path, questions, num_threads, ubatch_tokens) as context:
-            _score(context, warm_up_question(questions[0]), label_token_ids)
-            for question in questions:
-                with Stopwatch() as watch:
-                    scores_O = _score(context, question, label_token_ids)
-                seconds.append(watch.seconds)
-                scores.append(scores_O)
-    return BaselineRun(question_s=tuple(seconds), scores=np.stack(scores))
+        write_gguf(job.checkpoint, path, matrix_type)
+        with _open_context(path, job, ubatch_tokens) as context:
+            _score(context, warm_up_question(job.questions[0]))
+            return time_questions(job.questions, partial(_score, context))
 
 
 @contextmanager
-def _open_context(
-    path: Path, questions: list[SyntheticQuestion], num_threads: int, ubatch_tokens: int
-) -> Iterator[llama_context_p]:
+def _open_context(path: Path, job: PeerJob, ubatch_tokens: int) -> Iterator[llama_context_p]:
     """A model and a context that is large enough for any of the questions."""
     import llama_cpp
 
-    num_tokens = max(_num_tokens(question) for question in questions)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(bytes(path), llama_cpp.llama_model_default_params())
     if not model:
         raise RuntimeError(f"llama.cpp cannot load {path.name}: see its messages above")
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = -(-num_tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
-    params.n_batch = params.n_ctx
-    params.n_ubatch = min(ubatch_tokens, params.n_ctx)
-    params.n_seq_max = max(len(question.option_ids) for question in questions)
-    params.n_threads = params.n_threads_batch = num_threads
-    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    params.kv_unified = True
+    params = _context_params(job, ubatch_tokens)
     context = llama_cpp.llama_init_from_model(model, params)
     try:
         if not context:
@@ -110,9 +83,22 @@ def _open_context(
         llama_cpp.llama_model_free(model)
 
 
-def _score(
-    context: llama_context_p, question: SyntheticQuestion, label_token_ids: tuple[int, int]
-) -> np.ndarray:
+def _context_params(job: PeerJob, ubatch_tokens: int) -> llama_context_params:
+    import llama_cpp
+
+    num_tokens = max(_num_tokens(question) for question in job.questions)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = -(-num_tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+    params.n_batch = params.n_ctx
+    params.n_ubatch = min(ubatch_tokens, params.n_ctx)
+    params.n_seq_max = max(len(question.option_ids) for question in job.questions)
+    params.n_threads = params.n_threads_batch = job.num_threads
+    params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.kv_unified = True
+    return params
+
+
+def _score(context: llama_context_p, question: SyntheticQuestion) -> np.ndarray:
     """Scores [O] float32 of one question, computed from an empty KV cache."""
     import llama_cpp
 
@@ -125,7 +111,7 @@ def _score(
         llama_cpp.llama_batch_free(batch)
     if status != 0:
         raise RuntimeError(f"llama_decode of {batch.n_tokens} tokens returned {status}, expected 0")
-    first, second = label_token_ids
+    first, second = LABEL_TOKENS
     logits = [llama_cpp.llama_get_logits_ith(context, row) for row in last_rows]
     return np.array([row[first] - row[second] for row in logits], dtype=np.float32)
 
@@ -169,14 +155,7 @@ def main() -> int:
     parser.add_argument("--ubatch-tokens", type=int, default=UBATCH_TOKENS)
     given = parser.parse_args()
     return answer_request(
-        lambda: measure_llama_cpp(
-            given.checkpoint,
-            load_questions(given.questions),
-            given.work_folder,
-            num_threads=given.threads,
-            matrix_type=given.matrix_type,
-            ubatch_tokens=given.ubatch_tokens,
-        ),
+        lambda: measure_llama_cpp(read_job(given), given.matrix_type, ubatch_tokens=given.ubatch_tokens),
         missing=missing_reason(),
         packages=("llama_cpp_python", "gguf", "torch"),
     )

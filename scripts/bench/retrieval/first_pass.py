@@ -35,11 +35,11 @@ def measure_first_passes(
     rows: list[dict[str, object]] = []
     for kind in KINDS:
         recalls = {
-            index.name: recall_of(index, own, encoder, kind, top_k) for index, own in questions.items()
+            index.name: recall_of(index, asked, encoder, kind, top_k) for index, asked in questions.items()
         }
         for place, oversample in enumerate(OVERSAMPLING):
             key = f"first_pass_recall_{kind}_{oversample}x"
-            by_index = {name: own[place] for name, own in recalls.items()}
+            by_index = {name: recall[place] for name, recall in recalls.items()}
             figures |= {f"{key}_{name}": recall for name, recall in by_index.items()}
             figures[key] = min(by_index.values())
             rows.append({f"recall@{top_k} of": kind, "oversampled": f"{oversample}x", **by_index})
@@ -57,4 +57,4 @@ def recall_of(
     passes = [
         DenseIndex(index, encoder, first_pass=kind, oversample=oversample) for oversample in OVERSAMPLING
     ]
-    return [measure_recall(own.search_vectors(queries_QD, top_k), exact) for own in passes]
+    return [measure_recall(dense.search_vectors(queries_QD, top_k), exact) for dense in passes]

@@ -32,8 +32,8 @@ def find_pages(
     """Page ids by method: each alone; `rrf` and `scores` of BM25 and the last method; two of a reranker.
 
     The last method is dense search, or TF-IDF without an encoder. The reranker sees the best of the settings'
-    fusion: `rerank_alone` is its own order, `rerank` that of its scores and the fusion's at equal weights.
-    Both are missing without anything to rerank by.
+    fusion: `rerank_alone` is the order of its scores, `rerank` that of these and the fusion's at equal
+    weights. Both are missing without anything to rerank by.
     """
     tools = open_tools(settings, member_scorer(settings), encoder)
     queries = build_queries(questions, settings.query)
@@ -65,7 +65,7 @@ def pages_of(ranking: Ranking, page_of_row: Sequence[str]) -> list[list[str]]:
 def follow(first: Sequence[Sequence[Hit]], pages: Pages) -> list[list[str]]:
     """The pages of hits that were reranked, then the others as they were."""
     return [
-        list(dict.fromkeys([*rank_pages(own), *others])) for own, others in zip(first, pages, strict=True)
+        list(dict.fromkeys([*rank_pages(hits), *others])) for hits, others in zip(first, pages, strict=True)
     ]
 
 

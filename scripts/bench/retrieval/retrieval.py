@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 from strata.engine.questions.question_file import read_questions
@@ -26,16 +24,17 @@ from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.open_index import parse_devices
 from strata.retrieval.search_config import Method, SearchConfig
 from strata.scripts.bench.configs import RetrievalBenchConfig
-from strata.scripts.bench.record import RESULTS, append_result, environment_line, print_table
+from strata.scripts.bench.record import RESULTS, append_result, print_environment, print_table
 from strata.scripts.bench.retrieval.first_pass import measure_first_passes
 from strata.scripts.bench.retrieval.methods import Pages, find_pages, reranker_name
+from strata.scripts.bench.timing import median_seconds
 from strata.scripts.index import require_packages
 from strata.scripts.search import packages_for, read_asked
 
 WHOLE_DOCUMENT_CHARS = 10_000_000
 CUTOFFS = (1, 5, 10)
 SCIFACT = "scifact"
-OWN_PASSAGE_SETS = ("kaggle200", "stem1k")
+KNOWN_PASSAGE_SETS = ("kaggle200", "stem1k")
 PASSAGES = "wiki_passages.jsonl"
 RATE_CHUNKS = 512
 RATE_ROUNDS = 3
@@ -53,7 +52,7 @@ class QuestionSet:
 
 def run_retrieval_bench(config: RetrievalBenchConfig) -> int:
     """Measures every set that is there, prints tables and appends the figures. Returns the exit status."""
-    print(environment_line())
+    print_environment()
     encoder = load_encoder(config)
     rows: dict[str, dict[str, object]] = {}
     figures: dict[str, Any] = {}
@@ -62,12 +61,12 @@ def run_retrieval_bench(config: RetrievalBenchConfig) -> int:
         raise InputError(
             f"--data: {config.data}; expected scifact/, or kaggle200.csv or stem1k.csv with {PASSAGES}"
         )
-    for own in sets:
-        for method, pages in find_pages(own.settings, own.questions, encoder).items():
-            measures = measure(own, pages)
-            rows.setdefault(method, {"method": method}).update(columns(own.name, measures))
+    for one in sets:
+        for method, pages in find_pages(one.settings, one.questions, encoder).items():
+            measures = measure(one, pages)
+            rows.setdefault(method, {"method": method}).update(columns(one.name, measures))
             figures |= {f"{key}_{method}": value for key, value in measures.items()}
-        figures |= default_figures(own, figures, config)
+        figures |= default_figures(one, figures, config)
     print_table(list(rows.values()))
     print(f"rerank: {reranker_name(config)}")
     if encoder is not None:
@@ -90,11 +89,11 @@ def open_sets(config: RetrievalBenchConfig, encoder: Encoder | None) -> Iterator
     if folder.is_dir():
         settings = search_settings(config, SCIFACT, folder, folder / "queries.jsonl", encoder)
         yield judged_set(settings, read_qrels(folder / "qrels" / "train.tsv"), config.limit)
-    for name in OWN_PASSAGE_SETS:
+    for name in KNOWN_PASSAGE_SETS:
         questions = config.data / f"{name}.csv"
         if questions.is_file() and passages.is_file():
             settings = search_settings(config, "passages", passages, questions, encoder)
-            yield own_passage_set(name, settings, read_passage_ids(passages), config.limit)
+            yield known_passage_set(name, settings, read_passage_ids(passages), config.limit)
 
 
 def search_settings(
@@ -121,7 +120,7 @@ def search_settings(
 
 def judged_set(settings: SearchConfig, qrels: Qrels, limit: int | None) -> QuestionSet:
     """The queries that somebody judged."""
-    questions = [own for own in read_asked(settings, RunWarnings()) if own.id in qrels][:limit]
+    questions = [query for query in read_asked(settings, RunWarnings()) if query.id in qrels][:limit]
     return QuestionSet(
         name=SCIFACT,
         settings=settings,
@@ -130,7 +129,7 @@ def judged_set(settings: SearchConfig, qrels: Qrels, limit: int | None) -> Quest
     )
 
 
-def own_passage_set(
+def known_passage_set(
     name: str, settings: SearchConfig, owners: Mapping[str, str], limit: int | None
 ) -> QuestionSet:
     """The questions whose context column is, word for word, a passage: that is the one to find."""
@@ -147,19 +146,24 @@ def read_passage_ids(path: Path) -> dict[str, str]:
     return {passage["text"].strip(): str(passage["_id"]) for passage in passages}
 
 
-def measure(own: QuestionSet, pages: Pages) -> dict[str, float]:
-    """nDCG@10 and recall@100 of judged queries, else the shares of own passages at 1, 5, 10; by JSON key."""
-    if own.name == SCIFACT:
-        ids = [question.id for question in own.questions]
-        means = evaluate_ranking(own.qrels, dict(zip(ids, pages, strict=True))).means
+def measure(asked: QuestionSet, pages: Pages) -> dict[str, float]:
+    """nDCG@10 and recall@100 of judged queries, else how often the known passage is found; by JSON key."""
+    if asked.name == SCIFACT:
+        ids = [question.id for question in asked.questions]
+        means = evaluate_ranking(asked.qrels, dict(zip(ids, pages, strict=True))).means
         return {"ndcg10": means["nDCG@10"], "recall100": means["R@100"]}
-    wanted = [next(iter(own.qrels[question.id])) for question in own.questions]
-    return {f"own_passage_at_{cut}_{own.name}": own_passage_share(pages, wanted, cut) for cut in CUTOFFS}
+    wanted = [next(iter(asked.qrels[question.id])) for question in asked.questions]
+    return {key: known_passage_share(pages, wanted, cut) for cut, key in passage_keys(asked.name).items()}
 
 
-def own_passage_share(pages: Pages, own: Sequence[str], cutoff: int) -> float:
-    """Share of questions whose own page is among the first `cutoff` of theirs."""
-    hits = [page in ranked[:cutoff] for ranked, page in zip(pages, own, strict=True)]
+def passage_keys(name: str) -> dict[int, str]:
+    """JSON keys of a set's shares, by how many places count."""
+    return {cutoff: f"own_passage_at_{cutoff}_{name}" for cutoff in CUTOFFS}
+
+
+def known_passage_share(pages: Pages, wanted: Sequence[str], cutoff: int) -> float:
+    """Share of questions whose known page is among the first `cutoff` that they find."""
+    hits = [page in ranked[:cutoff] for ranked, page in zip(pages, wanted, strict=True)]
     return sum(hits) / len(hits)
 
 
@@ -167,26 +171,25 @@ def columns(name: str, measures: Mapping[str, float]) -> dict[str, object]:
     """A set's columns of the table."""
     if name == SCIFACT:
         return {"scifact nDCG@10": measures["ndcg10"], "R@100": measures["recall100"]}
-    return {f"{name} own@{cutoff}": value for cutoff, value in zip(CUTOFFS, measures.values(), strict=True)}
+    return {f"{name} known@{cutoff}": value for cutoff, value in zip(CUTOFFS, measures.values(), strict=True)}
 
 
 def default_figures(
-    own: QuestionSet, figures: Mapping[str, Any], config: RetrievalBenchConfig
+    asked: QuestionSet, figures: Mapping[str, Any], config: RetrievalBenchConfig
 ) -> dict[str, float]:
-    """Number of questions; own-passage shares of the default method, without its name in their keys."""
-    if own.name == SCIFACT:
-        return {"num_queries_scifact": len(own.questions)}
-    best = "bm25" if config.encoder is None else own.settings.fusion
-    keys = [f"own_passage_at_{cutoff}_{own.name}" for cutoff in CUTOFFS]
-    shares = {key: figures[f"{key}_{best}"] for key in keys}
-    return {**shares, f"num_own_passage_{own.name}": len(own.questions)}
+    """Number of questions; known passages that the default method finds, without its name in their keys."""
+    if asked.name == SCIFACT:
+        return {"num_queries_scifact": len(asked.questions)}
+    best = "bm25" if config.encoder is None else asked.settings.fusion
+    shares = {key: figures[f"{key}_{best}"] for key in passage_keys(asked.name).values()}
+    return {**shares, f"num_own_passage_{asked.name}": len(asked.questions)}
 
 
 def measure_dense(sets: Sequence[QuestionSet], encoder: Encoder) -> dict[str, float]:
     """What first passes find of an exact search in each index, for all its questions; encoding speed."""
     questions: dict[Path, list[Question]] = {}
-    for own in sets:
-        questions.setdefault(own.settings.index, []).extend(own.questions)
+    for one in sets:
+        questions.setdefault(one.settings.index, []).extend(one.questions)
     figures = measure_first_passes(questions, encoder)
     rate = encode_rate(sets[0].settings.index, encoder)
     print(f"encoding: {rate:.1f} chunks/s")
@@ -198,12 +201,7 @@ def encode_rate(index: Path, encoder: Encoder) -> float:
     chunks = islice(ChunkStore(index).read_shard(0), RATE_CHUNKS)
     texts = [searchable_text(chunk) for chunk in chunks]
     encoder.encode_passages(texts[:32])
-    seconds = []
-    for _ in range(RATE_ROUNDS):
-        started = perf_counter()
-        encoder.encode_passages(texts)
-        seconds.append(perf_counter() - started)
-    return len(texts) / median(seconds)
+    return len(texts) / median_seconds(lambda: encoder.encode_passages(texts), RATE_ROUNDS)
 
 
 def describe(config: RetrievalBenchConfig) -> dict[str, Any]:

@@ -6,13 +6,11 @@ made of random words with Zipf's frequencies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 from strata.retrieval.index.build import build_index
@@ -21,8 +19,16 @@ from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.types import Searcher
 from strata.scripts.bench.configs import RetrievalSpeedConfig
 from strata.scripts.bench.process_memory import peak_resident_bytes
-from strata.scripts.bench.record import GIB, RESULTS, append_result, environment_line, print_table
+from strata.scripts.bench.record import (
+    GIB,
+    RESULTS,
+    append_result,
+    print_environment,
+    print_table,
+    run_parts,
+)
 from strata.scripts.bench.retrieval.top_k import run_top_k_part
+from strata.scripts.bench.timing import median_seconds
 from strata.scripts.bench.workloads.synthetic_passages import make_passages, make_queries, write_passages
 from strata.scripts.index import require_packages
 
@@ -33,7 +39,7 @@ GROWTH = 10
 
 def run_retrieval_speed_bench(config: RetrievalSpeedConfig) -> int:
     """Runs the parts asked for, prints tables and appends the figures. Returns the exit status."""
-    print(environment_line())
+    print_environment()
     parts: dict[str, Callable[[RetrievalSpeedConfig], dict[str, Any]]] = {
         "topk": run_top_k_part,
         "bm25": measure_bm25,
@@ -41,12 +47,10 @@ def run_retrieval_speed_bench(config: RetrievalSpeedConfig) -> int:
         "build": measure_build_memory,
     }
     config.folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    for name in config.parts or parts:
-        print(f"-- {name}", flush=True)
-        figures |= parts[name](config)
+    chosen: Sequence[str] = config.parts or tuple(parts)
+    figures = run_parts(parts, chosen, config)
     asked = {
-        "parts": list(config.parts or parts),
+        "parts": list(chosen),
         "num_vectors": config.num_vectors,
         "num_passages": config.num_passages,
         "num_queries": config.num_queries,
@@ -79,12 +83,7 @@ def measure_bm25(config: RetrievalSpeedConfig) -> dict[str, float]:
 def queries_per_s(searcher: Searcher, queries: list[str], rounds: int) -> float:
     """Median over the rounds, after one to warm up."""
     searcher.search(queries, TOP_K)
-    seconds = []
-    for _ in range(rounds):
-        started = perf_counter()
-        searcher.search(queries, TOP_K)
-        seconds.append(perf_counter() - started)
-    return len(queries) / median(seconds)
+    return len(queries) / median_seconds(lambda: searcher.search(queries, TOP_K), rounds)
 
 
 def index_passages(folder: Path, num_passages: int) -> IndexConfig:
@@ -108,12 +107,7 @@ def measure_encoding(config: RetrievalSpeedConfig) -> dict[str, float]:
     encoder = SentenceEncoder(EncoderSettings(model=config.encoder, device=config.device))
     passages = list(make_passages(config.encode_passages))
     encoder.encode_passages(passages[:64])
-    seconds = []
-    for _ in range(config.rounds):
-        started = perf_counter()
-        encoder.encode_passages(passages)
-        seconds.append(perf_counter() - started)
-    rate = len(passages) / median(seconds)
+    rate = len(passages) / median_seconds(lambda: encoder.encode_passages(passages), config.rounds)
     print_table([{"encoder": encoder.name, "dimensions": encoder.dim, "passages/s": rate}])
     return {"encode_passages_per_s": rate}
 

@@ -10,8 +10,6 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from threading import Event, Thread
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,14 +18,14 @@ from strata.retrieval.index.vector_shard import VectorShard
 from strata.retrieval.searchers.scan import ScanSettings
 from strata.retrieval.searchers.top_k import find_top_k
 from strata.scripts.bench.configs import RetrievalSpeedConfig
-from strata.scripts.bench.process_memory import status_bytes
+from strata.scripts.bench.process_memory import AnonymousGrowth
 from strata.scripts.bench.record import GIB, print_table
+from strata.scripts.bench.timing import time_in_turns
 
 DIM = 384
 TOP_K = 10
 SHARD_ROWS = 100_000
 NORM_BOUND = 1.002
-SAMPLE_S = 0.002
 
 
 def run_top_k_part(config: RetrievalSpeedConfig) -> dict[str, Any]:
@@ -39,30 +37,25 @@ def run_top_k_part(config: RetrievalSpeedConfig) -> dict[str, Any]:
         "strata": lambda: find_top_k(queries, open_shards(paths), TOP_K).rows,
         "strata float32": lambda: find_top_k(queries, open_shards(paths), TOP_K, settings=float32).rows,
     }
-    with PeakMemory() as memory:
+    with AnonymousGrowth() as memory:
         expected = runs["strata"]()
     if importlib.util.find_spec("faiss"):
         runs["faiss IndexFlatIP"] = faiss_search(paths, queries)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     equal = {name: float((run() == expected).mean()) for name, run in runs.items()}
-    for _ in range(config.rounds):
-        for name, run in runs.items():
-            started = perf_counter()
-            run()
-            seconds[name].append(perf_counter() - started)
+    seconds = time_in_turns(runs, config.rounds)
     print_table(
         [
             {
                 "top-k": name,
-                "seconds": median(own),
-                "queries/s": len(queries) / median(own),
+                "seconds": median(times),
+                "queries/s": len(queries) / median(times),
                 "equal": equal[name],
             }
-            for name, own in seconds.items()
+            for name, times in seconds.items()
         ]
     )
-    figures: dict[str, Any] = {f"topk_s_{name.replace(' ', '_')}": own for name, own in seconds.items()}
-    figures |= {"topk_peak_gib": memory.peak_gib, "topk_shard_gib": SHARD_ROWS * DIM * 2 / GIB}
+    figures: dict[str, Any] = {f"topk_s_{name.replace(' ', '_')}": times for name, times in seconds.items()}
+    figures |= {"topk_peak_gib": memory.peak_bytes / GIB, "topk_shard_gib": SHARD_ROWS * DIM * 2 / GIB}
     if "faiss IndexFlatIP" in runs:
         ratios = [b / a for a, b in zip(seconds["strata"], seconds["faiss IndexFlatIP"], strict=True)]
         figures |= {"topk_over_faiss": median(ratios), "topk_equal_to_faiss": equal["faiss IndexFlatIP"]}
@@ -106,33 +99,3 @@ def faiss_search(paths: list[Path], queries: np.ndarray) -> Callable[[], np.ndar
     for path in paths:
         index.add(np.load(path).astype(np.float32))
     return lambda: index.search(queries, TOP_K)[1]
-
-
-class PeakMemory:
-    """Context manager: `peak_gib`, the most anonymous memory the process gained, sampled from a thread.
-
-    Zero where the system does not tell (only Linux does).
-    """
-
-    def __init__(self) -> None:
-        self.peak_gib = 0.0
-        self._stop = Event()
-        self._thread = Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> PeakMemory:
-        self._start_bytes = anonymous_bytes()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            self.peak_gib = max(self.peak_gib, (anonymous_bytes() - self._start_bytes) / GIB)
-
-
-def anonymous_bytes() -> int:
-    """Resident bytes of this process that belong to no file."""
-    return status_bytes("RssAnon")

@@ -8,20 +8,20 @@ page cache of the checkpoint dropped and counts whole, its first layer's read in
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from strata.engine.machine.devices import GIB, resolve_devices
+from strata.engine.machine.devices import resolve_devices
 from strata.engine.plan.shapes import SHAPES
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.results.peak_memory import PeakMemory
-from strata.scripts.bench.calibrate.probes import ProbedRun, Prober
 from strata.scripts.bench.configs import SweepBenchConfig
-from strata.scripts.bench.record import print_table
+from strata.scripts.bench.record import GIB, print_table
 from strata.scripts.bench.roofline import measure_disk_rate
+from strata.scripts.bench.sweep.probes import ProbedRun, Prober, make_prober
 from strata.scripts.bench.workloads.baselines import hf_dynamic_cache, hf_naive, load_hf_model
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import (
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RESIDENT_GROUPS = 2
-STRATA_RUNS = ("resident", "streamed", "int8", "int8_streamed")
 
 
 def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
@@ -45,30 +44,13 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
     checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
     disk_rate = measure_disk_rate(checkpoint, 1 << 30)
     print(f"checkpoint {checkpoint_bytes(checkpoint) / GIB:.2f} GiB, disk {disk_rate / 1e6:.0f} MB/s")
-    job = make_job(shape, config.num_questions, **asked(config))
-    budget_gib = config.memory_gib or checkpoint_bytes(checkpoint) / 4 / GIB
-    common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
-    resident = {"resident_layers": shape.num_layers, "num_groups": RESIDENT_GROUPS}
-    streamed = {"memory_gib": budget_gib, "resident_layers": 0}
-    settings = dict(
-        zip(
-            STRATA_RUNS,
-            (resident, streamed, resident | {"dtype": "int8"}, streamed | {"dtype": "int8"}),
-            strict=True,
-        )
-    )
-    plans = {
-        name: plan_synthetic(job, checkpoint, config.folder, **common, **kind)
-        for name, kind in settings.items()
-    }
+    job = make_job(shape, config.num_questions, config.question_size)
+    plans = plan_runs(config, job, checkpoint)
     plan = plans["resident"].plan
-    device = torch.device(plan.devices[0])
-    prober = Prober(
-        shape=shape, rows=plan.micro_batch_tokens, dtype=plan.torch_dtype, device=device, flops=job.flops
-    )
+    prober = make_prober(shape, plan, job.flops)
     with PeakMemory(0.002) as memory:
         first = run_synthetic(job, plans["streamed"], config.folder, cold=True)
-    model = load_hf_model(checkpoint, dtype=plan.torch_dtype, device=device)
+    model = load_hf_model(checkpoint, dtype=prober.dtype, device=prober.device)
     difference = rms(hf_dynamic_cache(model, job.questions[:1]).scores - first.scores[:1])
     rounds = [run_round(config, job, plans, prober, model) for _ in range(config.rounds)]
     naive_questions = job.questions[: config.num_naive_questions]
@@ -77,15 +59,37 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
     return {
         **compare(rounds, naive),
         "streamed_peak_rss_gib": memory.peak_bytes / GIB,
-        "budget_gib": budget_gib,
+        "budget_gib": streamed_gib(config, checkpoint),
         "disk_mb_per_s": disk_rate / 1e6,
         "streamed_wait_s": first.swept.weights_wait_s,
         "rms_difference_from_dynamic_cache": difference,
         "rounds": [{name: asdict(run) for name, run in one.items()} for one in (*rounds, {"naive": naive})],
         "micro_batch_tokens": plan.micro_batch_tokens,
         "dtype": plan.dtype,
-        "device": str(device),
+        "device": str(prober.device),
     }
+
+
+def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> dict[str, SweepJob]:
+    """The planned sweep of each kind of run of ours."""
+    common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
+    resident = {"resident_layers": SHAPES[config.shape].num_layers, "num_groups": RESIDENT_GROUPS}
+    streamed = {"memory_gib": streamed_gib(config, checkpoint), "resident_layers": 0}
+    settings: dict[str, dict[str, object]] = {
+        "resident": {**resident},
+        "streamed": {**streamed},
+        "int8": {**resident, "dtype": "int8"},
+        "int8_streamed": {**streamed, "dtype": "int8"},
+    }
+    return {
+        name: plan_synthetic(job, checkpoint, config.folder, **common, **kind)
+        for name, kind in settings.items()
+    }
+
+
+def streamed_gib(config: SweepBenchConfig, checkpoint: Path) -> float:
+    """Budget of a streamed run: what was asked for, or a quarter of the checkpoint."""
+    return config.memory_gib or checkpoint_bytes(checkpoint) / 4 / GIB
 
 
 def run_round(
@@ -152,15 +156,6 @@ def print_rounds(rounds: list[dict[str, ProbedRun]]) -> None:
             for name, run in one.items()
         ]
     )
-
-
-def asked(config: SweepBenchConfig) -> dict[str, int]:
-    """The size of a question."""
-    return {
-        "prefix_tokens": config.prefix_tokens,
-        "option_tokens": config.option_tokens,
-        "num_options": config.num_options,
-    }
 
 
 def bench_device(config: SweepBenchConfig) -> str:

@@ -11,14 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
-import torch
-
-from strata.engine.machine.devices import GIB
 from strata.engine.plan.shapes import SHAPES, ModelShape
-from strata.scripts.bench.calibrate.probes import ProbedRun, Prober
 from strata.scripts.bench.configs import SweepBenchConfig
-from strata.scripts.bench.record import print_table
-from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, asked, bench_device
+from strata.scripts.bench.record import GIB, print_table
+from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, bench_device
+from strata.scripts.bench.sweep.probes import ProbedRun, make_prober
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import STORAGES
 from strata.scripts.bench.workloads.synthetic_job import (
@@ -72,21 +69,15 @@ def make_format(shape: ModelShape, folder: Path, name: str) -> Path:
 
 def measure_format(config: SweepBenchConfig, shape: ModelShape, checkpoint: Path) -> dict[str, ProbedRun]:
     """One round of a format: resident, then streamed; both compute in the plain bench's dtype."""
-    job = make_job(shape, config.num_questions, **asked(config))
-    common = {"devices": bench_device(config), "dtype": config.format_dtype}
+    job = make_job(shape, config.num_questions, config.question_size)
+    common: dict[str, object] = {"devices": bench_device(config), "dtype": config.format_dtype}
     common |= {"micro_batch_tokens": config.micro_batch_tokens}
     resident = plan_synthetic(
         job, checkpoint, config.folder, **common, resident_layers=shape.num_layers, num_groups=RESIDENT_GROUPS
     )
     streamed = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)
     plan = resident.plan
-    prober = Prober(
-        shape=shape,
-        rows=plan.micro_batch_tokens,
-        dtype=plan.torch_dtype,
-        device=torch.device(plan.devices[0]),
-        flops=job.flops,
-    )
+    prober = make_prober(shape, plan, job.flops)
     per_group = len(job.questions) / RESIDENT_GROUPS
     size_gib = checkpoint_bytes(checkpoint) / GIB
     print(f"{checkpoint.name}: {size_gib:.2f} GiB, computed in {plan.dtype}")

@@ -1,31 +1,32 @@
 """strata beside its peers on the same questions: streamed, bf16 and int8; AirLLM, accelerate, llama.cpp.
 
-Each peer runs in a process of its own (see `peers/`), on the same random checkpoint; what is not installed is
+Each peer runs in a separate process (see `peers/`), on the same random checkpoint; what is not installed is
 left out, with the reason. strata streams everything from a cold disk under a budget of a quarter of the
 checkpoint, its first layer's read included; llama.cpp holds all weights in memory.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 
-from strata.engine.machine.devices import GIB
 from strata.engine.plan.shapes import SHAPES
-from strata.scripts.bench.configs import SweepBenchConfig
+from strata.scripts.bench.configs import QuestionSize, SweepBenchConfig
+from strata.scripts.bench.peers.exchange import PeerJob
 from strata.scripts.bench.peers.runner import PEERS, measure_peer
 from strata.scripts.bench.record import print_table
-from strata.scripts.bench.sweep.core import bench_device
+from strata.scripts.bench.sweep.core import bench_device, streamed_gib
 from strata.scripts.bench.workloads.baselines import BaselineRun
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import (
     SyntheticJob,
-    checkpoint_bytes,
     make_job,
     plan_synthetic,
     run_synthetic,
 )
 
-SIZE = {"prefix_tokens": 500, "option_tokens": 40, "num_options": 5}
+SIZE = QuestionSize(prefix_tokens=500, option_tokens=40, num_options=5)
 NUM_PEER_QUESTIONS = 2
 KEYS = {
     "airllm": ("over_airllm", "int8_over_airllm"),
@@ -41,15 +42,19 @@ def run_peers_part(config: SweepBenchConfig) -> dict[str, object]:
     """Seconds a question of strata and of every peer that is installed, and their ratios."""
     shape = SHAPES[config.shape]
     checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
-    job = make_job(shape, config.peer_questions, **SIZE)
+    job = make_job(shape, config.peer_questions, SIZE)
     ours = {dtype: strata_s(config, job, dtype) for dtype in ("bf16", "int8")}
     rows: list[dict[str, object]] = [
         {"who": f"strata {dtype}, streamed", "s a question": seconds} for dtype, seconds in ours.items()
     ]
     results: dict[str, object] = {f"strata_{dtype}_s": seconds for dtype, seconds in ours.items()}
-    questions = job.questions[:NUM_PEER_QUESTIONS]
+    peer_job = PeerJob(
+        checkpoint=checkpoint,
+        questions=job.questions[:NUM_PEER_QUESTIONS],
+        work_folder=config.folder / "peers",
+    )
     for peer in PEERS:
-        run = measure_peer(peer, checkpoint, questions, config.folder / "peers", python=config.peers_python)
+        run = measure_peer(peer, peer_job, python=config.peers_python)
         if isinstance(run, str):
             print(f"{peer}: left out: {run}")
             results[f"{peer}_left_out"] = run
@@ -57,7 +62,7 @@ def run_peers_part(config: SweepBenchConfig) -> dict[str, object]:
         results |= compare_with(peer, run, ours)
         rows.append({"who": peer, "s a question": run.median_s})
     print_table(rows)
-    return results | {"peers_config": SIZE | {"peer_questions": NUM_PEER_QUESTIONS}}
+    return results | {"peers_config": asdict(SIZE) | {"peer_questions": NUM_PEER_QUESTIONS}}
 
 
 def compare_with(peer: str, run: BaselineRun, ours: dict[str, float]) -> dict[str, object]:
@@ -80,7 +85,7 @@ def strata_s(config: SweepBenchConfig, job: SyntheticJob, dtype: str) -> float:
         config.folder,
         devices=bench_device(config),
         dtype="int8" if dtype == "int8" else "auto",
-        memory_gib=config.memory_gib or checkpoint_bytes(checkpoint) / 4 / GIB,
+        memory_gib=streamed_gib(config, checkpoint),
         resident_layers=0,
     )
     run = run_synthetic(job, sweep, config.folder, cold=True)

@@ -1,18 +1,17 @@
 """`strata bench sweep`: the parts of the bench, one after another, and one JSON object of all their figures.
 
-A part is a function of the settings that returns figures by name; each says in its own module what it
-measures and how.
+A part is a function of the settings that returns figures by name; the module of each says what it measures
+and how.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from strata.engine.plan.shapes import SHAPES
 from strata.scripts.bench.configs import SweepBenchConfig
-from strata.scripts.bench.record import RESULTS, append_result, environment_line
+from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, run_parts
 from strata.scripts.bench.sweep.agreement import run_agreement_part
 from strata.scripts.bench.sweep.core import run_core_part
 from strata.scripts.bench.sweep.formats import run_formats_part
@@ -32,14 +31,10 @@ PARTS: dict[str, Part] = {
 
 def run_sweep_bench(config: SweepBenchConfig) -> int:
     """Runs the parts, prints tables and one JSON line, and appends it to the results."""
-    print(environment_line())
+    print_environment()
     config.folder.mkdir(parents=True, exist_ok=True)
-    result: dict[str, object] = {}
-    for name in config.parts or PARTS:
-        print(f"-- {name}")
-        result |= PARTS[name](config)
-    asked = {name: setting for name, setting in asdict(config).items() if not isinstance(setting, Path)}
-    append_result("sweep", result | {"config": asked}, RESULTS)
+    figures = run_parts(PARTS, config.parts or tuple(PARTS), config)
+    append_result("sweep", figures | {"config": asked_settings(config)}, RESULTS)
     return 0
 
 

@@ -10,16 +10,14 @@ import shutil
 from pathlib import Path
 from tempfile import mkdtemp
 
-import torch
-
 from strata.engine.plan.shapes import SHAPES
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.weights.byte_sources import FileSource, ThrottledSource
 from strata.engine.weights.read_cache import CachedSource
-from strata.scripts.bench.calibrate.probes import Prober
 from strata.scripts.bench.configs import SweepBenchConfig
-from strata.scripts.bench.record import print_table
-from strata.scripts.bench.sweep.core import asked, bench_device
+from strata.scripts.bench.record import GIB, print_table
+from strata.scripts.bench.sweep.core import bench_device
+from strata.scripts.bench.sweep.probes import Prober, make_prober
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import SyntheticJob, make_job, plan_synthetic, run_synthetic
 
@@ -30,22 +28,19 @@ def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
     """`throttled_<percent>_over_roofline` and the cache's gain."""
     shape = SHAPES[config.shape]
     checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
-    job = make_job(shape, config.num_questions, **asked(config))
+    job = make_job(shape, config.num_questions, config.question_size)
     common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
     sweep = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)
     plan = sweep.plan
-    prober = Prober(
-        shape=shape,
-        rows=plan.micro_batch_tokens,
-        dtype=plan.torch_dtype,
-        device=torch.device(plan.devices[0]),
-        flops=job.flops,
-    )
+    prober = make_prober(shape, plan, job.flops)
     unthrottled_s = run_synthetic(job, sweep, config.folder, cold=True).seconds
     results: dict[str, object] = {"unthrottled_s": unthrottled_s}
-    rows = [throttled_row(config, job, sweep, prober, unthrottled_s, percent) for percent in PERCENTS]
-    for row in rows:
-        results[f"throttled_{row['I/O of compute, %']}_over_roofline"] = row["of roofline"]
+    rows = []
+    for percent in PERCENTS:
+        rate = plan.bytes_read / (unthrottled_s * percent / 100)
+        row = {"I/O of compute, %": percent, **throttled_row(config, job, sweep, prober, rate)}
+        results[f"throttled_{percent}_over_roofline"] = row["of roofline"]
+        rows.append(row)
     print_table(rows)
     twice = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=2)
     results |= measure_cache(config, job, twice, rows[-1]["source MB/s"] * 1e6)
@@ -57,18 +52,15 @@ def throttled_row(
     job: SyntheticJob,
     sweep: SweepJob,
     prober: Prober,
-    compute_s: float,
-    percent: int,
+    rate: float,
 ) -> dict[str, float]:
-    """One throttled run between GEMM probes."""
-    rate = sweep.plan.bytes_read / (compute_s * percent / 100)
+    """One run between GEMM probes, its source throttled to a rate in bytes/s."""
     before = prober.gemm_flop_per_s()
     run = run_synthetic(job, sweep, config.folder, ThrottledSource(FileSource(), rate), cold=True)
     gemm_rate = (before + prober.gemm_flop_per_s()) / 2
     compute_floor_s = len(job.questions) * job.flops / gemm_rate
     read_floor_s = sweep.plan.bytes_read / rate
     return {
-        "I/O of compute, %": percent,
         "source MB/s": rate / 1e6,
         "seconds": run.seconds,
         "compute floor s": compute_floor_s,
@@ -90,5 +82,5 @@ def measure_cache(
     return {
         "cached_sweeps_s": group_s,
         "cache_first_over_second_sweep": group_s[0] / group_s[1],
-        "cache_gib": source.num_bytes_kept / 2**30,
+        "cache_gib": source.num_bytes_kept / GIB,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -12,19 +10,19 @@ import numpy as np
 
 from strata.engine.plan.shapes import SHAPES
 from strata.scripts.bench.configs import TrainBenchConfig
+from strata.scripts.bench.limited_process import answer_parent
 from strata.scripts.bench.process_memory import peak_resident_bytes
+from strata.scripts.bench.record import GIB
 from strata.scripts.bench.train.step import reader_step, to_examples, train_settings
-from strata.scripts.bench.train.train import make_questions
 from strata.scripts.bench.workloads.synthetic_job import checkpoint_bytes
+from strata.scripts.bench.workloads.synthetic_questions import synthetic_questions
 from strata.training.readers.streamed_reader import open_streamed_reader
 
-GIB = 1 << 30
 
-
-def main(checkpoint: Path, settings: dict) -> dict[str, float]:
+def measure(checkpoint: Path, config: TrainBenchConfig) -> dict[str, float]:
     """Trains one step; sizes in GiB, times in seconds."""
-    config = TrainBenchConfig(**{name: value for name, value in settings.items() if name != "folder"})
-    questions = make_questions(config, SHAPES[config.large_shape])
+    vocab_size = SHAPES[config.large_shape].vocab_size
+    questions = synthetic_questions(config.num_questions, config.question_size, vocab_size=vocab_size)
     device = "cpu" if config.device == "auto" else config.device
     plain = train_settings(checkpoint, checkpoint.parent, config.dtype, device, streamed=True)
     plain = replace(plain, memory_gib=config.limit_gib)
@@ -34,7 +32,7 @@ def main(checkpoint: Path, settings: dict) -> dict[str, float]:
     seconds = perf_counter() - started
     reader.close()
     assert np.isfinite(loss), "loss is not finite"
-    tokens = len(questions) * (config.prefix_tokens + config.num_options * config.option_tokens)
+    tokens = len(questions) * config.question_size.num_tokens
     return {
         "checkpoint_gib": checkpoint_bytes(checkpoint) / GIB,
         "peak_rss_gib": peak_resident_bytes() / GIB,
@@ -46,4 +44,4 @@ def main(checkpoint: Path, settings: dict) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Path(sys.argv[1]), json.loads(sys.argv[2]))))
+    answer_parent(measure, TrainBenchConfig)

@@ -20,7 +20,7 @@ def run_demo_part(config: TrainBenchConfig) -> dict[str, Any]:
         name: evaluate(score(questions, out / name))
         for name, questions in (("with", asked), ("without", QUESTIONS_PATH))
     }
-    found = {name: own["map_at_3"] for name, own in metrics.items() if own is not None}
+    found = {name: figures["map_at_3"] for name, figures in metrics.items() if figures is not None}
     by_occurrence = occurrence_map_at_3(read_questions(asked, warnings=RunWarnings()))
     print_table([{"retrieval": name, "MAP@3": value} for name, value in found.items()])
     return {

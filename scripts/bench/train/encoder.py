@@ -1,6 +1,6 @@
 """Trains a small encoder to choose among options with retrieved contexts, and scores the Kaggle questions.
 
-Every step is the command's own: index, search, train, score. Owns the mixture of the training sets and the
+Every step is that of the command: index, search, train, score. Owns the mixture of the training sets and the
 baselines without training: cosines of the same encoder's sentence vectors, and the longest option.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder
 from strata.retrieval.index.packaged_encoder import find_packaged_model
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
-from strata.scripts.bench.record import RESULTS, Stopwatch, append_result, environment_line, print_table
-from strata.scripts.bench.train.encoder_config import TrainEncoderBenchConfig
+from strata.scripts.bench.configs import TrainEncoderBenchConfig
+from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, print_table
+from strata.scripts.bench.timing import Stopwatch
 from strata.scripts.index import require_packages
 from strata.scripts.search import run_search
 from strata.scripts.train import run_train
@@ -45,7 +45,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 
 def run_train_encoder_bench(config: TrainEncoderBenchConfig) -> int:
     """Does all of it, prints a table and appends the figures. Returns the exit status."""
-    print(environment_line())
+    print_environment()
     require_packages(("tantivy", "sentence_transformers"))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -81,8 +81,8 @@ def run_train_encoder_bench(config: TrainEncoderBenchConfig) -> int:
         "score_question_per_s": measured["question_per_s"],
         "num_threads": torch.get_num_threads(),
     }
-    asked = asdict(config) | {"encoder": Path(config.encoder).name}
-    del asked["data"], asked["folder"], asked["threads"]
+    asked = asked_settings(config) | {"encoder": Path(config.encoder).name}
+    del asked["threads"]
     append_result("train_encoder", {**figures, "config": asked}, RESULTS)
     return 0
 
@@ -103,7 +103,7 @@ def find_encoder(name: str) -> Path:
 
 
 def retrieve_contexts(config: TrainEncoderBenchConfig, encoder: Path) -> dict[str, Path]:
-    """Question files with a context found by BM25 instead of their own, by set."""
+    """Question files with a context found by BM25 instead of the one they came with, by set."""
     index = config.folder / "index"
     build_index(IndexConfig(corpus=(config.data / PASSAGES,), out=index, chunk_chars=CHUNK_CHARS))
     files = {}
@@ -142,8 +142,13 @@ def write_questions(path: Path, questions: Sequence[tuple[str, Question]]) -> No
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             for number, question in questions:
-                row = {"id": number, "question": question.prompt, "options": question.options}
-                row |= {"answer": question.answer, "context": question.context}
+                row = {
+                    "id": number,
+                    "question": question.prompt,
+                    "options": question.options,
+                    "answer": question.answer,
+                    "context": question.context,
+                }
                 file.write(json.dumps(row) + "\n")
 
     write_atomically(path, write)

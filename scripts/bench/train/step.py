@@ -1,4 +1,4 @@
-"""One training step on synthetic questions: strata's readers, and transformers + PEFT on its own.
+"""One training step on synthetic questions: strata's readers, and transformers + PEFT alone.
 
 Legend: P prefix tokens, L tokens of an option, O options, Q questions of a step.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from strata.engine.types import Branch, Prompt, Question, Target
-from strata.scripts.bench.workloads.baselines import SyntheticQuestion
+from strata.scripts.bench.workloads.synthetic_questions import SyntheticQuestion, whole_rows
 from strata.training.config import TrainConfig
 from strata.training.types import Example, Reader
 
@@ -35,8 +35,8 @@ def to_examples(questions: Sequence[SyntheticQuestion]) -> list[Example]:
 
 def _to_example(number: int, question: SyntheticQuestion) -> Example:
     branches = []
-    for option, ids in enumerate(question.option_ids):
-        token_ids = np.concatenate([question.prefix_ids, ids]).astype(np.int32)
+    for option, row in enumerate(whole_rows(question)):
+        token_ids = row.astype(np.int32)
         target = Target(position=len(token_ids) - 1, token_id=None)
         branches.append(
             Branch(option=option, order=(), label=None, token_ids=token_ids, text="", targets=(target,))
@@ -79,8 +79,7 @@ def unpacked_step(model: nn.Module, questions: Sequence[SyntheticQuestion], devi
     num_options = sum(len(question.option_ids) for question in questions)
     total = 0.0
     for question in questions:
-        rows = [np.concatenate([question.prefix_ids, ids]) for ids in question.option_ids]
-        input_ids = torch.from_numpy(np.stack(rows)).to(device)
+        input_ids = torch.from_numpy(np.stack(whole_rows(question))).to(device)
         logits = model(input_ids=input_ids, use_cache=False).logits[:, 0].float()
         labels = torch.zeros_like(logits)
         labels[0] = 1

@@ -3,7 +3,7 @@
     packed     a step of the resident reader against transformers + PEFT with every option's prefix repeated
     streamed   a step of the streamed reader against the resident one
     demo       how well the bundled model answers
-    large      one streamed step of a model bigger than its memory, in a process of its own under a limit
+    large      one streamed step of a model bigger than its memory, in a separate process under a limit
 The ceiling of packed/unpacked is the ratio of tokens. That of streamed/resident is 2 / 3, since frozen
 weights need no gradient, so that backward costs what forward does; or 2 / 2.7 without the last product of a
 Llama layer.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,11 +21,19 @@ from typing import Any
 
 import torch
 
-from strata.engine.plan.shapes import SHAPES, ModelShape
+from strata.engine.plan.shapes import SHAPES
 from strata.scripts.bench.configs import TrainBenchConfig
-from strata.scripts.bench.large.large import memory_cgroup, run_module
-from strata.scripts.bench.record import RESULTS, Stopwatch, append_result, environment_line, print_table
+from strata.scripts.bench.limited_process import run_limited
+from strata.scripts.bench.record import (
+    RESULTS,
+    append_result,
+    asked_settings,
+    print_environment,
+    print_table,
+    run_parts,
+)
 from strata.scripts.bench.roofline import measure_disk_rate
+from strata.scripts.bench.timing import time_in_turns
 from strata.scripts.bench.train.demo import run_demo_part
 from strata.scripts.bench.train.step import (
     load_peft_model,
@@ -34,8 +42,8 @@ from strata.scripts.bench.train.step import (
     train_settings,
     unpacked_step,
 )
-from strata.scripts.bench.workloads.baselines import SyntheticQuestion, synthetic_questions
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
+from strata.scripts.bench.workloads.synthetic_questions import SyntheticQuestion, synthetic_questions
 from strata.training.readers.resident_reader import open_resident_reader
 from strata.training.readers.streamed_reader import open_streamed_reader
 
@@ -46,7 +54,7 @@ ATTENTIONS = ("sdpa", "eager")
 
 def run_train_bench(config: TrainBenchConfig) -> int:
     """Runs the parts, prints tables and one JSON line, and appends it to the results."""
-    print(environment_line())
+    print_environment()
     config.folder.mkdir(parents=True, exist_ok=True)
     parts = {
         "packed": run_packed_part,
@@ -54,12 +62,8 @@ def run_train_bench(config: TrainBenchConfig) -> int:
         "demo": run_demo_part,
         "large": run_large_part,
     }
-    result: dict[str, Any] = {}
-    for name in config.parts or DEFAULT_PARTS:
-        print(f"-- {name}")
-        result |= parts[name](config)
-    asked = {name: setting for name, setting in asdict(config).items() if not isinstance(setting, Path)}
-    append_result("train", result | {"config": asked}, RESULTS)
+    figures = run_parts(parts, config.parts or DEFAULT_PARTS, config)
+    append_result("train", figures | {"config": asked_settings(config)}, RESULTS)
     return 0
 
 
@@ -72,9 +76,9 @@ def run_packed_part(config: TrainBenchConfig) -> dict[str, Any]:
     for attention in ATTENTIONS:
         model = load_peft_model(checkpoint, getattr(torch, config.dtype), device, attention)
         steps[f"unpacked, {attention}"] = partial(unpacked_step, model, questions, device)
-    times = time_in_turns(steps, config.rounds, device)
+    times = time_steps(steps, config.rounds, device)
     unpacked_s = min(times[f"unpacked, {attention}"] for attention in ATTENTIONS)
-    tokens = config.prefix_tokens + config.num_options * config.option_tokens
+    tokens = config.question_size.num_tokens
     unpacked_tokens = config.num_options * (config.prefix_tokens + config.option_tokens)
     return {
         "train_packed_over_unpacked": unpacked_s / times["packed"],
@@ -96,7 +100,7 @@ def run_streamed_part(config: TrainBenchConfig) -> dict[str, Any]:
         "resident": lambda: reader_step(resident, examples),
         "streamed": lambda: reader_step(streamed, examples),
     }
-    times = time_in_turns(steps, config.rounds, device)
+    times = time_steps(steps, config.rounds, device)
     streamed.close()
     return {
         "train_streamed_over_resident": times["resident"] / times["streamed"],
@@ -114,15 +118,14 @@ def run_large_part(config: TrainBenchConfig) -> dict[str, Any]:
         SHAPES[config.large_shape], config.folder / name, storage=config.large_storage
     )
     try:
-        with memory_cgroup(config.limit_gib) as cgroup:
-            measured = run_module("strata.scripts.bench.train.child", checkpoint, asdict(config), cgroup)
+        measured = run_limited("strata.scripts.bench.train.child", checkpoint, config, config.limit_gib)
     finally:
         shutil.rmtree(checkpoint)
     print_table([measured])
     under_limit = measured["peak_rss_gib"] < config.limit_gib
-    large = {"large_shape": name, "large_in_cgroup": cgroup is not None, "large_under_limit": under_limit}
-    timed = {f"large_{key}": value for key, value in measured.items() if key != "peak_rss_gib"}
-    return {"train_streamed_peak_gib": measured["peak_rss_gib"]} | timed | large
+    others = {f"large_{key}": value for key, value in measured.items() if key != "peak_rss_gib"}
+    large = {"large_shape": name, "large_under_limit": under_limit}
+    return {"train_streamed_peak_gib": measured["peak_rss_gib"]} | others | large
 
 
 def make_job(config: TrainBenchConfig) -> tuple[Path, list[SyntheticQuestion], torch.device]:
@@ -133,41 +136,24 @@ def make_job(config: TrainBenchConfig) -> tuple[Path, list[SyntheticQuestion], t
     )
     default = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(default if config.device == "auto" else config.device)
-    return checkpoint, make_questions(config, shape), device
+    questions = synthetic_questions(config.num_questions, config.question_size, vocab_size=shape.vocab_size)
+    return checkpoint, questions, device
 
 
-def make_questions(config: TrainBenchConfig, shape: ModelShape) -> list[SyntheticQuestion]:
-    """Random questions of the asked size."""
-    return synthetic_questions(
-        config.num_questions,
-        prefix_tokens=config.prefix_tokens,
-        option_tokens=config.option_tokens,
-        num_options=config.num_options,
-        vocab_size=shape.vocab_size,
-    )
-
-
-def time_in_turns(
-    steps: dict[str, Callable[[], float]], rounds: int, device: torch.device
-) -> dict[str, float]:
+def time_steps(steps: dict[str, Callable[[], float]], rounds: int, device: torch.device) -> dict[str, float]:
     """Median seconds of every kind of step, after one untimed step of each; prints all times and losses."""
     losses = {name: step() for name, step in steps.items()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            with Stopwatch(device) as watch:
-                step()
-            times[name].append(watch.seconds)
+    times = time_in_turns(steps, rounds, device)
     print_table(
         [
             {
                 "step": name,
                 "loss": losses[name],
-                "median s": median(own),
-                "min s": min(own),
-                "max s": max(own),
+                "median s": median(seconds),
+                "min s": min(seconds),
+                "max s": max(seconds),
             }
-            for name, own in times.items()
+            for name, seconds in times.items()
         ]
     )
-    return {name: median(own) for name, own in times.items()}
+    return {name: median(seconds) for name, seconds in times.items()}

@@ -1,33 +1,28 @@
 """The two ways to beat: transformers' forward an option, a KV cache a question. Knows nothing of the engine.
 
-Legend: P prefix tokens, L tokens of an option, O options, Q questions, V vocabulary. An option's score is the
-logit of one label token minus that of another, after the option's last token.
+Owns how questions are timed and what a score is, for these two and for the peers.
+Legend: P prefix tokens, L tokens of an option, O options, Q questions, V vocabulary, R rows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from strata.scripts.bench.record import Stopwatch
+from strata.scripts.bench.timing import Stopwatch
+from strata.scripts.bench.workloads.synthetic_questions import LABEL_TOKENS, SyntheticQuestion, whole_rows
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import Cache, PreTrainedModel
 
-NUM_SPECIAL_TOKENS = 3
-
-
-class SyntheticQuestion(NamedTuple):
-    """Token ids of one question: the shared prefix [P] int64, and its options, [L] int64 each."""
-
-    prefix_ids: np.ndarray
-    option_ids: tuple[np.ndarray, ...]
+Forward = Callable[..., Any]
+"""Called as a causal language model of transformers is."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,40 +36,6 @@ class BaselineRun:
     def median_s(self) -> float:
         """Median seconds a question."""
         return median(self.question_s)
-
-
-def synthetic_questions(
-    num: int,
-    *,
-    prefix_tokens: int = 1200,
-    option_tokens: int = 45,
-    num_options: int = 5,
-    vocab_size: int,
-    seed: int = 0,
-) -> list[SyntheticQuestion]:
-    """Questions of random token ids (never 0 to 2, which are special in Llama).
-
-    No two questions, and no two options of a question, start with the same token, so that the trie of all of
-    them has exactly num * (prefix_tokens + num_options * option_tokens) nodes.
-
-    Raises:
-        ValueError: The vocabulary is too small for that.
-    """
-    if vocab_size - NUM_SPECIAL_TOKENS < max(num, num_options):
-        raise ValueError(
-            f"vocab_size {vocab_size}: expected at least {max(num, num_options) + NUM_SPECIAL_TOKENS}, "
-            f"for different first tokens of {num} questions and {num_options} options"
-        )
-    generator = np.random.default_rng(seed)
-
-    def draw(num_rows: int, num_tokens: int) -> np.ndarray:
-        rows = generator.integers(NUM_SPECIAL_TOKENS, vocab_size, (num_rows, num_tokens))
-        first = generator.permutation(vocab_size - NUM_SPECIAL_TOKENS)[:num_rows] + NUM_SPECIAL_TOKENS
-        rows[:, 0] = first
-        return rows
-
-    prefixes = draw(num, prefix_tokens)
-    return [SyntheticQuestion(prefix, tuple(draw(num_options, option_tokens))) for prefix in prefixes]
 
 
 def load_hf_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
@@ -91,29 +52,30 @@ def hf_naive(
     model: PreTrainedModel,
     questions: Iterable[SyntheticQuestion],
     *,
-    label_token_ids: tuple[int, int] = (3, 4),
+    label_token_ids: tuple[int, int] = LABEL_TOKENS,
 ) -> BaselineRun:
-    """Runs every option alone behind its own copy of the prefix, in batches of one.
+    """Runs every option alone behind a new copy of the prefix, in batches of one.
 
     Args:
         model: A causal language model of transformers.
         questions: What to score.
         label_token_ids: The score is the first one's logit minus the second's.
     """
+    import torch
 
-    def score(question: SyntheticQuestion) -> torch.Tensor:
-        return _cat(
-            [_score_alone(model, question.prefix_ids, ids, label_token_ids) for ids in question.option_ids]
-        )
+    def score(question: SyntheticQuestion) -> np.ndarray:
+        logits = [row_logits(model, [row], model.device) for row in whole_rows(question)]
+        return label_difference(torch.cat(logits), label_token_ids)
 
-    return _run_questions(model, questions, score)
+    with torch.inference_mode():
+        return time_questions(questions, score, model.device)
 
 
 def hf_dynamic_cache(
     model: PreTrainedModel,
     questions: Iterable[SyntheticQuestion],
     *,
-    label_token_ids: tuple[int, int] = (3, 4),
+    label_token_ids: tuple[int, int] = LABEL_TOKENS,
 ) -> BaselineRun:
     """Computes each question's prefix once into a DynamicCache, then its options as a batch on copies of it.
 
@@ -128,68 +90,72 @@ def hf_dynamic_cache(
     Raises:
         ValueError: The options of a question differ in length.
     """
-
-    def score(question: SyntheticQuestion) -> torch.Tensor:
-        return _score_on_cache(model, question, label_token_ids)
-
-    return _run_questions(model, questions, score)
-
-
-def _score_alone(
-    model: PreTrainedModel, prefix_ids: np.ndarray, option_ids: np.ndarray, label_token_ids: tuple[int, int]
-) -> torch.Tensor:
-    input_ids = _to_batch(model, [np.concatenate([prefix_ids, option_ids])])
-    logits = model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits
-    return _label_difference(logits, label_token_ids)
-
-
-def _score_on_cache(
-    model: PreTrainedModel, question: SyntheticQuestion, label_token_ids: tuple[int, int]
-) -> torch.Tensor:
+    import torch
     from transformers import DynamicCache
 
-    lengths = {len(ids) for ids in question.option_ids}
-    if len(lengths) != 1:
-        raise ValueError(f"options of {sorted(lengths)} tokens: expected all of one length")
-    cache = DynamicCache(config=model.config)
-    prefix = _to_batch(model, [question.prefix_ids])
-    model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(len(question.option_ids))
-    options = _to_batch(model, list(question.option_ids))
-    logits = model(input_ids=options, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-    return _label_difference(logits, label_token_ids)
+    def score(question: SyntheticQuestion) -> np.ndarray:
+        cache = DynamicCache(config=model.config)
+        return label_difference(cached_logits(model, cache, question, model.device), label_token_ids)
+
+    with torch.inference_mode():
+        return time_questions(questions, score, model.device)
 
 
-def _label_difference(logits_O1V: torch.Tensor, label_token_ids: tuple[int, int]) -> torch.Tensor:
-    logits_OV = logits_O1V[:, -1].float()
-    return logits_OV[:, label_token_ids[0]] - logits_OV[:, label_token_ids[1]]
-
-
-def _to_batch(model: PreTrainedModel, rows: list[np.ndarray]) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(model.device)
-
-
-def _cat(parts: list[torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    return torch.cat(parts)
-
-
-def _run_questions(
-    model: PreTrainedModel,
+def time_questions(
     questions: Iterable[SyntheticQuestion],
-    score: Callable[[SyntheticQuestion], torch.Tensor],
+    score: Callable[[SyntheticQuestion], np.ndarray],
+    device: torch.device | str = "cpu",
 ) -> BaselineRun:
-    import torch
+    """Times each question.
 
+    Args:
+        questions: What to score.
+        score: Gives the scores [O] float32 of a question.
+        device: Whose queued work is waited for.
+    """
     seconds: list[float] = []
     scores: list[np.ndarray] = []
-    with torch.inference_mode():
-        for question in questions:
-            with Stopwatch(model.device) as watch:
-                scores_O = score(question)
-            seconds.append(watch.seconds)
-            scores.append(scores_O.cpu().numpy())
+    for question in questions:
+        with Stopwatch(device) as watch:
+            scores.append(score(question))
+        seconds.append(watch.seconds)
     return BaselineRun(question_s=tuple(seconds), scores=np.stack(scores))
+
+
+def row_logits(model: Forward, rows: Sequence[np.ndarray], device: torch.device | str) -> torch.Tensor:
+    """Logits [R, V] after the last token of each row, all rows as one batch.
+
+    Raises:
+        ValueError: The rows differ in length.
+    """
+    return model(input_ids=_to_batch(rows, device), use_cache=False, logits_to_keep=1).logits[:, -1]
+
+
+def cached_logits(
+    model: Forward, cache: Cache, question: SyntheticQuestion, device: torch.device | str
+) -> torch.Tensor:
+    """Logits [O, V] after each option, the prefix computed once into an empty cache that ends with O copies.
+
+    Raises:
+        ValueError: The options differ in length.
+    """
+    prefix, options = _to_batch([question.prefix_ids], device), _to_batch(question.option_ids, device)
+    model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(question.option_ids))
+    return model(input_ids=options, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+def label_difference(logits_OV: torch.Tensor, label_token_ids: tuple[int, int] = LABEL_TOKENS) -> np.ndarray:
+    """Scores [O] float32: the logit of one label token minus that of another."""
+    first, second = label_token_ids
+    logits_OV = logits_OV.float()
+    return (logits_OV[:, first] - logits_OV[:, second]).cpu().numpy()
+
+
+def _to_batch(rows: Sequence[np.ndarray], device: torch.device | str) -> torch.Tensor:
+    import torch
+
+    lengths = {len(ids) for ids in rows}
+    if len(lengths) != 1:
+        raise ValueError(f"options of {sorted(lengths)} tokens: expected all of one length")
+    return torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)

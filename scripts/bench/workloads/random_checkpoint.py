@@ -1,7 +1,7 @@
 """Writes Llama checkpoints of random weights as Hugging Face directories; knows nothing of what reads them.
 
 Weights are normal(0, 0.02), as transformers initialises them, and norms are ones. The numbers come from one
-pool of prime length: every tensor starts at its own place in it and runs round it, so that no two tensors and
+pool of prime length: every tensor starts at another place in it and runs round it, so that no two tensors and
 no two rows of a tensor are alike, and a 70B checkpoint costs little more than writing it. With a quantised
 storage the decoder layers' matrices are random codes in that format's layout (`random_storage`).
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from strata.engine.plan.shapes import ModelShape, to_llama_config
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE, weight_files
-from strata.scripts.bench.shapes import num_parameters
+from strata.scripts.bench.workloads.flops import num_parameters
 from strata.scripts.bench.workloads.random_storage import (
     QUANTIZATION_CONFIGS,
     STORAGES,
@@ -36,19 +36,36 @@ INITIALIZER_STD = 0.02
 RECIPE_NAME = "random_checkpoint.json"
 POOL_LENGTH = 4_194_301
 FREE_DISK_MARGIN_BYTES = 64 << 20
+SHARD_BYTES = 2 << 30
+"""Most bytes of tensors in a file, unless one tensor alone is larger."""
 
 TensorShapes = dict[str, tuple[int, ...]]
 RandomTensors = dict[str, RandomTensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the bytes of a random checkpoint."""
+
+    shape: ModelShape
+    dtype: str
+    storage: Storage | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.dtype not in BYTES_PER_VALUE:
+            raise InputError(f"dtype {self.dtype!r}: expected one of {', '.join(BYTES_PER_VALUE)}")
+        if self.storage is not None and self.storage not in STORAGES:
+            raise InputError(f"storage {self.storage!r}: expected one of {', '.join(STORAGES)}")
+
+    def as_json(self) -> dict[str, object]:
+        """What is kept beside the checkpoint, to know it again."""
+        plain = {"shape": asdict(self.shape), "dtype": self.dtype, "seed": self.seed}
+        return plain | {"shard_bytes": SHARD_BYTES} | ({"storage": self.storage} if self.storage else {})
+
+
 def make_random_checkpoint(
-    shape: ModelShape,
-    out: Path,
-    *,
-    dtype: str = "bfloat16",
-    storage: Storage | None = None,
-    seed: int = 0,
-    shard_bytes: int = 2 << 30,
+    shape: ModelShape, out: Path, *, dtype: str = "bfloat16", storage: Storage | None = None, seed: int = 0
 ) -> Path:
     """Writes a random checkpoint (config.json and safetensors, no tokenizer), or reuses one that is there.
 
@@ -58,9 +75,8 @@ def make_random_checkpoint(
         shape: The model.
         out: The directory to make; its parents are made too.
         dtype: float32, bfloat16 or float16; with a quantised storage, of all that is not quantised.
-        storage: the format of the decoder layers' matrices; None stores them in `dtype`.
+        storage: The format of the decoder layers' matrices; None stores them in `dtype`.
         seed: Decides the numbers; the same seed gives the same weights.
-        shard_bytes: Most bytes of tensors in a file, unless one tensor alone is larger.
 
     Returns:
         `out`.
@@ -68,23 +84,18 @@ def make_random_checkpoint(
     Raises:
         InputError: Unknown dtype or storage, too little free disk, or `out` holds something else.
     """
-    if dtype not in BYTES_PER_VALUE:
-        raise InputError(f"dtype {dtype!r}: expected one of {', '.join(BYTES_PER_VALUE)}")
-    if storage is not None and storage not in STORAGES:
-        raise InputError(f"storage {storage!r}: expected one of {', '.join(STORAGES)}")
-    recipe = {"shape": asdict(shape), "dtype": dtype, "seed": seed, "shard_bytes": shard_bytes}
-    if storage is not None:
-        recipe["storage"] = storage
+    recipe = Recipe(shape=shape, dtype=dtype, storage=storage, seed=seed)
     if out.exists() and not _is_empty_folder(out):
-        _check_reusable(out, recipe)
+        _check_reusable(out, recipe.as_json())
         return out
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _check_free_disk(partial, shape, dtype, storage)
-        _write_checkpoint(partial, shape, dtype, storage, seed, shard_bytes)
-        (partial / RECIPE_NAME).write_text(json.dumps(recipe, indent=2) + "\n", encoding="ascii")
+        _check_free_disk(partial, recipe)
+        _write_checkpoint(partial, recipe)
+        text = json.dumps(recipe.as_json(), indent=2) + "\n"
+        (partial / RECIPE_NAME).write_text(text, encoding="ascii")
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -115,35 +126,34 @@ def _file_names(out: Path) -> list[str]:
     return [CONFIG_FILE, *(file.name for file in weight_files(out))]
 
 
-def _check_free_disk(folder: Path, shape: ModelShape, dtype: str, storage: Storage | None) -> None:
-    bits = 8 * BYTES_PER_VALUE[dtype] if storage is None else stored_bits(storage)
+def _check_free_disk(folder: Path, recipe: Recipe) -> None:
+    shape, storage, itemsize = recipe.shape, recipe.storage, BYTES_PER_VALUE[recipe.dtype]
+    bits = 8 * itemsize if storage is None else stored_bits(storage)
     beside_layers = 2 * shape.vocab_size * shape.hidden_size
     in_layers = num_parameters(shape) - beside_layers
-    needed_bytes = int(in_layers * bits / 8) + beside_layers * BYTES_PER_VALUE[dtype] + FREE_DISK_MARGIN_BYTES
+    needed_bytes = int(in_layers * bits / 8) + beside_layers * itemsize + FREE_DISK_MARGIN_BYTES
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise InputError(
-            f"{folder.parent}: {free_bytes / 2**30:.1f} GiB free, but {shape.name} in {storage or dtype} "
-            f"needs {needed_bytes / 2**30:.1f} GiB"
+            f"{folder.parent}: {free_bytes / 2**30:.1f} GiB free, but {shape.name} in "
+            f"{storage or recipe.dtype} needs {needed_bytes / 2**30:.1f} GiB"
         )
 
 
-def _write_checkpoint(
-    folder: Path, shape: ModelShape, dtype: str, storage: Storage | None, seed: int, shard_bytes: int
-) -> None:
+def _write_checkpoint(folder: Path, recipe: Recipe) -> None:
     import torch
     from safetensors.torch import save_file
 
-    config = to_llama_config(shape)
-    config.dtype = getattr(torch, dtype)
-    if storage is not None:
-        config.quantization_config = QUANTIZATION_CONFIGS[storage]
+    config = to_llama_config(recipe.shape)
+    config.dtype = getattr(torch, recipe.dtype)
+    if recipe.storage is not None:
+        config.quantization_config = QUANTIZATION_CONFIGS[recipe.storage]
     config.save_pretrained(folder)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
     values = torch.randn(POOL_LENGTH, generator=generator).mul_(INITIALIZER_STD).to(config.dtype)
     codes = torch.randint(256, (POOL_LENGTH,), generator=generator, dtype=torch.uint8)
-    tensors = _random_tensors(shape, dtype, storage)
-    shards = _split_into_shards(tensors, shard_bytes)
+    tensors = _random_tensors(recipe)
+    shards = _split_into_shards(tensors)
     names = _shard_names(len(shards))
     for name, shard in zip(names, shards, strict=True):
         made = {key: _make_tensor(key, one, values, codes, generator) for key, one in shard.items()}
@@ -152,14 +162,14 @@ def _write_checkpoint(
         _write_index(folder / INDEX_FILE, names, shards, sum(map(_num_bytes, tensors.values())))
 
 
-def _random_tensors(shape: ModelShape, dtype: str, storage: Storage | None) -> RandomTensors:
+def _random_tensors(recipe: Recipe) -> RandomTensors:
     """Every stored tensor by name, in the order a forward pass needs them."""
     tensors: RandomTensors = {}
-    for name, size in _tensor_shapes(shape).items():
-        if storage is not None and ".layers." in name and len(size) == 2:
-            tensors |= linear_tensors(storage, name, (size[0], size[1]))
+    for name, size in _tensor_shapes(recipe.shape).items():
+        if recipe.storage is not None and ".layers." in name and len(size) == 2:
+            tensors |= linear_tensors(recipe.storage, name, (size[0], size[1]))
         else:
-            tensors[name] = RandomTensor(shape=size, dtype=dtype)
+            tensors[name] = RandomTensor(shape=size, dtype=recipe.dtype)
     return tensors
 
 
@@ -206,12 +216,12 @@ def _tensor_shapes(shape: ModelShape) -> TensorShapes:
     return tensors | {"model.norm.weight": (hidden,), "lm_head.weight": (shape.vocab_size, hidden)}
 
 
-def _split_into_shards(tensors: RandomTensors, shard_bytes: int) -> list[RandomTensors]:
+def _split_into_shards(tensors: RandomTensors) -> list[RandomTensors]:
     shards: list[RandomTensors] = [{}]
     used = 0
     for name, tensor in tensors.items():
         size = _num_bytes(tensor)
-        if shards[-1] and used + size > shard_bytes:
+        if shards[-1] and used + size > SHARD_BYTES:
             shards.append({})
             used = 0
         shards[-1][name] = tensor

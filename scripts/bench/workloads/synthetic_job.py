@@ -25,12 +25,16 @@ from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.checkpoint_folder import weight_files
 from strata.engine.weights.tensor_reader import TensorReader
-from strata.scripts.bench.record import Stopwatch
+from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.roofline import drop_page_cache
-from strata.scripts.bench.shapes import useful_flops
-from strata.scripts.bench.workloads.baselines import SyntheticQuestion, synthetic_questions
-
-LABEL_TOKENS = (3, 4)
+from strata.scripts.bench.timing import Stopwatch
+from strata.scripts.bench.workloads.flops import useful_flops
+from strata.scripts.bench.workloads.synthetic_questions import (
+    LABEL_TOKENS,
+    SyntheticQuestion,
+    synthetic_questions,
+    whole_rows,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,19 +50,16 @@ class SyntheticJob:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobRun:
-    """One run: seconds of sweep and head, the sweep's own account, label differences [Q, O]."""
+    """One run: seconds of sweep and head, what the sweep says of itself, label differences [Q, O]."""
 
     seconds: float
     swept: SweepResult
     scores: np.ndarray
 
 
-def make_job(
-    shape: ModelShape, num_questions: int, *, prefix_tokens: int, option_tokens: int, num_options: int
-) -> SyntheticJob:
+def make_job(shape: ModelShape, num_questions: int, size: QuestionSize) -> SyntheticJob:
     """Questions for a model of a shape."""
-    size = {"prefix_tokens": prefix_tokens, "option_tokens": option_tokens, "num_options": num_options}
-    questions = synthetic_questions(num_questions, vocab_size=shape.vocab_size, **size)
+    questions = synthetic_questions(num_questions, size, vocab_size=shape.vocab_size)
     prompts = [as_prompt(index, question) for index, question in enumerate(questions)]
     tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
     return SyntheticJob(
@@ -66,7 +67,7 @@ def make_job(
         prompts=prompts,
         tree=tree,
         targets=build_target_table(prompts, tree),
-        flops=useful_flops(shape, scored_tokens=num_options, **size),
+        flops=useful_flops(shape, size, scored_tokens=size.num_options),
     )
 
 
@@ -111,8 +112,8 @@ def run_synthetic(
 def as_prompt(index: int, question: SyntheticQuestion) -> Prompt:
     """A synthetic question as the yes-no head sees it: two label tokens after each option."""
     branches = []
-    for option, option_ids in enumerate(question.option_ids):
-        token_ids = np.concatenate([question.prefix_ids, option_ids]).astype(np.int32)
+    for option, row in enumerate(whole_rows(question)):
+        token_ids = row.astype(np.int32)
         branches += [
             Branch(
                 option=option,

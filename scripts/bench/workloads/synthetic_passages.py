@@ -37,7 +37,7 @@ def make_queries(num_queries: int, seed: int = 1) -> list[str]:
     """Queries of the same words, without the hundred most frequent (a list of stop words drops those)."""
     random, probabilities = np.random.default_rng(seed), word_probabilities(100)
     ranks = 100 + random.choice(NUM_WORDS - 100, size=(num_queries, QUERY_WORDS), p=probabilities)
-    return [" ".join(f"w{rank:x}" for rank in own) for own in ranks]
+    return [" ".join(f"w{rank:x}" for rank in query) for query in ranks]
 
 
 def write_passages(path: Path, num_passages: int) -> Path:

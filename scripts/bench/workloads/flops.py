@@ -1,4 +1,4 @@
-"""Sizes of Llama-shaped models and the FLOPs they need. Pure arithmetic: knows no weights and no machines.
+"""What Llama-shaped models hold and compute: parameters, GEMMs, useful FLOPs. Knows no weights.
 
 Legend: T tokens, N query heads, K kv heads, H head dim, D model dim, F feed-forward dim, V vocabulary.
 A multiply and an add count as two FLOPs. Norms, rotary embedding, softmax, embedding lookup and the few
@@ -7,12 +7,12 @@ vocabulary rows a score needs are left out: together they are below one percent 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from strata.engine.plan.shapes import LayerPart, ModelShape
+from strata.engine.plan.shapes import ModelShape
+from strata.scripts.bench.configs import QuestionSize
 
-if TYPE_CHECKING:
-    pass
+LayerPart = Literal["full", "keys_values", "rest"]
 
 
 def num_parameters(shape: ModelShape) -> int:
@@ -46,9 +46,7 @@ def layer_gemm_shapes(shape: ModelShape, num_tokens: int) -> list[tuple[int, int
     return [(num_tokens, k, n) for k, n in dict.fromkeys(widths)]
 
 
-def useful_flops(
-    shape: ModelShape, *, prefix_tokens: int, option_tokens: int, num_options: int, scored_tokens: int
-) -> int:
+def useful_flops(shape: ModelShape, size: QuestionSize, scored_tokens: int) -> int:
     """FLOPs that one question's prefix tree needs when nothing is computed twice or for nothing.
 
     With P prefix tokens, O options of L tokens, S scored tokens (the last S / O of each option), T = P + O*L:
@@ -60,27 +58,25 @@ def useful_flops(
 
     Args:
         shape: The model.
-        prefix_tokens: P, tokens that all options share.
-        option_tokens: L, tokens of each option.
-        num_options: O.
+        size: P, L and O.
         scored_tokens: S, tokens a question whose readout is wanted; a multiple of O.
 
     Raises:
         ValueError: S is no multiple of O, or more than the O * L option tokens.
     """
+    prefix_tokens, option_tokens, num_options = size.prefix_tokens, size.option_tokens, size.num_options
     if scored_tokens % num_options or not 0 < scored_tokens <= num_options * option_tokens:
         raise ValueError(
             f"scored_tokens {scored_tokens}: expected a multiple of num_options {num_options}, "
             f"from {num_options} to {num_options * option_tokens}"
         )
-    num_tokens = prefix_tokens + num_options * option_tokens
     scored_each = scored_tokens // num_options
     tree_keys = _causal_keys(0, prefix_tokens) + num_options * _causal_keys(prefix_tokens, option_tokens)
     scored_keys = num_options * _causal_keys(prefix_tokens + option_tokens - scored_each, scored_each)
 
-    full_layer = num_tokens * gemm_flops_per_token(shape) + _attention_flops(shape, tree_keys)
+    full_layer = size.num_tokens * gemm_flops_per_token(shape) + _attention_flops(shape, tree_keys)
     last_layer = (
-        num_tokens * gemm_flops_per_token(shape, "keys_values")
+        size.num_tokens * gemm_flops_per_token(shape, "keys_values")
         + scored_tokens * gemm_flops_per_token(shape, "rest")
         + _attention_flops(shape, scored_keys)
     )

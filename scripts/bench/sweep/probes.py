@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from strata.engine.plan.shapes import ModelShape
+from strata.engine.plan.sweep_plan import SweepPlan
 from strata.scripts.bench.roofline import measure_gemm_rate
-from strata.scripts.bench.shapes import layer_gemm_shapes
+from strata.scripts.bench.workloads.flops import layer_gemm_shapes
 
 PROBE_S = 0.3
 MAX_DRIFT = 0.1
@@ -70,3 +71,14 @@ class Prober:
                 break
             before = after
         return found
+
+
+def make_prober(shape: ModelShape, plan: SweepPlan, flops: int) -> Prober:
+    """GEMMs as a plan's micro-batches run them; `flops` are the useful ones of one question."""
+    return Prober(
+        shape=shape,
+        rows=plan.micro_batch_tokens,
+        dtype=plan.torch_dtype,
+        device=torch.device(plan.devices[0]),
+        flops=flops,
+    )

@@ -31,7 +31,7 @@ def test_tested_questions_and_empty_options_are_no_training_questions(tmp_path: 
     assert [number for number, _ in mixed] == ["first-1", "second-2"]
     write_questions(tmp_path / "mixed.jsonl", mixed)
     read = read_questions(tmp_path / "mixed.jsonl", warnings=RunWarnings())
-    assert [(own.id, own.prompt, own.options, own.answer) for own in read] == [
+    assert [(one.id, one.prompt, one.options, one.answer) for one in read] == [
         ("first-1", "What is a star?", ("a", "b", "c"), 0),
         ("second-2", "Who is it?", ("a", "b", "c"), 2),
     ]

@@ -108,7 +108,7 @@ def test_a_folder_without_a_set_is_refused(tmp_path: Path) -> None:
         retrieval.run_retrieval_bench(RetrievalBenchConfig(data=tmp_path))
 
 
-def test_own_passage_share() -> None:
+def test_known_passage_share() -> None:
     pages = [["a", "b"], ["b", "a"], []]
-    assert retrieval.own_passage_share(pages, ["a", "a", "a"], 1) == pytest.approx(1 / 3)
-    assert retrieval.own_passage_share(pages, ["a", "a", "a"], 2) == pytest.approx(2 / 3)
+    assert retrieval.known_passage_share(pages, ["a", "a", "a"], 1) == pytest.approx(1 / 3)
+    assert retrieval.known_passage_share(pages, ["a", "a", "a"], 2) == pytest.approx(2 / 3)

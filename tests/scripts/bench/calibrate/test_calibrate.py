@@ -22,11 +22,13 @@ from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.scripts.bench.calibrate import calibrate, decode_runs, plan_error, storage_runs
+from strata.engine.weights.tensor_reader import TensorReader
+from strata.scripts.bench.calibrate import calibrate, decode_runs, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (
     LayerSample,
     LayerSizes,
+    PartRates,
     fit_attention,
     fit_layer,
     predict_seconds,
@@ -36,11 +38,11 @@ from strata.scripts.bench.calibrate.layer_runs import (
     LayerCase,
     TimedLayer,
     TimedRun,
-    attention,
-    time_in_turns,
+    least_in_turns,
+    prefix_attention,
 )
 from strata.scripts.bench.configs import CalibrateConfig
-from strata.scripts.bench.shapes import gemm_flops_per_token
+from strata.scripts.bench.workloads.flops import gemm_flops_per_token
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
 SIZES = LayerSizes(width=7680, num_heads=32, head_dim=64, weight_bytes=88_000_000)
@@ -60,19 +62,23 @@ RUNS = [
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's calibration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def fit(samples: list[LayerSample], **known: object) -> LayerRates:
-    given = {"linear_flop_per_s": 4e11, "attention": (3.5e11, 2e9), "masked_keys": 64.0, "call_s": 6e-4}
-    return fit_layer(samples, SIZES, **(given | known))
+ALONE = PartRates(
+    linear_flop_per_s=4e11,
+    attention_flop_per_s=3.5e11,
+    softmax_scores_per_s=2e9,
+    masked_keys=64.0,
+    call_s=6e-4,
+)
 
 
 def test_a_fit_recovers_the_rates_that_made_the_times():
     samples = [LayerSample(seconds=predict_seconds(run, RATES, SIZES), run=run) for run in RUNS]
-    found = fit(samples)
+    found = fit_layer(samples, SIZES, ALONE)
     for name in ("elements_per_s", "weights_bytes_per_s", "softmax_scores_per_s"):
         assert getattr(found, name) == pytest.approx(getattr(RATES, name), rel=1e-6)
 
@@ -80,12 +86,12 @@ def test_a_fit_recovers_the_rates_that_made_the_times():
 def test_attention_slower_than_alone_goes_to_its_softmax():
     slower = replace(RATES, softmax_scores_per_s=1e9)
     samples = [LayerSample(seconds=predict_seconds(run, slower, SIZES), run=run) for run in RUNS]
-    assert fit(samples).softmax_scores_per_s == pytest.approx(1e9, rel=1e-6)
+    assert fit_layer(samples, SIZES, ALONE).softmax_scores_per_s == pytest.approx(1e9, rel=1e-6)
 
 
 def test_layers_faster_than_their_parts_leave_nothing_negative():
     samples = [LayerSample(seconds=predict_seconds(run, RATES, SIZES), run=run) for run in RUNS]
-    found = fit(samples, linear_flop_per_s=1e11)
+    found = fit_layer(samples, SIZES, replace(ALONE, linear_flop_per_s=1e11))
     assert (found.elements_per_s, found.weights_bytes_per_s) == (math.inf, math.inf)
 
 
@@ -126,7 +132,7 @@ def test_a_lane_counts_what_it_computes(tiny_layer):
 
 
 def test_attention_alone_counts_whole_tiles_on_cpu():
-    run = attention(4, 2, 16, torch.float32, torch.device("cpu"), 200)
+    run = prefix_attention(TINY, 200, torch.float32, torch.device("cpu"))
     assert run.scores == 4 * (128 * 128 + 72 * 200)
     assert run.run().shape == (200, 4, 16)
 
@@ -134,7 +140,7 @@ def test_attention_alone_counts_whole_tiles_on_cpu():
 def test_every_run_is_repeated_in_turns():
     order: list[int] = []
     runs = [TimedRun(run=lambda number=number: order.append(number)) for number in range(3)]
-    seconds = time_in_turns(runs, torch.device("cpu"), at_least_s=0.0)
+    seconds = least_in_turns(runs, torch.device("cpu"), at_least_s=0.0)
     assert order == [0, 1, 2] * 4
     assert all(0 <= one < 1 for one in seconds)
 
@@ -209,7 +215,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "TINYLLAMA_1B", TINY)
     cases = (LayerCase(micro_batch_tokens=32, prefix_tokens=50, num_questions=1),) * 2
     monkeypatch.setattr(calibrate, "CASES", {"cpu": cases})
-    monkeypatch.setattr(calibrate, "time_in_turns", partial(time_in_turns, at_least_s=0.0))
+    monkeypatch.setattr(calibrate, "least_in_turns", partial(least_in_turns, at_least_s=0.0))
     monkeypatch.setattr(calibrate, "ATTENTION_KEYS", {"cpu": 128})
     monkeypatch.setattr(calibrate, "LINEAR_ROWS", {"cpu": 32})
     monkeypatch.setattr(calibrate, "measure_gemm_rate", lambda *arguments, **settings: 1e11)
@@ -240,52 +246,3 @@ def test_a_calibration_may_go_to_a_file(small_machine, tmp_path):
     calibrate.run_calibration(CalibrateConfig(folder=tmp_path / "disk", out=tmp_path / "here.json"))
     assert not calibrated_path().exists()
     assert load_profile(str(tmp_path / "here.json")).name == "this machine"
-
-
-def test_plan_error_has_enough_configurations_of_different_names():
-    names = [case.name for case in plan_error.CASES]
-    assert len(names) == len(set(names)) >= 8
-
-
-def test_errors_are_shares_of_what_was_measured():
-    def result(predicted_s: float, measured_s: float) -> plan_error.CaseResult:
-        return plan_error.CaseResult(
-            name="a",
-            predicted_s=predicted_s,
-            measured_s=measured_s,
-            bottleneck="disk",
-            stall_s=0.0,
-            gemm_share=1.0,
-        )
-
-    results = [result(11.0, 10.0), result(8.0, 10.0), result(10.5, 10.0)]
-    summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu"))
-    assert summary["plan_error_median"] == pytest.approx(0.1)
-    assert summary["plan_error_max"] == pytest.approx(0.2)
-    assert 700 < summary["forecast_kaggle_2xt4_70b_q_per_h"] < 841
-
-
-CASES_TO_RUN = [
-    {"name": "resident", "resident": True},
-    {"name": "throttled", "bytes_per_s": 5e6, "num_groups": 2},
-    {"name": "disk", "hidden_store": "disk", "devices": "cpu,cpu"},
-    {"name": "int8", "dtype": "int8", "storage": "int8"},
-]
-
-
-@pytest.mark.parametrize("settings", CASES_TO_RUN, ids=lambda settings: settings["name"])
-def test_a_configuration_is_planned_as_asked_and_run(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_error, "TINYLLAMA_1B", TINY)
-    case = plan_error.SweepCase(num_questions=2, prefix_tokens=30, **settings)
-    config = plan_error.PlanErrorConfig(folder=tmp_path, num_layers=3)
-    checkpoint = plan_error.make_checkpoint(case, config)
-    profile = load_profile("cpu")
-    plan = plan_error.plan_case(case, checkpoint, profile, tmp_path).plan
-    assert plan.num_groups == case.num_groups
-    assert len(plan.resident_layers) == (3 if case.resident else 0)
-    assert plan.hidden_store == case.hidden_store
-    assert (plan.linear, plan.rates_from) == ("int8" if case.dtype == "int8" else "dense", "profile cpu")
-    found = plan_error.run_case(case, checkpoint, profile, config)
-    assert found.measured_s > 0
-    assert found.predicted_s > 0
-    assert found.gemm_share > 0

@@ -1,0 +1,118 @@
+"""The commands `strata bench ...`. Knows flags only; a command loads its heavy modules."""
+
+from __future__ import annotations
+
+from tyro.extras import SubcommandApp
+
+from strata.scripts.bench.configs import (
+    CalibrateConfig,
+    LargeBenchConfig,
+    PlanErrorConfig,
+    RetrievalBenchConfig,
+    RetrievalSpeedConfig,
+    SweepBenchConfig,
+    TrainBenchConfig,
+    TrainEncoderBenchConfig,
+)
+
+bench_app = SubcommandApp()
+
+
+@bench_app.command(name="sweep")
+def sweep(config: SweepBenchConfig) -> int:
+    """Compare the sweep with the GEMM roofline and Hugging Face loops, on random weights of a real shape.
+
+    Example: strata bench sweep --shape tinyllama-1.1b
+    """
+    from strata.scripts.bench.sweep.sweep import run_sweep_bench
+
+    return run_sweep_bench(config)
+
+
+@bench_app.command(name="checkpoint")
+def checkpoint(config: SweepBenchConfig) -> int:
+    """Only make the random checkpoint of `strata bench sweep`.
+
+    Example: strata bench checkpoint --shape llama2-7b
+    """
+    from strata.scripts.bench.sweep.sweep import make_checkpoint
+
+    print(make_checkpoint(config))
+    return 0
+
+
+@bench_app.command(name="large")
+def large(config: LargeBenchConfig) -> int:
+    """Score with a model far bigger than memory, under a hard limit where a memory cgroup can be made.
+
+    Example: strata bench large --shape llama2-70b --storage nf4 --limit-gib 8 --memory-gib 6.5
+    """
+    from strata.scripts.bench.large.large import run_large_bench
+
+    return run_large_bench(config)
+
+
+@bench_app.command(name="train")
+def train(config: TrainBenchConfig) -> int:
+    """Time training steps: prefixes shared or repeated, weights resident or streamed.
+
+    Example: strata bench train --parts packed streamed
+    """
+    from strata.scripts.bench.train.train import run_train_bench
+
+    return run_train_bench(config)
+
+
+@bench_app.command(name="train-encoder")
+def train_encoder(config: TrainEncoderBenchConfig) -> int:
+    """Train a small encoder on questions with retrieved contexts; MAP@3 beside what needs no training.
+
+    Example: strata bench train-encoder --data DIR
+    """
+    from strata.scripts.bench.train.encoder import run_train_encoder_bench
+
+    return run_train_encoder_bench(config)
+
+
+@bench_app.command(name="calibrate")
+def calibrate(config: CalibrateConfig) -> int:
+    """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
+
+    Example: strata bench calibrate
+    """
+    from strata.scripts.bench.calibrate.calibrate import run_calibration
+
+    return run_calibration(config)
+
+
+@bench_app.command(name="plan-error")
+def plan_error(config: PlanErrorConfig) -> int:
+    """Compare predicted with measured time over configurations of the sweep; calibrate first.
+
+    Example: strata bench plan-error
+    """
+    from strata.scripts.bench.calibrate.plan_error import run_plan_error
+
+    return run_plan_error(config)
+
+
+@bench_app.command(name="retrieval")
+def retrieval(config: RetrievalBenchConfig) -> int:
+    """Measure searchers on judged queries, on questions with a known passage, and their speed.
+
+    Example: strata bench retrieval --data DIR --encoder DIR
+    """
+    from strata.scripts.bench.retrieval.retrieval import run_retrieval_bench
+
+    return run_retrieval_bench(config)
+
+
+@bench_app.command(name="retrieval-speed")
+def retrieval_speed(config: RetrievalSpeedConfig) -> int:
+    """Measure exact top-k against faiss, BM25 and encoding rates, and the memory of a build.
+
+    Example: strata bench retrieval-speed --parts topk bm25
+    """
+    from strata.scripts.bench.retrieval.speed import run_retrieval_speed_bench
+
+    return run_retrieval_speed_bench(config)
