@@ -57,14 +57,19 @@ class EncoderTokenizer:
     """
 
     def __init__(
-        self, path: Path, shape: EncoderShape, max_tokens: int | None, warnings: RunWarnings
+        self,
+        path: Path,
+        shape: EncoderShape,
+        max_tokens: int | None,
+        warnings: RunWarnings,
+        *,
+        source: str = "the question file",
     ) -> None:
         self.tokenizer = read_tokenizer(path)
         self._check(path)
         # What it knows of a window is for one model; ours comes from the config.
         self.tokenizer.model_max_length = UNBOUNDED
-        self._shape, self._warnings = shape, warnings
-        self._source = "the question file"
+        self._shape, self._warnings, self._source = shape, warnings, source
         self._bounds = self._choose_bounds(max_tokens)
         self.limit_tokens = min(bound for _, bound in self._bounds)
         self._num_special = self.tokenizer.num_special_tokens_to_add(pair=True)

@@ -154,7 +154,7 @@ def open_encoder_reader(config: TrainConfig) -> EncoderReader:
     device = choose_device(config)
     shape = measure_encoder(read_encoder_config(config.model))
     warnings = RunWarnings()
-    writer = EncoderTokenizer(config.model, shape, config.max_tokens, warnings, str(config.questions))
+    writer = EncoderTokenizer(config.model, shape, config.max_tokens, warnings, source=str(config.questions))
     with seeded(config.seed):
         model, missing = load_encoder(config.model, torch.float32)
         head = head_modules(model)

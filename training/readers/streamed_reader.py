@@ -26,8 +26,8 @@ from strata.engine.model.decoder import assign_weights, build_decoder
 from strata.engine.model.embedding import read_embedding
 from strata.engine.model.layer_loader import make_loader
 from strata.engine.sweep.coordinator import Coordinator
-from strata.engine.sweep.hidden_store import HiddenStore, make_store
-from strata.engine.sweep.layer_stream import LayerStream
+from strata.engine.sweep.hidden_store import HiddenStore, StoreShape, make_store
+from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
@@ -77,15 +77,8 @@ class StreamedReader(DecoderReader):
         self._num_asked = 0
         plain = build_decoder(checkpoint.config, trained.dtype)
         self._loader = make_loader(checkpoint, plain, trained.dtype, self.tensor_reader, ())
-        self.stream = LayerStream(
-            loader=self._loader,
-            num_layers=checkpoint.num_layers,
-            sweeps=self._sweeps(),
-            resident=frozenset(),
-            devices=[device],
-            num_slots=NUM_SLOTS,
-            coordinator=self._coordinator,
-        )
+        order = ReadingOrder(sweeps=self._sweeps(), num_slots=NUM_SLOTS)
+        self.stream = LayerStream(self._loader, order, [device], self._coordinator)
         self._tails = [find_tail(layer) for layer in trained.decoder.layers]
         self._load_ends()
         self._coordinator.start(self.stream.read_all, "layer-reader")
@@ -207,7 +200,8 @@ class StreamedReader(DecoderReader):
         width = self.checkpoint.config.hidden_size
         folder = Path(self.config.out)
         folder.mkdir(parents=True, exist_ok=True)
-        return make_store(self.config.boundary_store, num_rows, width, self.dtype, self.device, folder)
+        shape = StoreShape(num_rows=num_rows, width=width, dtype=self.dtype, device=self.device)
+        return make_store(self.config.boundary_store, shape, folder)
 
     def _load_ends(self) -> None:
         """Reads what is not in a layer and stays: the final norm, and lm_head for heads on tokens."""

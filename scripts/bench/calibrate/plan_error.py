@@ -22,19 +22,14 @@ from strata.engine.config import PlanConfig
 from strata.engine.machine.measure import measure_disk_rate, measure_gemm_rate
 from strata.engine.machine.profile import MachineProfile, load_profile, save_profile
 from strata.engine.plan.shapes import TINYLLAMA_1B
-from strata.engine.plan.sweep_job import SweepJob, plan_job
-from strata.engine.sweep.sweep import run_sweep
 from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource, FileSource, ThrottledSource
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.configs import PlanErrorConfig, QuestionSize
 from strata.scripts.bench.record import RESULTS, append_result, print_environment, print_table
-from strata.scripts.bench.roofline import drop_page_cache
-from strata.scripts.bench.timing import Stopwatch
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import Storage
-from strata.scripts.bench.workloads.synthetic_job import make_job
+from strata.scripts.bench.workloads.synthetic_job import SyntheticRun, make_job, plan_synthetic, run_synthetic
 from strata.scripts.plan_shape import plan_shape
 
 OPTION_TOKENS, NUM_OPTIONS = 40, 5
@@ -138,15 +133,11 @@ def run_case(
     """Plans and sweeps a configuration; the median of its rounds counts."""
     measured, probes = [], [probe_gemm()]
     for _ in range(config.rounds):
-        job = plan_case(case, checkpoint, profile, config.folder)
-        drop_page_cache([checkpoint])
-        reader = TensorReader(open_source(case))
-        with Stopwatch() as watch:
-            run_sweep(job, reader, config.folder)
-        reader.close()
-        measured.append(watch.seconds)
+        with tempfile.TemporaryDirectory(dir=config.folder) as folder:
+            run = plan_case(case, checkpoint, profile, Path(folder))
+            measured.append(run_synthetic(run, open_source(case), cold=True).sweep_s)
         probes.append(probe_gemm())
-    plan = job.plan
+    plan = run.plan
     return CaseResult(
         name=case.name,
         predicted_s=plan.predicted_s,
@@ -162,31 +153,29 @@ def probe_gemm() -> float:
     return measure_gemm_rate(torch.device("cpu"), torch.bfloat16, TINYLLAMA_1B.hidden_size)
 
 
-def plan_case(case: SweepCase, checkpoint: Path, profile: MachineProfile, folder: Path) -> SweepJob:
+def plan_case(case: SweepCase, checkpoint: Path, profile: MachineProfile, folder: Path) -> SyntheticRun:
     """The job of a configuration, planned with the profile and the disk as it is now."""
     opened = open_checkpoint(checkpoint)
     shape = replace(TINYLLAMA_1B, num_layers=opened.num_layers)
     size = QuestionSize(
         prefix_tokens=case.prefix_tokens, option_tokens=OPTION_TOKENS, num_options=NUM_OPTIONS
     )
-    job = make_job(shape, case.num_questions, size)
     file = opened.require("norm.weight").parts[0][0].file
     disk = case.bytes_per_s or measure_disk_rate(file, DISK_SAMPLE_BYTES)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        here = Path(temporary) / "profile.json"
-        save_profile(replace(profile, disk_bytes_per_s=disk, cached_bytes_per_s=None), here)
-        settings = PlanConfig.from_flags(
-            model=checkpoint,
-            questions=checkpoint,
-            profile=str(here),
-            devices=case.devices,
-            dtype=case.dtype,
-            resident_layers=opened.num_layers if case.resident else 0,
-            num_groups=case.num_groups,
-            hidden_store=case.hidden_store,
-            micro_batch_tokens=case.micro_batch_tokens,
-        )
-        return plan_job(settings, "yes-no", opened, (), job.prompts, job.tree, job.targets).sweep
+    here = folder / "profile.json"
+    save_profile(replace(profile, disk_bytes_per_s=disk, cached_bytes_per_s=None), here)
+    return plan_synthetic(
+        make_job(shape, case.num_questions, size),
+        checkpoint,
+        folder,
+        profile=str(here),
+        devices=case.devices,
+        dtype=case.dtype,
+        resident_layers=opened.num_layers if case.resident else 0,
+        num_groups=case.num_groups,
+        hidden_store=case.hidden_store,
+        micro_batch_tokens=case.micro_batch_tokens,
+    )
 
 
 def open_source(case: SweepCase) -> ByteSource:

@@ -33,7 +33,7 @@ def measure(checkpoint: Path, config: LargeBenchConfig) -> dict[str, object]:
         memory_gib=config.memory_gib,
     )
     print(f"plan: {sweep.plan}", flush=True)
-    run = run_synthetic(job, sweep, checkpoint.parent, cold=True)
+    run = run_synthetic(sweep, cold=True)
     assert np.isfinite(run.scores).all(), "scores are not finite"
     plan = sweep.plan
     return {
@@ -45,8 +45,8 @@ def measure(checkpoint: Path, config: LargeBenchConfig) -> dict[str, object]:
         "tok_per_s": plan.tokens / run.seconds,
         "read_gib": plan.bytes_read / GIB,
         "disk_mb_per_s": disk_rate / 1e6,
-        "weights_wait_s": run.swept.weights_wait_s,
-        "weights_read_s": run.swept.weights_read_s,
+        "weights_wait_s": run.weight_stream.weights_wait_s,
+        "weights_read_s": run.weight_stream.weights_read_s,
         "planned_memory_gib": plan.memory_bytes / GIB,
         "micro_batch_tokens": plan.micro_batch_tokens,
         "resident_layers": len(plan.resident_layers),

@@ -7,18 +7,19 @@ their scores are all but ties.
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
-from strata.engine.config import ScoreConfig
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member
+from strata.engine.questions.question_file import read_questions
 from strata.engine.run.int8_check import Agreement, compare_scores
-from strata.engine.run.score import score_questions
-from strata.engine.types import QuestionScores
+from strata.engine.scorer import Scorer
+from strata.engine.types import QuestionScores, RunWarnings
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import print_table
 
 Head = Literal["yes-no", "letters", "loglik"]
+Dtype = Literal["float32", "bfloat16", "int8"]
 HEADS: tuple[Head, ...] = ("loglik", "yes-no", "letters")
 
 
@@ -27,7 +28,7 @@ def run_agreement_part(config: SweepBenchConfig) -> dict[str, object]:
     if config.trained_model is None or config.trained_questions is None:
         print("agreement: left out, it needs --trained-model and --trained-questions")
         return {}
-    found: dict[str, list[QuestionScores]] = {"float32": [], "bfloat16": [], "int8": []}
+    found: dict[Dtype, list[QuestionScores]] = {"float32": [], "bfloat16": [], "int8": []}
     rows = []
     for head in HEADS:
         scored = {dtype: score_with(config, head, dtype) for dtype in found}
@@ -51,11 +52,11 @@ def row_of(head: str, dtype: str, agreement: Agreement) -> dict[str, object]:
     return {"head": head, "dtype": dtype, **asdict(agreement)}
 
 
-def score_with(config: SweepBenchConfig, head: Head, dtype: str) -> list[QuestionScores]:
+def score_with(config: SweepBenchConfig, head: Head, dtype: Dtype) -> list[QuestionScores]:
     """The questions' scores in a dtype."""
     assert config.trained_model is not None
     assert config.trained_questions is not None
-    with TemporaryDirectory(dir=config.folder) as out:
-        settings: dict = {"model": config.trained_model, "questions": config.trained_questions}
-        settings |= {"out": Path(out), "head": head, "dtype": dtype, "int8_check_questions": 0}
-        return score_questions(ScoreConfig.from_flags(**settings)).scores
+    questions = read_questions(config.trained_questions, warnings=RunWarnings())
+    member = Member(model=config.trained_model, head=head)
+    with Scorer.open([member], MachineSettings(dtype=dtype)) as scorer:
+        return scorer.score(questions)

@@ -16,7 +16,6 @@ import numpy as np
 
 from strata.engine.machine.devices import resolve_devices
 from strata.engine.plan.shapes import SHAPES
-from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.results.peak_memory import PeakMemory
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
@@ -26,6 +25,7 @@ from strata.scripts.bench.workloads.baselines import hf_dynamic_cache, hf_naive,
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import (
     SyntheticJob,
+    SyntheticRun,
     checkpoint_bytes,
     make_job,
     plan_synthetic,
@@ -49,7 +49,7 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
     plan = plans["resident"].plan
     prober = make_prober(shape, plan, job.flops)
     with PeakMemory(0.002) as memory:
-        first = run_synthetic(job, plans["streamed"], config.folder, cold=True)
+        first = run_synthetic(plans["streamed"], cold=True)
     model = load_hf_model(checkpoint, dtype=prober.dtype, device=prober.device)
     difference = rms(hf_dynamic_cache(model, job.questions[:1]).scores - first.scores[:1])
     rounds = [run_round(config, job, plans, prober, model) for _ in range(config.rounds)]
@@ -61,7 +61,7 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
         "streamed_peak_rss_gib": memory.peak_bytes / GIB,
         "budget_gib": streamed_gib(config, checkpoint),
         "disk_mb_per_s": disk_rate / 1e6,
-        "streamed_wait_s": first.swept.weights_wait_s,
+        "streamed_wait_s": first.weight_stream.weights_wait_s,
         "rms_difference_from_dynamic_cache": difference,
         "rounds": [{name: asdict(run) for name, run in one.items()} for one in (*rounds, {"naive": naive})],
         "micro_batch_tokens": plan.micro_batch_tokens,
@@ -70,7 +70,7 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
     }
 
 
-def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> dict[str, SweepJob]:
+def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> dict[str, SyntheticRun]:
     """The planned sweep of each kind of run of ours."""
     common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
     resident = {"resident_layers": SHAPES[config.shape].num_layers, "num_groups": RESIDENT_GROUPS}
@@ -95,7 +95,7 @@ def streamed_gib(config: SweepBenchConfig, checkpoint: Path) -> float:
 def run_round(
     config: SweepBenchConfig,
     job: SyntheticJob,
-    plans: dict[str, SweepJob],
+    plans: dict[str, SyntheticRun],
     prober: Prober,
     model: PreTrainedModel,
 ) -> dict[str, ProbedRun]:
@@ -103,10 +103,10 @@ def run_round(
     per_group = len(job.questions) / RESIDENT_GROUPS
 
     def second_group_s(name: str) -> float:
-        return run_synthetic(job, plans[name], config.folder).swept.group_s[-1] / per_group
+        return run_synthetic(plans[name]).group_s[-1] / per_group
 
     def cold_s(name: str) -> float:
-        return run_synthetic(job, plans[name], config.folder, cold=True).seconds / len(job.questions)
+        return run_synthetic(plans[name], cold=True).seconds / len(job.questions)
 
     few = job.questions[: config.num_dynamic_questions]
     return {

@@ -82,10 +82,6 @@ def measure_format(config: SweepBenchConfig, shape: ModelShape, checkpoint: Path
     size_gib = checkpoint_bytes(checkpoint) / GIB
     print(f"{checkpoint.name}: {size_gib:.2f} GiB, computed in {plan.dtype}")
     return {
-        "resident": prober.probe(
-            lambda: run_synthetic(job, resident, config.folder).swept.group_s[-1] / per_group
-        ),
-        "streamed": prober.probe(
-            lambda: run_synthetic(job, streamed, config.folder, cold=True).seconds / len(job.questions)
-        ),
+        "resident": prober.probe(lambda: run_synthetic(resident).group_s[-1] / per_group),
+        "streamed": prober.probe(lambda: run_synthetic(streamed, cold=True).seconds / len(job.questions)),
     }

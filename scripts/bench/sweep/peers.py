@@ -88,5 +88,5 @@ def strata_s(config: SweepBenchConfig, job: SyntheticJob, dtype: str) -> float:
         memory_gib=streamed_gib(config, checkpoint),
         resident_layers=0,
     )
-    run = run_synthetic(job, sweep, config.folder, cold=True)
+    run = run_synthetic(sweep, cold=True)
     return run.seconds / len(job.questions)

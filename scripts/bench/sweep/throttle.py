@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from strata.engine.plan.shapes import SHAPES
-from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.weights.byte_sources import FileSource, ThrottledSource
 from strata.engine.weights.read_cache import CachedSource
 from strata.scripts.bench.configs import SweepBenchConfig
@@ -19,7 +18,13 @@ from strata.scripts.bench.record import GIB, print_table
 from strata.scripts.bench.sweep.core import bench_device
 from strata.scripts.bench.sweep.probes import Prober, make_prober
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
-from strata.scripts.bench.workloads.synthetic_job import SyntheticJob, make_job, plan_synthetic, run_synthetic
+from strata.scripts.bench.workloads.synthetic_job import (
+    SyntheticJob,
+    SyntheticRun,
+    make_job,
+    plan_synthetic,
+    run_synthetic,
+)
 
 PERCENTS = (50, 100, 200)
 
@@ -33,7 +38,7 @@ def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
     sweep = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)
     plan = sweep.plan
     prober = make_prober(shape, plan, job.flops)
-    unthrottled_s = run_synthetic(job, sweep, config.folder, cold=True).seconds
+    unthrottled_s = run_synthetic(sweep, cold=True).seconds
     results: dict[str, object] = {"unthrottled_s": unthrottled_s}
     rows = []
     for percent in PERCENTS:
@@ -50,13 +55,13 @@ def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
 def throttled_row(
     config: SweepBenchConfig,
     job: SyntheticJob,
-    sweep: SweepJob,
+    sweep: SyntheticRun,
     prober: Prober,
     rate: float,
 ) -> dict[str, float]:
     """One run between GEMM probes, its source throttled to a rate in bytes/s."""
     before = prober.gemm_flop_per_s()
-    run = run_synthetic(job, sweep, config.folder, ThrottledSource(FileSource(), rate), cold=True)
+    run = run_synthetic(sweep, ThrottledSource(FileSource(), rate), cold=True)
     gemm_rate = (before + prober.gemm_flop_per_s()) / 2
     compute_floor_s = len(job.questions) * job.flops / gemm_rate
     read_floor_s = sweep.plan.bytes_read / rate
@@ -70,13 +75,13 @@ def throttled_row(
 
 
 def measure_cache(
-    config: SweepBenchConfig, job: SyntheticJob, sweep: SweepJob, rate: float
+    config: SweepBenchConfig, job: SyntheticJob, sweep: SyntheticRun, rate: float
 ) -> dict[str, object]:
     """Two sweeps from the slowest source through a cache: seconds of each."""
     folder = Path(mkdtemp(prefix="cache-", dir=config.folder))
     try:
         source = CachedSource(ThrottledSource(FileSource(), rate), folder)
-        group_s = run_synthetic(job, sweep, config.folder, source, cold=True).swept.group_s
+        group_s = run_synthetic(sweep, source, cold=True).group_s
     finally:
         shutil.rmtree(folder)
     return {

@@ -19,8 +19,7 @@ from strata.engine.config import ScoreConfig
 from strata.engine.files import write_atomically
 from strata.engine.questions.metrics import map_at_k
 from strata.engine.questions.question_file import read_questions
-from strata.engine.run.artefacts import ScoreRun
-from strata.engine.run.score import score_questions
+from strata.engine.run.score import ScoreRun, score_questions
 from strata.engine.types import InputError, Question, RunWarnings
 from strata.retrieval.index.build import build_index
 from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder

@@ -6,25 +6,23 @@ Knows no baselines and no rooflines.
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from strata.engine.config import ScoreConfig
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.deadline import Deadline
+from strata.engine.jobs.decoder_job import DecoderJob
+from strata.engine.jobs.job import Session, WeightStream
+from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.plan.shapes import ModelShape
-from strata.engine.plan.sweep_job import SweepJob, plan_job
-from strata.engine.sweep.sweep import SweepResult, run_sweep
-from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
-from strata.engine.tree.targets import TargetTable, build_target_table
+from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.scorer import Scorer
 from strata.engine.types import Branch, Prompt, Question, Target
-from strata.engine.weights.byte_sources import ByteSource
-from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.byte_sources import ByteSource, FileSource
 from strata.engine.weights.checkpoint_folder import weight_files
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.roofline import drop_page_cache
 from strata.scripts.bench.timing import Stopwatch
@@ -39,74 +37,92 @@ from strata.scripts.bench.workloads.synthetic_questions import (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SyntheticJob:
-    """Questions of one size with their prefix tree; `flops` are the useful ones of one question."""
+    """Questions of one size, as prompts; `flops` are the useful ones of one question."""
 
     questions: list[SyntheticQuestion]
     prompts: list[Prompt]
-    tree: PrefixTree
-    targets: TargetTable
     flops: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class SyntheticRun:
+    """A job on a checkpoint with all decided: settings of `strata score`, and the plan they lead to."""
+
+    job: SyntheticJob
+    config: ScoreConfig
+    plan: SweepPlan
+    profile: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class JobRun:
-    """One run: seconds of sweep and head, what the sweep says of itself, label differences [Q, O]."""
+    """One run: seconds of sweep and head, what the job says of itself, label differences [Q, O]."""
 
     seconds: float
-    swept: SweepResult
+    sweep_s: float
+    group_s: list[float]
+    weight_stream: WeightStream
     scores: np.ndarray
 
 
 def make_job(shape: ModelShape, num_questions: int, size: QuestionSize) -> SyntheticJob:
     """Questions for a model of a shape."""
     questions = synthetic_questions(num_questions, size, vocab_size=shape.vocab_size)
-    prompts = [as_prompt(index, question) for index, question in enumerate(questions)]
-    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
     return SyntheticJob(
         questions=questions,
-        prompts=prompts,
-        tree=tree,
-        targets=build_target_table(prompts, tree),
+        prompts=[as_prompt(index, question) for index, question in enumerate(questions)],
         flops=useful_flops(shape, size, scored_tokens=size.num_options),
     )
 
 
-def plan_synthetic(job: SyntheticJob, checkpoint: Path, folder: Path, **settings: object) -> SweepJob:
-    """The sweep of a job on a checkpoint; settings are those of `strata score`."""
-    defaults: dict = {"model": checkpoint, "questions": checkpoint, "out": folder}
-    config = ScoreConfig(**(defaults | settings))
-    opened = open_checkpoint(checkpoint)
-    return plan_job(config, "yes-no", opened, (), job.prompts, job.tree, job.targets).sweep
+def plan_synthetic(
+    job: SyntheticJob, checkpoint: Path, folder: Path, *, profile: str | None = None, **settings: Any
+) -> SyntheticRun:
+    """A job planned on a checkpoint; settings are those of `strata score`, which runs keep to."""
+    defaults: dict = {"model": checkpoint, "questions": checkpoint, "out": folder, "head": "yes-no"}
+    config = ScoreConfig.from_flags(**(defaults | settings))
+    with _open(config, profile, FileSource()) as scorer:
+        planned = scorer.prepare(job.prompts)
+        assert isinstance(planned, DecoderJob)
+        plan = planned.sweep.plan
+    kept = PlanOverrides(
+        micro_batch_tokens=plan.micro_batch_tokens,
+        num_groups=plan.num_groups,
+        resident_layers=len(plan.resident_layers),
+        hidden_store=plan.hidden_store,
+    )
+    return SyntheticRun(job=job, config=replace(config, plan=kept), plan=plan, profile=profile)
 
 
-def run_synthetic(
-    job: SyntheticJob, sweep: SweepJob, folder: Path, source: ByteSource | None = None, *, cold: bool = False
-) -> JobRun:
-    """Runs a planned job.
+def run_synthetic(run: SyntheticRun, source: ByteSource | None = None, *, cold: bool = False) -> JobRun:
+    """Runs a planned job on a model that is opened anew: nothing of it is in memory.
 
     Args:
-        job: the questions.
-        sweep: their planned sweep.
-        folder: for a hidden store on disk.
+        run: what to do.
         source: where bytes come from; the files themselves when absent.
         cold: drop the checkpoint's pages from memory first.
     """
-    if cold:
-        drop_page_cache([sweep.checkpoint.path])
-    device = torch.device(sweep.plan.devices[0])
-    with closing(TensorReader(source)) as reader, Stopwatch(device) as watch:
-        swept = run_sweep(sweep, reader, folder)
-        logits = target_logits(
-            vocabulary_projection(sweep.checkpoint),
-            swept.readouts[sweep.members[0]],
-            job.targets.rows,
-            job.targets.token_ids,
-            reader,
-            device,
-            normalized=False,
-        )
-    scores = (logits[0::2] - logits[1::2]).reshape(len(job.questions), -1)
-    return JobRun(seconds=watch.seconds, swept=swept, scores=scores)
+    with _open(run.config, run.profile, source or FileSource()) as scorer:
+        job = scorer.prepare(run.job.prompts)
+        assert isinstance(job, DecoderJob)
+        if cold:
+            drop_page_cache([run.config.model])
+        with Stopwatch(job.opened.model.devices[0]) as watch:
+            rows = {row.question.id: row for group in job.groups(Deadline()) for row in group}
+        stream = job.measure().weight_stream
+    assert stream is not None
+    return JobRun(
+        seconds=watch.seconds,
+        sweep_s=scorer.session.timer.seconds["sweep"],
+        group_s=[group.seconds for group in job.swept],
+        weight_stream=stream,
+        scores=np.stack([rows[prompt.question.id].scores for prompt in run.job.prompts]),
+    )
+
+
+def _open(config: ScoreConfig, profile: str | None, source: ByteSource) -> Scorer:
+    session = Session(overrides=config.plan, folder=config.out)
+    return Scorer.open(config.members(), config.machine, session=session, source=source, profile=profile)
 
 
 def as_prompt(index: int, question: SyntheticQuestion) -> Prompt:

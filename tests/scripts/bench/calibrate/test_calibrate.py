@@ -22,7 +22,6 @@ from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.bench.calibrate import calibrate, decode_runs, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from strata.engine.plan.shapes import LLAMA2_70B, TINY
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import INDEX_FILE
 from strata.scripts.bench.workloads import random_checkpoint
 from strata.scripts.bench.workloads.flops import num_parameters
-from strata.engine.weights.checkpoint_folder import INDEX_FILE
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
 
