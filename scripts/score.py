@@ -6,8 +6,7 @@ from rich.console import Console
 
 from strata.engine.config import ScoreConfig
 from strata.engine.results.tables import best_letters
-from strata.engine.run.artefacts import ScoreRun
-from strata.engine.run.score import score_questions
+from strata.engine.run.score import ScoreRun, score_questions
 
 NUM_SHOWN = 5
 
@@ -46,14 +45,17 @@ def print_summary(run: ScoreRun) -> None:
             f"MAP@3 {metrics['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}, "
             f"longest option {heuristics['longest_option_map_at_3']:.3f}), accuracy {metrics['accuracy']:.3f}"
         )
-    saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
+    sharing = ""
+    if "trie_nodes" in measured:
+        saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
+        sharing = f"; one path at a time would compute {saved:.1f}x as many"
     if cut := measured["truncated_questions"]:
         lost = measured["truncated_context_tokens"]
         console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")
     console.print(
         f"{measured['tokens_computed']:,} tokens in {measured['seconds_by_phase']['sweep']:.1f} s "
-        f"({measured['tok_per_s']:,.0f} tok/s, {measured['roofline_fraction']:.0%} of the GEMM roofline); "
-        f"one path at a time would compute {saved:.1f}x as many",
+        f"({measured['tok_per_s']:,.0f} tok/s, {measured['roofline_fraction']:.0%} of the GEMM roofline)"
+        f"{sharing}",
         soft_wrap=True,
     )
     files = ["submission.csv", "scores.parquet", "run.json", "report.html"]

@@ -99,9 +99,12 @@ class LaneWorker:
         Returns:
             The micro-batch's key space [2, K, C, H].
         """
+        is_last = self._layer == len(self.decoder.layers) - 1
+        return (self.run_last_layer if is_last else self.run_layer)(index, member, carried)
+
+    def run_layer(self, index: int, member: str, carried: torch.Tensor | None) -> torch.Tensor:
+        """All rows through all of the layer, store to store; see `run`."""
         hidden, position_ids = self._load(index, member)
-        if self._layer == len(self.decoder.layers) - 1:
-            return self._run_last_layer(index, member, hidden, position_ids, carried)
         call = AttentionCall(tiles_of=self._tiles[index], carried=carried)
         output = self._compute(
             index, hidden, lambda states: self.decoder.run_layer(self._layer, states, position_ids, call)
@@ -113,15 +116,9 @@ class LaneWorker:
         assert call.key_values is not None
         return call.key_values
 
-    def _run_last_layer(
-        self,
-        index: int,
-        member: str,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        carried: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Keys and values of all rows, the rest for scored ones, whose readouts it leaves."""
+    def run_last_layer(self, index: int, member: str, carried: torch.Tensor | None) -> torch.Tensor:
+        """Keys and values of all rows, the rest for scored ones, whose readouts it leaves; see `run`."""
+        hidden, position_ids = self._load(index, member)
         layer, batch = self._layer, self.lane.micro_batches[index]
         keys = AttentionCall(tiles_of=self._tiles[index], carried=carried, mode="keys")
         key_values = self._compute(

@@ -17,8 +17,8 @@ from torch import nn
 from strata.engine.machine.rates import LinearKind
 from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.plan.shapes import ModelShape, to_llama_config
-from strata.engine.sweep.hidden_store import MemoryStore
-from strata.engine.sweep.lane_worker import LaneWorker
+from strata.engine.sweep.hidden_store import MemoryStore, StoreShape
+from strata.engine.sweep.lane_worker import LaneWorker, Readouts
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
@@ -31,6 +31,7 @@ from strata.scripts.bench.workloads.synthetic_questions import synthetic_questio
 OPTION_TOKENS = 40
 NUM_OPTIONS = 5
 INITIALIZER_STD = 0.02
+MEMBER = "base"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,19 @@ class TimedLayer:
         tree = question_tree(case, self.shape.vocab_size)
         scored = np.array([tree.num_tokens - 1], np.int64)
         (lane,) = split_lanes(tree, scored, 1, case.micro_batch_tokens)
-        worker = LaneWorker(decoder=self.decoder, device=self.device, dtype=self.dtype, tree=tree, lane=lane)
-        store = MemoryStore(tree.num_tokens, self.shape.hidden_size, self.dtype, self.device, on_host=False)
+        width = self.shape.hidden_size
+        shape = StoreShape(num_rows=tree.num_tokens, width=width, dtype=self.dtype, device=self.device)
+        store = MemoryStore(shape, on_host=False)
+        worker = LaneWorker(
+            decoder=self.decoder,
+            device=self.device,
+            dtype=self.dtype,
+            tree=tree,
+            lane=lane,
+            stores={MEMBER: store},
+            norm={},
+            readouts=Readouts(scored=scored, rows={}),
+        )
         hidden = torch.randn(tree.num_tokens, self.shape.hidden_size, device=self.device).to(self.dtype)
 
         def run() -> None:
@@ -109,7 +121,7 @@ class TimedLayer:
             worker.assign(0, self.weights)
             carried = None
             for index in range(len(lane.micro_batches)):
-                key_values = worker.run_layer(0, index, "base", store, carried)
+                key_values = worker.run_layer(index, MEMBER, carried)
                 carried = worker.keep_carried(index, key_values)
 
         return TimedRun(

@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 from strata.engine.machine.measure import measure_disk_rate
-from strata.engine.sweep.hidden_store import DiskStore
+from strata.engine.sweep.hidden_store import DiskStore, StoreShape
 from strata.scripts.bench.timing import least_seconds
 
 FILE_BYTES = 256 << 20
@@ -25,15 +25,16 @@ def measure_disks(folder: Path) -> tuple[float, float]:
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         _write_random(Path(file.name))
         disk = measure_disk_rate(Path(file.name), FILE_BYTES)
-    store = DiskStore(STORE_ROWS, STORE_WIDTH, torch.bfloat16, torch.device("cpu"), folder)
-    rows = torch.zeros(STORE_ROWS, STORE_WIDTH, dtype=torch.bfloat16)
+    cpu, dtype = torch.device("cpu"), torch.bfloat16
+    shape = StoreShape(num_rows=STORE_ROWS, width=STORE_WIDTH, dtype=dtype, device=cpu)
+    store, rows = DiskStore(shape, folder), torch.zeros(STORE_ROWS, STORE_WIDTH, dtype=dtype)
 
     def there_and_back() -> None:
         for first in range(0, STORE_ROWS, 512):
             store.write(first, rows[first : first + 512])
             store.read(first, 512)
 
-    seconds = least_seconds(there_and_back, torch.device("cpu"), at_least_s=0.5)
+    seconds = least_seconds(there_and_back, cpu, at_least_s=0.5)
     store.close()
     return disk, 2 * rows.nbytes / seconds
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,10 +72,13 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
 
 def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> dict[str, SyntheticRun]:
     """The planned sweep of each kind of run of ours."""
-    common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
+    common: dict[str, Any] = {
+        "devices": bench_device(config),
+        "micro_batch_tokens": config.micro_batch_tokens,
+    }
     resident = {"resident_layers": SHAPES[config.shape].num_layers, "num_groups": RESIDENT_GROUPS}
     streamed = {"memory_gib": streamed_gib(config, checkpoint), "resident_layers": 0}
-    settings: dict[str, dict[str, object]] = {
+    settings: dict[str, dict[str, Any]] = {
         "resident": {**resident},
         "streamed": {**streamed},
         "int8": {**resident, "dtype": "int8"},

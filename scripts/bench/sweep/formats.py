@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from strata.engine.plan.shapes import SHAPES, ModelShape
 from strata.scripts.bench.configs import SweepBenchConfig
@@ -70,7 +71,7 @@ def make_format(shape: ModelShape, folder: Path, name: str) -> Path:
 def measure_format(config: SweepBenchConfig, shape: ModelShape, checkpoint: Path) -> dict[str, ProbedRun]:
     """One round of a format: resident, then streamed; both compute in the plain bench's dtype."""
     job = make_job(shape, config.num_questions, config.question_size)
-    common: dict[str, object] = {"devices": bench_device(config), "dtype": config.format_dtype}
+    common: dict[str, Any] = {"devices": bench_device(config), "dtype": config.format_dtype}
     common |= {"micro_batch_tokens": config.micro_batch_tokens}
     resident = plan_synthetic(
         job, checkpoint, config.folder, **common, resident_layers=shape.num_layers, num_groups=RESIDENT_GROUPS

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from strata.engine.plan.shapes import SHAPES
 from strata.engine.weights.byte_sources import FileSource, ThrottledSource
@@ -34,7 +35,10 @@ def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
     shape = SHAPES[config.shape]
     checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
     job = make_job(shape, config.num_questions, config.question_size)
-    common = {"devices": bench_device(config), "micro_batch_tokens": config.micro_batch_tokens}
+    common: dict[str, Any] = {
+        "devices": bench_device(config),
+        "micro_batch_tokens": config.micro_batch_tokens,
+    }
     sweep = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)
     plan = sweep.plan
     prober = make_prober(shape, plan, job.flops)
