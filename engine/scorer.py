@@ -21,7 +21,7 @@ from strata.engine.heads.registry import CLASSIFIER_HEADS, score_tokens
 from strata.engine.machine.machine import Budgets
 from strata.engine.machine.rates import MachineRates
 from strata.engine.members.ensemble import average_members
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.sweep.sweep import SweepResult
@@ -83,11 +83,13 @@ def score_members(
         logits = target_logits(
             vocabulary_projection(job.checkpoint),
             readouts,
-            targets.rows,
-            targets.token_ids,
+            TargetTokens(
+                rows=targets.rows,
+                token_ids=targets.token_ids,
+                normalized=job.targets.needs_normalization(job.head),
+            ),
             reader,
             torch.device(job.plan.devices[0]),
-            normalized=job.targets.needs_normalization(job.head),
         )
         if not np.isfinite(logits).all():
             raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from strata.engine.config import ScoreConfig
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
 from strata.engine.plan.shapes import ModelShape
 from strata.engine.plan.sweep_job import SweepJob, plan_job
 from strata.engine.sweep.sweep import SweepResult, run_sweep
@@ -98,11 +98,9 @@ def run_synthetic(
         logits = target_logits(
             vocabulary_projection(sweep.checkpoint),
             swept.readouts[sweep.members[0]],
-            job.targets.rows,
-            job.targets.token_ids,
+            TargetTokens(rows=job.targets.rows, token_ids=job.targets.token_ids, normalized=False),
             reader,
             device,
-            normalized=False,
         )
     scores = (logits[0::2] - logits[1::2]).reshape(len(job.questions), -1)
     return JobRun(seconds=watch.seconds, swept=swept, scores=scores)
