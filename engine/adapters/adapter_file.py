@@ -24,7 +24,7 @@ def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
 
     Args:
         path: folder with adapter_config.json and adapter_model.safetensors.
-        hidden_size: D of the model, which a score head must have.
+        hidden_size: D of the model; a score head is [labels, D], or [1, 2 D] for --head contrast.
         num_layers: decoder layers of the model.
 
     Raises:
@@ -114,10 +114,13 @@ def _find_score(
             f"{file}: holds {len(names)} classification heads ({', '.join(names)}); expected one"
         )
     score = tensors[names[0]]
-    if score.dim() != 2 or score.shape[1] != hidden_size:
+    is_matrix = score.dim() == 2
+    reads_one = is_matrix and score.shape[1] == hidden_size
+    reads_others_too = is_matrix and score.shape == (1, 2 * hidden_size)
+    if not reads_one and not reads_others_too:
         raise InputError(
             f"{file}: tensor {names[0]!r} has shape {tuple(score.shape)}; expected (labels, {hidden_size}), "
-            "the model's hidden size"
+            f"the model's hidden size, or (1, {2 * hidden_size}) for --head contrast"
         )
     return score
 

@@ -49,7 +49,8 @@ class Adapter:
     """A LoRA adapter; its tensors are memory-mapped from the file.
 
     `layers` holds, for each decoder layer, the LoraWeights by module path in the layer ("self_attn.q_proj").
-    `score` [num_labels, D] is the trained classification head, if any. `num_bytes` counts all tensors.
+    `score` [num_labels, D], or [1, 2 D] for --head contrast, is the trained classification head, if any.
+    `num_bytes` counts all tensors.
     """
 
     name: str

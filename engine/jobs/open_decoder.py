@@ -98,4 +98,8 @@ def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[A
         raise InputError(
             f"--adapter: {with_score[0]!r} brings a score head but {missing!r} does not; expected all or none"
         )
+    widths = {adapter.score.shape[1]: adapter.name for adapter in adapters if adapter.score is not None}
+    if len(widths) > 1:
+        told = ", ".join(f"{name!r} of {width}" for width, name in sorted(widths.items()))
+        raise InputError(f"--adapter: score heads of different widths ({told}); expected the same of all")
     return adapters

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from strata.engine.adapters.lora import Adapter
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
 from strata.engine.tree.targets import TargetTable
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
@@ -60,11 +60,11 @@ class MemberReadings:
         found = target_logits(
             vocabulary_projection(self.checkpoint),
             self.readouts,
-            self.targets.rows,
-            self.targets.token_ids,
+            TargetTokens(
+                rows=self.targets.rows, token_ids=self.targets.token_ids, normalized=self.normalized
+            ),
             self.reader,
             self.device,
-            normalized=self.normalized,
         )
         if not np.isfinite(found).all():
             raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")

@@ -5,13 +5,14 @@ Knows no layer and no weights; what a call needs beside query, key and value com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from strata.engine.model.families import UnsupportedFamilyError
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.tile import Tile
@@ -59,17 +60,10 @@ def attend_prefix_tree(
     """The attention function that transformers' layers call: query [1, N, T, H] -> output [1, T, N, H].
 
     Raises:
-        NotImplementedError: the family asks for something that prefix attention does not know.
+        UnsupportedFamilyError: the family asks for something that prefix attention does not know, or its
+            layer does not hand on what attention needs.
     """
-    unknown = [
-        name for name, setting in settings.items() if setting is not None and name not in IGNORED_SETTINGS
-    ]
-    if unknown:
-        raise NotImplementedError(
-            f"attention setting {unknown[0]} of {type(module).__name__} is not supported"
-        )
-    assert attention_call is not None, "strata's attention runs inside strata's sweep only"
-    call = attention_call
+    call = _require_known(module, key, value, attention_call, settings)
     if call.mode != "scored":
         call.key_values = _append_keys(call.carried, key[0], value[0])
     if call.mode == "keys":
@@ -99,12 +93,37 @@ IGNORED_SETTINGS = {
 }
 
 
+def _require_known(
+    module: nn.Module,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    call: AttentionCall | None,
+    settings: Mapping[str, Any],
+) -> AttentionCall:
+    """The call, unless the family's attention is of a kind that is not known here."""
+    unknown = [
+        name for name, setting in settings.items() if setting is not None and name not in IGNORED_SETTINGS
+    ]
+    if unknown:
+        raise UnsupportedFamilyError(
+            f"attention setting {unknown[0]} of {type(module).__name__} is not supported"
+        )
+    if call is None:
+        raise UnsupportedFamilyError(
+            f"{type(module).__name__} is not given the arguments that its layer is called with"
+        )
+    if key.shape != value.shape:
+        widths = f"{key.shape[-1]} features for keys and {value.shape[-1]} for values"
+        raise UnsupportedFamilyError(f"{type(module).__name__} has heads of {widths}")
+    return call
+
+
 def _append_keys(carried: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    own = torch.stack((key, value))
+    appended = torch.stack((key, value))
     if carried is None:
-        return own
-    dtype = torch.promote_types(carried.dtype, own.dtype)
-    return torch.cat((carried.to(dtype), own.to(dtype)), dim=2)
+        return appended
+    dtype = torch.promote_types(carried.dtype, appended.dtype)
+    return torch.cat((carried.to(dtype), appended.to(dtype)), dim=2)
 
 
 ATTENTION_NAME = "strata_prefix"

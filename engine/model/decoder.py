@@ -19,7 +19,11 @@ from torch import nn
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
 from strata.engine.model.attention import ATTENTION_NAME, AttentionCall, attend_prefix_tree
-from strata.engine.model.families import refuse_unsupported
+from strata.engine.model.families import (
+    UnsupportedFamilyError,
+    refuse_unsupported,
+    refuse_what_transformers_cannot,
+)
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.types import InputError
 from strata.kernels.prefix_attention.tile import Tile
@@ -66,15 +70,21 @@ class Decoder:
             quantize_linears(layer, self.activations)
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Tables of cos and sin [max_position + 1, H] for every kind of layer, on a device."""
+        """Makes tables of cos and sin [max_position + 1, H] for every kind of layer, on a device.
+
+        Raises:
+            UnsupportedFamilyError: the family has another kind of table.
+        """
         rotary = self.base.get_submodule("rotary_emb").to(device)
         reference = torch.empty(1, dtype=dtype, device=device)
         position_ids = torch.arange(max_position + 1, device=device)[None]
         by_type = "layer_type" in inspect.signature(rotary.forward).parameters
         kinds: set[str | None] = set(self.config.layer_types) if by_type else {None}
         for kind in kinds:
-            cos, sin = rotary(reference, position_ids, kind) if by_type else rotary(reference, position_ids)
-            self.rope_tables[kind] = (cos[0], sin[0])
+            tables = rotary(reference, position_ids, kind) if by_type else rotary(reference, position_ids)
+            if not isinstance(tables, tuple) or len(tables) != 2:
+                raise UnsupportedFamilyError(f"{type(rotary).__name__} gives no tables of cos and sin")
+            self.rope_tables[kind] = (tables[0][0], tables[1][0])
 
     def embed(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, D] from a table [U, D] of the rows in use and row numbers [T] into it."""
@@ -146,11 +156,8 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     """
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
-    try:
-        with init_empty_weights(include_buffers=False):
-            base = AutoModel.from_config(config, dtype=dtype)
-    except (ValueError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"model type {config.model_type!r}: {str(error).splitlines()[0]}") from None
+    with refuse_what_transformers_cannot(config), init_empty_weights(include_buffers=False):
+        base = AutoModel.from_config(config, dtype=dtype)
     missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
     if missing:
         raise InputError(
@@ -176,16 +183,14 @@ def _rehearse(decoder: Decoder, dtype: torch.dtype) -> None:
     layer = decoder.layers[0]
     stubs = [(name, module) for name, module in layer.named_children() if name in MLP_NAMES]
     try:
-        decoder.prepare_rope(1, torch.device("cpu"), dtype)
-        for name, _ in stubs:
-            setattr(layer, name, _Zero(config.hidden_size))
-        hidden = torch.empty(2, config.hidden_size, dtype=dtype, device=meta)
-        tables = decoder.rope_tables
-        decoder.rope_tables = {kind: (cos.to(meta), sin.to(meta)) for kind, (cos, sin) in tables.items()}
-        decoder.run_layer(0, hidden, torch.zeros(2, dtype=torch.int64, device=meta), call)
-    except (NotImplementedError, AssertionError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"model type {config.model_type!r} is not supported: {reason}") from None
+        with refuse_what_transformers_cannot(config):
+            decoder.prepare_rope(1, torch.device("cpu"), dtype)
+            for name, _ in stubs:
+                setattr(layer, name, _Zero(config.hidden_size))
+            hidden = torch.empty(2, config.hidden_size, dtype=dtype, device=meta)
+            tables = decoder.rope_tables
+            decoder.rope_tables = {kind: (cos.to(meta), sin.to(meta)) for kind, (cos, sin) in tables.items()}
+            decoder.run_layer(0, hidden, torch.zeros(2, dtype=torch.int64, device=meta), call)
     finally:
         for name, module in stubs:
             setattr(layer, name, module)

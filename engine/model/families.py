@@ -1,10 +1,51 @@
-"""What a model family asks for that strata does not have, told by its config before any work."""
+"""What a model family asks for that strata does not have: told by its config, or by what its modules do."""
 
 from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import PreTrainedConfig
 
 from strata.engine.types import InputError
+
+
+class UnsupportedFamilyError(NotImplementedError):
+    """A family's modules ask for something that strata does not have; the message says for what."""
+
+
+@contextmanager
+def refuse_what_transformers_cannot(config: PreTrainedConfig) -> Iterator[None]:
+    """Around code that runs a family's modules: what they cannot do becomes an InputError.
+
+    Errors raised in strata's own modules are mistakes of ours and pass through, unless they say themselves
+    that the family is not supported.
+
+    Raises:
+        InputError: the family cannot be run.
+    """
+    try:
+        yield
+    except UnsupportedFamilyError as error:
+        raise _not_supported(config, error) from None
+    except FAMILY_ERRORS as error:
+        if not _ends_in_transformers(error):
+            raise
+        raise _not_supported(config, error) from None
+
+
+def _ends_in_transformers(error: BaseException) -> bool:
+    """Whether transformers' code, or what it called of others, raised the error, and not ours."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [module.partition(".")[0] for module in modules]
+    return next(name for name in reversed(packages) if name in ("strata", "transformers")) == "transformers"
+
+
+def _not_supported(config: PreTrainedConfig, error: BaseException) -> InputError:
+    told = str(error).strip() or "no reason given"
+    reason = f"{type(error).__name__}: {told}" if isinstance(error, KeyError) else told.splitlines()[0]
+    return InputError(f"model type {config.model_type!r} is not supported: {reason}")
 
 
 def refuse_unsupported(config: PreTrainedConfig) -> None:
@@ -35,5 +76,16 @@ UNSUPPORTED_SETTINGS = {
     "embedding_multiplier": (None, 1, 1.0),
 }
 
+FAMILY_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What transformers raises when a family is built or run in a way that it is not made for."""
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import linear
 
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
@@ -31,6 +32,10 @@ class VocabularyProjection:
     stored: StoredTensor
     bias: StoredTensor | None
     softcap: float | None
+
+    def cap(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits after the final soft cap; the same without one."""
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def bytes_needed(self, token_ids: np.ndarray, *, normalized: bool) -> int:
         """Bytes read for targets with these token ids."""
@@ -59,31 +64,42 @@ def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
     )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetTokens:
+    """Tokens whose logits are wanted.
+
+    Attributes:
+        rows: [n] readout row of each.
+        token_ids: [n] the tokens.
+        normalized: log-probabilities are wanted: logits minus the log-sum-exp over the whole vocabulary.
+    """
+
+    rows: np.ndarray
+    token_ids: np.ndarray
+    normalized: bool
+
+
 def target_logits(
     projection: VocabularyProjection,
     readouts: torch.Tensor,
-    rows: np.ndarray,
-    token_ids: np.ndarray,
+    targets: TargetTokens,
     reader: TensorReader,
     device: torch.device,
-    *,
-    normalized: bool,
 ) -> np.ndarray:
-    """Log-probabilities (or, without `normalized`, logits) of target tokens.
+    """Log-probabilities (or logits, where the targets say so) of target tokens.
 
     Args:
         projection: where the projection is stored.
         readouts: [S, D] on the host.
-        rows: [n] readout row of each target.
-        token_ids: [n] token of each target.
+        targets: which tokens, after which readouts.
         reader: counts bytes.
         device: where the products are computed, in float32.
-        normalized: subtract the log-sum-exp over the whole vocabulary.
 
     Returns:
         [n] float64.
     """
-    used, rows = np.unique(rows, return_inverse=True)
+    token_ids, normalized = targets.token_ids, targets.normalized
+    used, rows = np.unique(targets.rows, return_inverse=True)
     readouts = readouts[torch.from_numpy(used)]
     bias = reader.read(projection.bias).float() if projection.bias else None
     picked = np.zeros(len(token_ids))
@@ -94,9 +110,7 @@ def target_logits(
         wanted = np.flatnonzero(np.isin(token_ids, ids))
         for first in range(0, len(readouts), READOUT_ROWS):
             part = slice(first, min(first + READOUT_ROWS, len(readouts)))
-            logits = torch.nn.functional.linear(readouts[part].to(device, torch.float32), weight, block_bias)
-            if projection.softcap is not None:
-                logits = projection.softcap * torch.tanh(logits / projection.softcap)
+            logits = projection.cap(linear(readouts[part].to(device, torch.float32), weight, block_bias))
             if normalized:
                 log_sum[part] = torch.logaddexp(log_sum[part], torch.logsumexp(logits, dim=1).cpu())
             here = wanted[(rows[wanted] >= part.start) & (rows[wanted] < part.stop)]

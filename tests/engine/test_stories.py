@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from strata.engine.model.vocabulary import target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
 from strata.engine.plan.sweep_job import BASE_MEMBER, SweepJob
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.sweep.sweep import run_sweep
@@ -47,11 +47,13 @@ class Predictor:
         log_probabilities = target_logits(
             vocabulary_projection(self.checkpoint),
             readouts,
-            np.repeat(np.arange(len(positions)), size),
-            np.tile(np.arange(size), len(positions)),
+            TargetTokens(
+                rows=np.repeat(np.arange(len(positions)), size),
+                token_ids=np.tile(np.arange(size), len(positions)),
+                normalized=True,
+            ),
             reader,
             torch.device("cpu"),
-            normalized=True,
         )
         reader.close()
         return log_probabilities.reshape(len(positions), size)

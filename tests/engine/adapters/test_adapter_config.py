@@ -122,7 +122,9 @@ def test_settings_refused_by_name(tmp_path: Path, settings: dict[str, Any], mess
         (f"{QUERY}.lora_magnitude_vector", (32,), "use_dora is false"),
         (f"{QUERY}.lora_A.weight", (0,), "two matrices"),
         (f"{QUERY}.lora_B.weight", (32, 5), r"\(32, 5\); expected \(32, 4\)"),
-        (f"{ROOT}.score.weight", (1, 31), r"\(1, 31\); expected \(labels, 32\)"),
+        (f"{ROOT}.score.weight", (1, 31), r"\(1, 31\); expected \(labels, 32\), .* or \(1, 64\) for --head"),
+        (f"{ROOT}.score.weight", (2, 64), r"\(2, 64\); expected \(labels, 32\)"),
+        (f"{ROOT}.score.weight", (64,), r"\(64,\); expected \(labels, 32\)"),
     ],
 )
 def test_tensors_refused_by_name(tmp_path: Path, name: str, shape: tuple[int, ...], message: str) -> None:
@@ -141,8 +143,9 @@ def test_tensors_refused_by_name(tmp_path: Path, name: str, shape: tuple[int, ..
         "score.modules_to_save.weight",
     ],
 )
-def test_names_of_the_score(tmp_path: Path, name: str) -> None:
-    score = torch.randn(1, HIDDEN_SIZE)
+@pytest.mark.parametrize("shape", [(1, HIDDEN_SIZE), (2, HIDDEN_SIZE), (1, 2 * HIDDEN_SIZE)])
+def test_names_and_shapes_of_the_score(tmp_path: Path, name: str, shape: tuple[int, int]) -> None:
+    score = torch.randn(shape)
     adapter = read(write_adapter(tmp_path / "a", tensors={f"{ROOT}.{name}": score}))
     assert adapter.score is not None
     assert torch.equal(adapter.score, score)

@@ -8,7 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strata.engine.model import vocabulary
-from strata.engine.model.vocabulary import VocabularyProjection, target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import (
+    TargetTokens,
+    VocabularyProjection,
+    target_logits,
+    vocabulary_projection,
+)
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.safetensors_file import read_header
@@ -50,9 +55,11 @@ def project(tmp_path):
     return make
 
 
-def compute(projection: VocabularyProjection, *, normalized: bool, reader=None) -> np.ndarray:
-    reader = reader or TensorReader()
-    return target_logits(projection, READOUTS, ROWS, TOKEN_IDS, reader, CPU, normalized=normalized)
+def compute(
+    projection: VocabularyProjection, *, normalized: bool, reader=None, readouts: torch.Tensor = READOUTS
+) -> np.ndarray:
+    targets = TargetTokens(rows=ROWS, token_ids=TOKEN_IDS, normalized=normalized)
+    return target_logits(projection, readouts, targets, reader or TensorReader(), CPU)
 
 
 SHAPES = {
@@ -114,8 +121,7 @@ def test_blocks_are_no_larger_than_they_may_be(project, monkeypatch):
 
 def test_large_logits_do_not_overflow(project):
     projection, logits = project()
-    readouts = 1e4 * READOUTS
-    actual = target_logits(projection, readouts, ROWS, TOKEN_IDS, TensorReader(), CPU, normalized=True)
+    actual = compute(projection, normalized=True, readouts=1e4 * READOUTS)
     expected = (1e4 * logits).log_softmax(dim=1)[ROWS, TOKEN_IDS].numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=0.1)
 
@@ -123,8 +129,8 @@ def test_large_logits_do_not_overflow(project):
 def test_readouts_in_half_precision_are_projected_in_float32(project):
     projection, _ = project()
     half = READOUTS.to(torch.bfloat16)
-    expected = target_logits(projection, half.float(), ROWS, TOKEN_IDS, TensorReader(), CPU, normalized=True)
-    actual = target_logits(projection, half, ROWS, TOKEN_IDS, TensorReader(), CPU, normalized=True)
+    expected = compute(projection, normalized=True, readouts=half.float())
+    actual = compute(projection, normalized=True, readouts=half)
     np.testing.assert_array_equal(actual, expected)
 
 

@@ -1,4 +1,4 @@
-"""The decoder without weights: what it refuses, what a layer leaves behind, what a keys-only pass skips."""
+"""The decoder without weights: what a layer leaves behind, and what a keys-only pass skips."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import pytest
 import torch
 import transformers as hf
 from torch import nn
-from transformers.models.llama.modeling_llama import LlamaMLP
 
-from strata.engine.model.attention import AttentionCall, attend_prefix_tree
+from strata.engine.model.attention import AttentionCall
 from strata.engine.model.decoder import Decoder, build_decoder
-from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, refuse_unsupported, rope_type
 from strata.engine.tree.lanes import MicroBatch
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import build_scored_tiles, build_tiles
-from strata.engine.types import InputError
 from strata.kernels.prefix_attention.tile import Tile
 
 from ...families import CONFIGS, FAMILIES, SHAPE, randomize_weights
 
 CPU = torch.device("cpu")
+
 # A chain of 25 tokens, longer than the families' windows of 16, and two branches; the first 10 are carried.
 SEQUENCES = ([*range(25), 40, 41], [*range(25), 50])
+
 NUM_CARRIED = 10
 
 
@@ -228,148 +227,3 @@ def test_a_weight_the_layer_does_not_have_is_named():
     decoder = build_decoder(CONFIGS["llama-gqa"](), torch.float32)
     with pytest.raises(KeyError, match=r"LlamaDecoderLayer has no parameter mlp\.extra"):
         decoder.assign_layer(0, {"mlp.extra": torch.zeros(1)})
-
-
-class Attention(nn.Module):
-    """Names itself in messages."""
-
-
-def attend(**settings: object) -> torch.Tensor:
-    query, key_value = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 4)
-    tree = build_prefix_tree([np.array([1])])
-    batch = MicroBatch(rows=((0, 1),), carried=(), first_row=0, num_rows=1, scored_rows=np.arange(0), kept=())
-    call = AttentionCall(tiles_of=lambda max_rows, window: build_tiles(tree, batch, 8, window), carried=None)
-    return attend_prefix_tree(
-        Attention(), query, key_value, key_value, None, 0.5, **({"attention_call": call} | settings)
-    )[0]
-
-
-def test_an_unknown_attention_setting_is_refused_by_name():
-    with pytest.raises(NotImplementedError, match="attention setting s_aux of Attention is not supported"):
-        attend(s_aux=torch.ones(2))
-
-
-@pytest.mark.parametrize("settings", [{}, {"s_aux": None}, {"use_cache": False, "is_causal": True}])
-def test_settings_without_meaning_here_are_ignored(settings):
-    torch.testing.assert_close(attend(**settings), torch.ones(1, 1, 2, 4))
-
-
-@pytest.mark.parametrize(
-    ("passed", "own", "used"), [(None, None, None), (None, 5, 5), (3, 5, 3), (3, None, 3)]
-)
-def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
-    asked: list[int | None] = []
-    tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
-    call = AttentionCall(
-        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=own
-    )
-    attend(attention_call=call, sliding_window=passed)
-    assert asked == [used]
-
-
-def test_attention_outside_a_sweep_is_a_mistake():
-    with pytest.raises(AssertionError, match="inside strata's sweep only"):
-        attend(attention_call=None)
-
-
-UNSUPPORTED = {
-    "use_bidirectional_attention": True,
-    "logit_scale": 0.0625,
-    "logits_scaling": 8.0,
-    "embedding_multiplier": 12.0,
-    "attention_chunk_size": 8192,
-    "alibi": True,
-}
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_settings_that_would_be_silently_wrong_are_refused(name):
-    config = hf.LlamaConfig(**SHAPE)
-    setattr(config, name, UNSUPPORTED[name])
-    message = f"^model type 'llama': {name}={UNSUPPORTED[name]} is not supported$"
-    with pytest.raises(InputError, match=message):
-        build_decoder(config, torch.float32)
-
-
-def test_neutral_values_of_the_same_settings_pass():
-    config = hf.LlamaConfig(**SHAPE)
-    for name, setting in {"use_bidirectional_attention": False, "logit_scale": 1.0, "alibi": False}.items():
-        setattr(config, name, setting)
-    assert len(build_decoder(config, torch.float32).layers) == config.num_hidden_layers
-
-
-@pytest.mark.parametrize("kind", ["chunked_attention", "linear_attention"])
-def test_layers_of_another_kind_are_refused(kind):
-    config = hf.LlamaConfig(**SHAPE)
-    config.layer_types = ["full_attention", kind, "sliding_attention"]
-    with pytest.raises(InputError, match=f"^model type 'llama': layers of type {kind} are not supported$"):
-        refuse_unsupported(config)
-
-
-@pytest.mark.parametrize(
-    ("config", "missing"),
-    [
-        (lambda: hf.GPT2Config(n_layer=1), "layers"),
-        (lambda: hf.BertConfig(num_hidden_layers=1), "layers"),
-        (lambda: hf.T5Config(num_layers=1), "layers"),
-        (lambda: hf.GPTNeoXConfig(num_hidden_layers=1), "embed_tokens"),
-        (lambda: hf.PhiConfig(num_hidden_layers=1), "norm"),
-    ],
-)
-def test_architectures_unlike_llamas_are_refused(config, missing):
-    with pytest.raises(InputError, match=f"has no {missing}; expected a decoder like Llama's"):
-        build_decoder(config(), torch.float32)
-
-
-def test_a_decoder_without_rotary_embedding_is_refused(monkeypatch):
-    def build(config: hf.LlamaConfig, dtype: torch.dtype) -> nn.Module:
-        model = hf.LlamaModel(config)
-        del model.rotary_emb
-        return model
-
-    monkeypatch.setattr(hf.AutoModel, "from_config", build)
-    with pytest.raises(InputError, match="model type 'llama' has no rotary_emb"):
-        build_decoder(hf.LlamaConfig(**SHAPE), torch.float32)
-
-
-def test_a_config_that_no_model_goes_with_is_refused_in_one_line():
-    with pytest.raises(InputError, match=r"^model type '': [^\n]+$"):
-        build_decoder(hf.PreTrainedConfig(), torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        # Its layer hands no extra arguments on, so attention would not know what to do.
-        (lambda: hf.StableLmConfig(**SHAPE), "inside strata's sweep only"),
-        (lambda: hf.GptOssConfig(**SHAPE), "attention setting s_aux of GptOssAttention is not supported"),
-    ],
-    ids=["stablelm", "gpt-oss"],
-)
-def test_families_that_cannot_run_are_refused_before_any_work(config, reason):
-    with pytest.raises(InputError, match=f"^model type '[a-z_]+' is not supported: .*{reason}"):
-        build_decoder(config(), torch.float32)
-
-
-def test_building_leaves_no_trace_of_the_rehearsal():
-    decoder = build_decoder(CONFIGS["llama-gqa"](), torch.float32)
-    assert decoder.rope_tables == {}
-    assert isinstance(decoder.layers[0].mlp, LlamaMLP)
-
-
-@pytest.mark.parametrize(
-    ("config", "kind"),
-    [
-        (lambda: hf.LlamaConfig(**SHAPE), "default"),
-        (lambda: hf.GPT2Config(), "default"),
-        (lambda: hf.LlamaConfig(**SHAPE, rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
-    ],
-)
-def test_rope_type(config, kind):
-    assert rope_type(config()) == kind
-
-
-def test_rope_type_of_one_kind_of_layer_is_seen():
-    config = CONFIGS["gemma3"]()
-    config.rope_parameters["full_attention"] |= {"rope_type": "dynamic", "factor": 2.0}
-    assert rope_type(config) in LENGTH_DEPENDENT_ROPE
