@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -107,9 +106,6 @@ class ModelShape:
                 f"{self.name}: num_heads {self.num_heads} must be a multiple of "
                 f"num_kv_heads {self.num_kv_heads}"
             )
-
-
-LayerPart = Literal["full", "keys_values", "rest"]
 
 
 TINY = ModelShape(
