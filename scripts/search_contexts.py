@@ -39,21 +39,22 @@ def build_contexts(
     tools: SearchTools,
     count_tokens: CountTokens,
 ) -> dict[str, list[Context]]:
-    """Q contexts by column: the fused one, those that share no chunk with it, and each method's own."""
+    """Q contexts by column: fused ones, which share no chunk, and those of each method alone."""
     name = config.context_column
     names = [name, *(f"{name}_{number}" for number in range(2, config.num_contexts + 1))]
-    dealt = [deal_hits(own, config.num_contexts) for own in result.hits]
+    dealt = [deal_hits(hits, config.num_contexts) for hits in result.hits]
     hits_of_column: dict[str, list[list[Hit]]] = {
-        column: [own[number] for own in dealt] for number, column in enumerate(names)
+        column: [hands[number] for hands in dealt] for number, column in enumerate(names)
     }
     if config.context_per_method:
         for method in config.methods:
             hits_of_column[f"{name}_{method}"] = refine_method(method, result, questions, config, tools)
     return {
         column: [
-            assemble_context(own, config.context_tokens, count_tokens, config.context_chunks) for own in hits
+            assemble_context(hits, config.context_tokens, count_tokens, config.context_chunks)
+            for hits in of_questions
         ]
-        for column, hits in hits_of_column.items()
+        for column, of_questions in hits_of_column.items()
     }
 
 
@@ -75,17 +76,17 @@ def write_contexts(
 ) -> dict[str, Any]:
     """Writes the question file with its contexts and prints a line a column; returns their summaries."""
     assert config.out is not None
-    columns = {name: [context.text for context in own] for name, own in contexts.items()}
+    columns = {name: [context.text for context in column] for name, column in contexts.items()}
     write_with_contexts(config.questions, config.out, questions, columns)
     summaries = {}
-    for name, own in contexts.items():
+    for name, column in contexts.items():
         if empty := [
-            question.id for question, context in zip(questions, own, strict=True) if not context.text
+            question.id for question, context in zip(questions, column, strict=True) if not context.text
         ]:
             warnings.rows[f"no context in column {name}"] = empty
-        summary = summaries[name] = _summarise(own)
+        summary = summaries[name] = _summarise(column)
         print(
-            f"{config.out}: {name}: {len(own)} contexts of {summary.mean_tokens:,.0f} tokens and "
+            f"{config.out}: {name}: {len(column)} contexts of {summary.mean_tokens:,.0f} tokens and "
             f"{summary.mean_chunks:.1f} chunks on average"
         )
     return {name: asdict(summary) for name, summary in summaries.items()}
