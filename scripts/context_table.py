@@ -1,7 +1,7 @@
 """Writes a question file again with contexts added. Knows the three formats, nothing of searching.
 
-In the format of the file every column is kept as it is; in another one, the questions are written in that
-format's layout: id, prompt, A, B, ... [, answer] for CSV, id, question, options[] [, answer] for the others.
+A file that keeps its format keeps every column. In another format, the questions are written in the layout of
+that: id, prompt, A, B, ... [, answer] for CSV, id, question, options[] [, answer] for the others.
 """
 
 from __future__ import annotations

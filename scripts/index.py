@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 
 if TYPE_CHECKING:
-    from strata.retrieval.index.build import BuildReport
+    from strata.retrieval.index.build import BuildReport, ReportStage
 
 REQUIRED = ("tantivy", "datasketch")
 REFRESH_EVERY = 64
@@ -40,7 +40,7 @@ def run_index(config: IndexConfig) -> int:
     return 0
 
 
-def add_encoder(config: IndexConfig, model: str, report: Callable[[str, int], object]) -> str:
+def add_encoder(config: IndexConfig, model: str, report: ReportStage) -> str:
     """Embeds the chunks with one encoder, as a further part of the index; returns its name there.
 
     Raises:
@@ -69,7 +69,7 @@ def check_codes(config: IndexConfig) -> None:
         raise InputError(f"--codes: {config.out} has no vectors to make them of; expected an --encoder")
 
 
-def add_codes(config: IndexConfig, names: Sequence[str], report: Callable[[str, int], object]) -> None:
+def add_codes(config: IndexConfig, names: Sequence[str], report: ReportStage) -> None:
     """Makes the codes of a first pass, of these encoders' vectors or else of all there are."""
     if not config.codes:
         return
@@ -107,7 +107,7 @@ def require_packages(names: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def count_stages(*, shown: bool) -> Iterator[Callable[[str, int], None]]:
+def count_stages(*, shown: bool) -> Iterator[ReportStage]:
     """Yields what a build reports to; shows the stage's running count on stderr (the total is unknown)."""
     if not shown:
         yield lambda stage, num_done: None

@@ -1,36 +1,31 @@
-"""`strata search`: finds contexts for questions, measures rankings, prints what came out."""
+"""`strata search`: opens what the settings name, searches, and leaves contexts, measures and a record."""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from strata.engine.files import write_atomically
+from strata.engine.files import to_json, write_text_atomically
 from strata.engine.progress import progress_bar
 from strata.engine.questions.question_file import read_questions
 from strata.engine.questions.records import read_records
 from strata.engine.types import InputError, Question, RunWarnings
-from strata.retrieval.evaluate import Evaluation, evaluate_ranking, rank_pages, read_qrels, tabulate_per_query
+from strata.retrieval.evaluate import read_qrels
 from strata.retrieval.open_index import open_tools
-from strata.retrieval.queries import build_queries
-from strata.retrieval.refine.hits import load_hits
-from strata.retrieval.search import SearchResult, SearchTools, num_stages, search
+from strata.retrieval.search import num_stages, search
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.index import require_packages
 from strata.scripts.search_contexts import build_contexts, token_counter, write_contexts
+from strata.scripts.search_measures import measure_first_pass, measure_stages
 
 if TYPE_CHECKING:
     from strata.scripts.rerank_member import MemberScorer
-
-NUM_RECALL_QUERIES = 32
-"""Queries that a first pass is compared with an exact search on."""
 
 
 def run_search(config: SearchConfig) -> int:
@@ -78,7 +73,7 @@ def packages_for(config: SearchConfig) -> tuple[str, ...]:
 
 
 def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
-    """The questions, whose contexts do not matter; BEIR queries are questions without options.
+    """The questions, whatever contexts they have; BEIR queries are questions without options.
 
     Raises:
         InputError: what cannot be read, or BEIR queries where contexts are to be written.
@@ -89,12 +84,12 @@ def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
             if config.out is not None:
                 raise InputError(f"{config.questions}: holds queries; --out expects questions with options")
             return [
-                Question(id=str(query.values["_id"]), prompt=str(query.values.get("text") or ""), options=())
-                for query in table.records
+                Question(id=str(query["_id"]), prompt=str(query.get("text") or ""), options=())
+                for query in (record.values for record in table.records)
             ]
-    found = RunWarnings()
-    questions = read_questions(config.questions, limit=config.limit, warnings=found)
-    for kind, ids in found.rows.items():
+    oddities = RunWarnings()
+    questions = read_questions(config.questions, limit=config.limit, warnings=oddities)
+    for kind, ids in oddities.rows.items():
         if kind in ("empty question", "empty option"):
             warnings.rows[kind] = ids
     return questions
@@ -116,87 +111,6 @@ def member_scorer(config: SearchConfig) -> MemberScorer | None:
     )
 
 
-def measure_first_pass(questions: Sequence[Question], config: SearchConfig, tools: SearchTools) -> float:
-    """Share of what an exact search finds that the first pass found too, on the first queries; printed."""
-    from strata.retrieval.searchers.dense import DenseIndex, measure_recall
-
-    dense = tools.searchers["dense"]
-    assert isinstance(dense, DenseIndex)
-    exact = DenseIndex(config.index, dense.encoder, devices=dense.devices)
-    texts = [text for text in build_queries(questions, config.query).texts if text][:NUM_RECALL_QUERIES]
-    found = dense.search(texts, config.candidates)
-    recall = measure_recall(found, exact.search(texts, config.candidates))
-    where = f"recall@{config.candidates} of the {config.first_pass} first pass"
-    print(f"{where}: {recall:.4f} ({len(texts)} queries)")
-    return recall
-
-
-def measure_stages(
-    qrels: Mapping[str, Mapping[str, int]],
-    questions: Sequence[Question],
-    result: SearchResult,
-    config: SearchConfig,
-    tools: SearchTools,
-) -> dict[str, dict[str, float]]:
-    """Prints the measures, writes those of every query if wanted; returns the means by method and stage."""
-    evaluations = evaluate_stages(qrels, questions, result, tools)
-    print_evaluations(evaluations)
-    if config.per_query is not None:
-        write_per_query(config.per_query, tabulate_per_query(evaluations))
-    return {method: dict(evaluation.means) for method, evaluation in evaluations.items()}
-
-
-def evaluate_stages(
-    qrels: Mapping[str, Mapping[str, int]],
-    questions: Sequence[Question],
-    result: SearchResult,
-    tools: SearchTools,
-) -> dict[str, Evaluation]:
-    """Measures of every method, of the fusion, and of each later stage but the order of contexts."""
-    ids = [question.id for question in questions]
-    evaluations = {}
-    for method, ranking in result.rankings.items():
-        pages = [rank_pages(hits) for hits in load_hits(ranking, tools.read_chunks)]
-        evaluations[method] = evaluate_ranking(qrels, dict(zip(ids, pages, strict=True)))
-    for stage in ("sentences", "reranked"):
-        if stage in result.stages:
-            pages = [rank_pages(hits) for hits in result.stages[stage]]
-            evaluations[stage] = evaluate_ranking(qrels, dict(zip(ids, pages, strict=True)))
-    return evaluations
-
-
-def print_evaluations(evaluations: Mapping[str, Evaluation]) -> None:
-    """One line a method or stage, the measures as columns."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("method", box=box.ASCII)
-    for measure in next(iter(evaluations.values())).means:
-        table.add_column("MAP" if measure == "AP" else measure, justify="right")
-    for method, evaluation in evaluations.items():
-        table.add_row(method, *(f"{value:.4f}" for value in evaluation.means.values()))
-    num_queries = len(next(iter(evaluations.values())).per_query)
-    Console(highlight=False).print(table, f"{num_queries} judged queries", sep="\n")
-
-
-def write_per_query(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes the table of measures of every query as CSV."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
-    print(f"{path}: {len(rows)} queries")
-
-
 def _write_record(out: Path, record: Mapping[str, Any]) -> None:
-    text = json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n"
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-    write_atomically(out.with_suffix(".search.json"), write)
+    text = json.dumps(to_json(record), indent=1, ensure_ascii=False) + "\n"
+    write_text_atomically(out.with_suffix(".search.json"), text)

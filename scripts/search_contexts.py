@@ -39,12 +39,12 @@ def build_contexts(
     tools: SearchTools,
     count_tokens: CountTokens,
 ) -> dict[str, list[Context]]:
-    """Q contexts by column: the fused one, those that share no chunk with it, and one of each method."""
+    """Q contexts by column: fused ones, which share no chunk, and those of each method alone."""
     name = config.context_column
     names = [name, *(f"{name}_{number}" for number in range(2, config.num_contexts + 1))]
     dealt = [deal_hits(hits, config.num_contexts) for hits in result.hits]
     hits_of_column: dict[str, list[list[Hit]]] = {
-        column: [hits[number] for hits in dealt] for number, column in enumerate(names)
+        column: [hands[number] for hands in dealt] for number, column in enumerate(names)
     }
     if config.context_per_method:
         for method in config.methods:
@@ -52,9 +52,9 @@ def build_contexts(
     return {
         column: [
             assemble_context(hits, config.context_tokens, count_tokens, config.context_chunks)
-            for hits in hits_of_questions
+            for hits in of_questions
         ]
-        for column, hits_of_questions in hits_of_column.items()
+        for column, of_questions in hits_of_column.items()
     }
 
 

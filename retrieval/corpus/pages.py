@@ -38,7 +38,7 @@ SUFFIXES: Mapping[str, CorpusFormat] = {
 BEIR_FILE = "corpus.jsonl"
 PARQUET_BATCH_ROWS = 256
 MAX_TEXT_PAGE_CHARS = 1 << 20
-"""A plain text file is one page; a longer one is cut at the end of the line that reaches this many."""
+"""A plain text file is one page; a longer one is cut after the line that reaches so many characters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from strata.engine.types import InputError
-from strata.retrieval.corpus.chunk import ChunkLimit, chunk_page, limit_characters, limit_tokens
+from strata.retrieval.corpus.chunk import ChunkLimit, Measure, chunk_page, limit_characters, limit_tokens
 from strata.retrieval.corpus.page_ids import refuse_repeats
 from strata.retrieval.corpus.pages import list_corpus_files, read_placed_pages
 from strata.retrieval.corpus.records import FieldNames
@@ -179,10 +179,10 @@ def chunk_limit(config: IndexConfig) -> ChunkLimit:
     """
     if config.chunk_tokens is None or config.tokenizer is None:
         return limit_characters(config.chunk_chars)
-    return limit_tokens(config.chunk_tokens, token_counter(config.tokenizer))
+    return limit_tokens(config.chunk_tokens, token_measure(config.tokenizer))
 
 
-def token_counter(folder: Path) -> Callable[[Sequence[str]], list[int]]:
+def token_measure(folder: Path) -> Measure:
     """Makes a function that counts the tokens of texts, special ones left out.
 
     Args:

@@ -33,7 +33,7 @@ def plain(questions: list[Question]) -> list[Question]:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, Path]:
-    """The same two questions in the three formats, each with a column of its own."""
+    """The same two questions in the three formats, each with one more column."""
     paths = {kind: tmp_path / f"in.{kind}" for kind in ("csv", "jsonl", "parquet")}
     paths["csv"].write_bytes(CSV_TEXT.encode("utf-8"))
     rows = [
@@ -86,7 +86,7 @@ def test_other_columns_of_jsonl_and_parquet_stay(sources, tmp_path) -> None:
         assert [row["note"] for row in rows] == [0.5, 0.5]
 
 
-def test_a_file_may_take_its_own_place_and_be_cut_by_a_limit(sources) -> None:
+def test_a_file_may_replace_itself_and_be_cut_by_a_limit(sources) -> None:
     path = sources["csv"]
     first = questions_of(path)[:1]
     write_with_contexts(path, path, first, {"context": ["new"]})

@@ -82,7 +82,7 @@ def test_contexts_for_the_questions(index, questions, tmp_path, capsys) -> None:
     assert "no --tokenizer" in printed.err
     assert "no context in column context: 1 question(s), first q3" in printed.err
     found = read_questions(out, warnings=RunWarnings())
-    assert [(own.id, own.options, own.answer) for own in found] == [
+    assert [(question.id, question.options, question.answer) for question in found] == [
         ("q1", ("the moon", "a stone"), 0),
         ("q2", ("iron", "tin and copper"), 1),
         ("q3", ("да", "нет"), 0),
@@ -173,21 +173,21 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_dense_search_with_a_first_pass(index, questions, tmp_path, encoder, capsys) -> None:
-    own = tmp_path / "index"
-    shutil.copytree(index, own)
-    encode_index(own, SentenceEncoder(EncoderSettings(model=str(encoder))))
+    copied = tmp_path / "index"
+    shutil.copytree(index, copied)
+    encode_index(copied, SentenceEncoder(EncoderSettings(model=str(encoder))))
     out, flags = tmp_path / "out.csv", ["--devices", "cpu", "--method", "dense"]
-    assert run(own, questions, "--out", out, *flags) == 0
+    assert run(copied, questions, "--out", out, *flags) == 0
     exact = read_rows(out)
     # Every chunk has a vector, so a question in another script has a context as well.
     assert all(row["context"] for row in exact)
     capsys.readouterr()
-    assert run(own, questions, "--out", out, *flags, "--first-pass", "int8") == 2
+    assert run(copied, questions, "--out", out, *flags, "--first-pass", "int8") == 2
     assert "expected what `strata index` with the flags it was made with and --codes int8 adds" in (
         capsys.readouterr().err
     )
-    write_codes(own, "bert", "int8")
-    assert run(own, questions, "--out", out, *flags, "--first-pass", "int8") == 0
+    write_codes(copied, "bert", "int8")
+    assert run(copied, questions, "--out", out, *flags, "--first-pass", "int8") == 0
     assert read_rows(out) == exact
     assert "recall@100 of the int8 first pass: 1.0000 (3 queries)" in capsys.readouterr().out
     record = json.loads((tmp_path / "out.search.json").read_text(encoding="utf-8"))

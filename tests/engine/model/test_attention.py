@@ -25,7 +25,7 @@ def attend(**settings: object) -> torch.Tensor:
     query, key_value = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 4)
     tree = build_prefix_tree([np.array([1])])
     batch = MicroBatch(rows=((0, 1),), carried=(), first_row=0, num_rows=1, scored_rows=np.arange(0), kept=())
-    call = AttentionCall(tiles_of=lambda window: build_tiles(tree, batch, 8, window), carried=None)
+    call = AttentionCall(tiles_of=lambda max_rows, window: build_tiles(tree, batch, 8, window), carried=None)
     value = settings.pop("value", key_value)
     return attend_prefix_tree(
         Attention(), query, key_value, value, None, 0.5, **({"attention_call": call} | settings)
@@ -48,7 +48,9 @@ def test_settings_without_meaning_here_are_ignored(settings):
 def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
     asked: list[int | None] = []
     tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
-    call = AttentionCall(tiles_of=lambda window: asked.append(window) or (tile,), carried=None, window=own)
+    call = AttentionCall(
+        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=own
+    )
     attend(attention_call=call, sliding_window=passed)
     assert asked == [used]
 

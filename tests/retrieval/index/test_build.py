@@ -189,10 +189,10 @@ def test_chunks_of_tokens(tmp_path: Path) -> None:
     store = make_index(tmp_path, ["A b c. D e. F g h i j."], chunk_tokens=5, tokenizer=tmp_path)
     assert [chunk.text for chunk in store] == ["A b c. D e.", "F g h i j."]
     with pytest.raises(InputError, match=r"tokenizer.json not found"):
-        build.token_counter(tmp_path / "absent")
+        build.token_measure(tmp_path / "absent")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer.json cannot be read"):
-        build.token_counter(tmp_path)
+        build.token_measure(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Prompts of encoder families, and a tiny random sentence-transformers model against its own encode."""
+"""Prompts of encoder families, and a tiny random sentence-transformers model against its encode method."""
 
 from __future__ import annotations
 
