@@ -31,11 +31,6 @@ def given(tmp_path, monkeypatch) -> list[str]:
     return ["train", *(str(text) for pair in flags.items() for text in pair)]
 
 
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out"
-
-
 def read_record(out: Path) -> dict:
     return json.loads((out / "train.json").read_text())
 
