@@ -100,6 +100,10 @@ class Readings(Protocol):
         """
         ...
 
+    def are_most_probable(self) -> np.ndarray:
+        """[n] bool, whether no token is more probable there than the target; for heads that normalize."""
+        ...
+
     def hidden_states(self) -> torch.Tensor:
         """[n, D] on the host, the final-norm hidden state that every target is read from."""
         ...

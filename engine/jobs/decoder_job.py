@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
+from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
@@ -28,6 +29,7 @@ from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
 from strata.engine.progress import progress_bar
+from strata.engine.prompts.continuations import render_continuations
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
@@ -107,6 +109,17 @@ class DecoderMembers:
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts, whose branches have their texts already."""
         return iter(prompts)
+
+    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Sums of continuations' log-probabilities, and whether each is the greedy one; see `Scorer`."""
+        if not pairs:
+            return []
+        tokenizer = read_tokenizer(self.settings[0].model)
+        prompts = render_continuations(pairs, tokenizer, window=self.prompting.window)
+        job = replace(self, head=CONTINUATION).prepare(prompts, GroupGoal())
+        rows = {int(row.question.id): row for group in job.groups(Deadline()) for row in group}
+        ordered = [rows[number] for number in range(len(pairs))]
+        return [(float(row.scores[0]), bool(row.member_scores[IS_GREEDY][0])) for row in ordered]
 
     def close(self) -> None:
         """Lets go of resident layers and closes the weight files."""

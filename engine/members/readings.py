@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from strata.engine.adapters.lora import Adapter
-from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
+from strata.engine.model.vocabulary import TargetLogits, TargetTokens, target_logits, vocabulary_projection
 from strata.engine.tree.targets import TargetTable
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
@@ -57,7 +58,19 @@ class MemberReadings:
             InputError: the checkpoint has no vocabulary projection.
             FloatingPointError: one is not finite.
         """
-        found = target_logits(
+        if not np.isfinite(self._logits.values).all():
+            raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")
+        return self._logits.values
+
+    def are_most_probable(self) -> np.ndarray:
+        """[n] bool, from the same pass over the projection."""
+        assert self._logits.are_most_probable is not None, "logits alone do not tell the most probable token"
+        return self._logits.are_most_probable
+
+    @cached_property
+    def _logits(self) -> TargetLogits:
+        """Read once, whatever is asked of them."""
+        return target_logits(
             vocabulary_projection(self.checkpoint),
             self.readouts,
             TargetTokens(
@@ -66,9 +79,6 @@ class MemberReadings:
             self.reader,
             self.device,
         )
-        if not np.isfinite(found).all():
-            raise FloatingPointError("log-probabilities are not finite: lm_head holds NaN or inf")
-        return found
 
     def hidden_states(self) -> torch.Tensor:
         """[n, D], a copy."""

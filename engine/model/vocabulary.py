@@ -79,13 +79,27 @@ class TargetTokens:
     normalized: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TargetLogits:
+    """What the projection says of target tokens.
+
+    Attributes:
+        values: [n] float64, log-probabilities, or logits where that was wanted.
+        are_most_probable: [n] bool, whether no token of the vocabulary is more probable there, of equals the
+            first; None beside logits, for which the vocabulary is not read.
+    """
+
+    values: np.ndarray
+    are_most_probable: np.ndarray | None
+
+
 def target_logits(
     projection: VocabularyProjection,
     readouts: torch.Tensor,
     targets: TargetTokens,
     reader: TensorReader,
     device: torch.device,
-) -> np.ndarray:
+) -> TargetLogits:
     """Log-probabilities (or logits, where the targets say so) of target tokens.
 
     Args:
@@ -94,16 +108,13 @@ def target_logits(
         targets: which tokens, after which readouts.
         reader: counts bytes.
         device: where the products are computed, in float32.
-
-    Returns:
-        [n] float64.
     """
     token_ids, normalized = targets.token_ids, targets.normalized
     used, rows = np.unique(targets.rows, return_inverse=True)
     readouts = readouts[torch.from_numpy(used)]
     bias = reader.read(projection.bias).float() if projection.bias else None
     picked = np.zeros(len(token_ids))
-    log_sum = torch.full((len(readouts),), float("-inf"))
+    whole = _WholeVocabulary(len(readouts))
     for ids, weight_VD in _blocks(projection.stored, np.unique(token_ids), reader, normalized=normalized):
         weight = weight_VD.to(device, torch.float32)
         block_bias = None if bias is None else bias[torch.from_numpy(ids)].to(device)
@@ -112,13 +123,35 @@ def target_logits(
             part = slice(first, min(first + READOUT_ROWS, len(readouts)))
             logits = projection.cap(linear(readouts[part].to(device, torch.float32), weight, block_bias))
             if normalized:
-                log_sum[part] = torch.logaddexp(log_sum[part], torch.logsumexp(logits, dim=1).cpu())
+                whole.see(part, logits, int(ids[0]))
             here = wanted[(rows[wanted] >= part.start) & (rows[wanted] < part.stop)]
             if len(here):
                 columns = torch.from_numpy(np.searchsorted(ids, token_ids[here])).to(device)
                 places = torch.from_numpy(rows[here] - first).to(device)
                 picked[here] = logits[places, columns].cpu().double().numpy()
-    return picked - log_sum.double().numpy()[rows] if normalized else picked
+    if not normalized:
+        return TargetLogits(values=picked, are_most_probable=None)
+    return TargetLogits(
+        values=picked - whole.log_sum.double().numpy()[rows],
+        are_most_probable=whole.best_id.numpy()[rows] == token_ids,
+    )
+
+
+class _WholeVocabulary:
+    """Over the blocks of the vocabulary seen so far: log-sum-exp [S] and the most probable token [S]."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.log_sum = torch.full((num_rows,), float("-inf"))
+        self.best_id = torch.zeros(num_rows, dtype=torch.int64)
+        self._best = torch.full((num_rows,), float("-inf"))
+
+    def see(self, part: slice, logits: torch.Tensor, first_id: int) -> None:
+        """Takes in the logits [s, B] of some rows and of B tokens from `first_id` on."""
+        self.log_sum[part] = torch.logaddexp(self.log_sum[part], torch.logsumexp(logits, dim=1).cpu())
+        best, place = (found.cpu() for found in logits.max(dim=1))
+        better = best > self._best[part]
+        self._best[part] = torch.where(better, best, self._best[part])
+        self.best_id[part] = torch.where(better, place + first_id, self.best_id[part])
 
 
 def _blocks(

@@ -59,7 +59,7 @@ def compute(
     projection: VocabularyProjection, *, normalized: bool, reader=None, readouts: torch.Tensor = READOUTS
 ) -> np.ndarray:
     targets = TargetTokens(rows=ROWS, token_ids=TOKEN_IDS, normalized=normalized)
-    return target_logits(projection, readouts, targets, reader or TensorReader(), CPU)
+    return target_logits(projection, readouts, targets, reader or TensorReader(), CPU).values
 
 
 SHAPES = {
