@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
@@ -64,6 +65,10 @@ def open_decoder_members(
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
     machine = choose_machine(settings, stored, profile)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
+    model = open_model(checkpoint, adapters, computing, TensorReader(source, checksums))
+    model.members = tuple(
+        replace(side, name=member.name) for side, member in zip(model.members, members, strict=True)
+    )
     return DecoderMembers(
         settings=tuple(members),
         dtype=settings.dtype,
@@ -71,7 +76,7 @@ def open_decoder_members(
         head=head,
         prompting=prompting,
         machine=machine,
-        model=open_model(checkpoint, adapters, computing, TensorReader(source, checksums)),
+        model=model,
         session=session,
         is_verified=not settings.verify,
     )

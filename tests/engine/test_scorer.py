@@ -1,4 +1,4 @@
-"""The library: scores without files, twice on the same weights, in groups, of several models, and of pairs."""
+"""The library: scores without files, twice on the same weights, in groups, of several models, of pairs."""
 
 from __future__ import annotations
 
