@@ -56,7 +56,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@mkdir -p $(TYPED) && ln -sfn ../.. $(TYPED)/strata
-	MYPYPATH=$(TYPED) $(BIN)/mypy -p strata.engine -p strata.kernels
+	MYPYPATH=$(TYPED) $(BIN)/mypy -p strata.engine -p strata.kernels -p strata.training -p strata.retrieval \
+		-p strata.scripts
 	$(BIN)/codespell $(SPELLED)
 
 clean:

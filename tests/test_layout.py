@@ -7,22 +7,17 @@ import importlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from .house import ALLOWED, APART, COMMANDING, FORBIDDEN_MODULES, MAX_LINES, MAX_PYTHON_FILES, ROWS
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "kernels", "training", "retrieval", "scripts")
-MAX_LINES = 400
-
-# Whose modules a folder may import; scripts composes all of them.
-ALLOWED = {
-    "kernels": ("strata.kernels",),
-    "engine": ("strata.engine", "strata.kernels"),
-    "training": ("strata.training", "strata.engine"),
-    "retrieval": ("strata.retrieval", "strata.engine.types"),
-}
 
 
 def python_files(folder: str) -> list[Path]:
@@ -103,6 +98,94 @@ def test_imports_follow_the_rules(folder: str) -> None:
         if is_within(module, "strata") and not any(is_within(module, allowed) for allowed in ALLOWED[folder])
     ]
     assert wrong == []
+
+
+def room_of(folder: str, module: str) -> str | None:
+    """The room of a folder that a module lies in; None outside of the folder."""
+    prefix = f"strata.{folder.replace('/', '.')}."
+    return module.removeprefix(prefix).split(".")[0] if module.startswith(prefix) else None
+
+
+def arrows(folder: str) -> Iterator[tuple[str, str, str]]:
+    """(room, room that it imports, which module imports which) inside a folder."""
+    for path in python_files(folder):
+        module = module_name(path)
+        for imported in imported_modules(path):
+            room, other = room_of(folder, module), room_of(folder, imported)
+            if room is not None and other is not None and room != other:
+                yield room, other, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("folder", ROWS)
+def test_every_room_has_a_row(folder: str) -> None:
+    found = {path.stem for path in (ROOT / folder).glob("*.py")}
+    found |= {path.name for path in (ROOT / folder).iterdir() if any(path.rglob("*.py"))}
+    assert found == set(" ".join(ROWS[folder]).split())
+
+
+@pytest.mark.parametrize("folder", ROWS)
+def test_rooms_import_rooms_of_earlier_rows_only(folder: str) -> None:
+    row_of = {room: number for number, row in enumerate(ROWS[folder]) for room in row.split()}
+    assert [told for room, other, told in arrows(folder) if row_of[other] >= row_of[room]] == []
+
+
+def test_rooms_that_are_apart_do_not_import_each_other() -> None:
+    apart = set(APART)
+    wrong = [
+        told for folder in ROWS for room, other, told in arrows(folder) if (folder, room, other) in apart
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN_MODULES)
+def test_what_a_folder_must_not_know(folder: str) -> None:
+    wrong = [
+        f"{module_name(path)} imports {module}"
+        for path in python_files(folder)
+        for module in imported_modules(path)
+        if any(is_within(module, forbidden) for forbidden in FORBIDDEN_MODULES[folder])
+    ]
+    assert wrong == []
+
+
+def test_no_circle_of_modules() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in (path for folder in PACKAGES for path in python_files(folder)):
+        ours = {module for module in imported_modules(path) if is_within(module, "strata")}
+        graph[module_name(path)] = ours - {module_name(path)}
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    names = Counter(
+        node.name
+        for path in (path for folder in PACKAGES for path in python_files(folder))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_docstrings_tell_and_do_not_command() -> None:
+    commands = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {text.splitlines()[0]}"
+        for path in (path for folder in PACKAGES for path in python_files(folder))
+        # Help texts of commands and of their flags speak to a user.
+        if path.name != "cli.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and (text := ast.get_docstring(node) or "").split(maxsplit=1)[:1]
+        if text.split(maxsplit=1)[0].rstrip(".,;:") in COMMANDING.split()
+    ]
+    assert commands == []
+
+
+@pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
+def test_folders_hold_few_files(folder: str) -> None:
+    counts = Counter(path.parent for path in python_files(folder))
+    crowded = {
+        str(path.relative_to(ROOT)): count for path, count in counts.items() if count > MAX_PYTHON_FILES
+    }
+    assert crowded == {}
 
 
 @pytest.mark.parametrize("folder", PACKAGES)

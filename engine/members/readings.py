@@ -69,7 +69,7 @@ class MemberReadings:
 
     @cached_property
     def _logits(self) -> TargetLogits:
-        """Read once, whatever is asked of them."""
+        """One read of the projection, whatever is asked of it."""
         return target_logits(
             vocabulary_projection(self.checkpoint),
             self.readouts,

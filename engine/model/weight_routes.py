@@ -79,7 +79,7 @@ class WeightRoute:
 
     @property
     def stored_bytes(self) -> int:
-        """Read from disk."""
+        """Bytes read from disk."""
         return self.source.num_bytes
 
     @property
@@ -129,7 +129,7 @@ class LayerRoutes:
 
     @cached_property
     def stored_bytes(self) -> int:
-        """Read from disk."""
+        """Bytes read from disk."""
         return sum(route.stored_bytes for route in self.weights.values())
 
     @cached_property

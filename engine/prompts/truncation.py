@@ -48,11 +48,13 @@ class FittedQuestion:
 
     @property
     def longest_tokens(self) -> int:
+        """Tokens of the longest draft."""
         assert self.drafts is not None
         return max(tokenized.num_tokens for tokenized in self.drafts)
 
     @property
     def num_kept_tokens(self) -> int:
+        """Tokens of the context that is left."""
         assert self.cuts is not None
         # The parts of a character share a cut: none of them is kept before the last is.
         index = min(int(np.searchsorted(self.cuts, len(self.context))), len(self.cuts) - 1)
@@ -60,6 +62,7 @@ class FittedQuestion:
 
     @property
     def num_truncated_tokens(self) -> int:
+        """Tokens of the context that were cut off."""
         return 0 if self.cuts is None else len(self.cuts) - 1 - self.num_kept_tokens
 
     def keep_context_tokens(self, num_tokens: int) -> None:

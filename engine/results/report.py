@@ -1,5 +1,4 @@
-"""report.html: one self-contained page about a run, from its record and its scores. Knows nothing of the
-sweep.
+"""report.html: one self-contained page about a run, from its record and its scores. Knows no sweep.
 
 Keys it looks for in the record, each of which may be missing: run_info.config.model, .head, .debias, .dtype
 and .devices; plan and measured with any keys (those in both are set side by side); measured.seconds,

@@ -1,4 +1,4 @@
-"""Fixtures of the encoder tests: tiny encoders made once a module, and a scorer of the usual questions."""
+"""Fixtures of the encoder tests: tiny encoders made once a session, and a scorer of the usual questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from strata.engine.run.score import ScoreRun, score_questions
 from .tiny_encoder import build_encoder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     root = tmp_path_factory.mktemp("encoders")
 

@@ -13,7 +13,7 @@ from strata.engine.encoders.encoder import measure_encoder
 from strata.engine.encoders.rows import EncoderTokenizer, batch_by_length
 from strata.engine.types import Question, RunWarnings
 
-LONG = " The river carries sand from the hills to the sea." * 12
+from .tiny_encoder import LONG
 
 
 def test_question_and_option_too_long_for_the_window_keep_the_option(encoder: Callable[..., Path]) -> None:
@@ -35,11 +35,8 @@ def test_context_that_just_fits_or_just_does_not(encoder: Callable[..., Path]) -
     folder = encoder("bert")
     shape = measure_encoder(hf.AutoConfig.from_pretrained(folder))
     question = Question(id="1", prompt="Which?", options=("a", "b"), context="The moon pulls.")
-    whole = (
-        EncoderTokenizer(folder, shape, None, RunWarnings(), source="file")
-        .encode([question])[0]
-        .longest_tokens
-    )
+    writer = EncoderTokenizer(folder, shape, None, RunWarnings(), source="file")
+    whole = writer.encode([question])[0].longest_tokens
     for max_tokens in range(12, whole + 2):
         writer = EncoderTokenizer(folder, shape, max_tokens, RunWarnings(), source="file")
         (prompt,) = writer.encode([question])

@@ -15,10 +15,9 @@ from strata.engine.run.score import ScoreRun
 from strata.engine.types import Question
 
 from ...sample_questions import QUESTIONS, write_jsonl
-from .tiny_encoder import CONFIGS, build_encoder
+from .tiny_encoder import CONFIGS, LONG, build_encoder
 
 FAMILIES = tuple(CONFIGS)
-LONG = " The river carries sand from the hills to the sea." * 12
 
 
 def plain_scores(folder: Path, question: Question | dict, max_length: int = 64) -> np.ndarray:

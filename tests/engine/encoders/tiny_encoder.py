@@ -36,6 +36,8 @@ CONFIGS = {
     # Positions are counted from the padding's on: two of the 64 are never used.
     "roberta": lambda: hf.RobertaConfig(**{**SHAPE, "pad_token_id": 1, "type_vocab_size": 1}),
 }
+LONG = " The river carries sand from the hills to the sea." * 12
+"""A context beyond every tiny encoder's window."""
 
 
 def build_tokenizer(pad_id: int = 0) -> hf.PreTrainedTokenizerFast:

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from strata.engine.config import ScoreConfig
-from strata.engine.deadline import parse_duration_s
-from strata.engine.results.partial_scores import FILE_NAME
-from strata.engine.run import score as score_module
+from strata.engine.deadline import Deadline, parse_duration_s
+from strata.engine.results.partial_scores import FILE_NAME, PartialScores
 from strata.engine.types import InputError
 
 
@@ -24,23 +23,22 @@ def test_a_resumed_run_scores_as_an_uninterrupted_one(score, checkpoint, tmp_pat
     whole = scores_of(score(model=model, num_groups=3))
     out = tmp_path / "cut"
     calls = []
-    finish = score_module.GroupScorer.finish_group
+    add = PartialScores.add
 
-    def crash_in_the_second_group(self, group, swept):
-        more = finish(self, group, swept)
-        calls.append(group)
+    def crash_after_the_second_group(self, scores):
+        add(self, scores)
+        calls.append(scores)
         if len(calls) == 2:
             raise RuntimeError("power cut")
-        return more
 
-    monkeypatch.setattr(score_module.GroupScorer, "finish_group", crash_in_the_second_group)
+    monkeypatch.setattr(PartialScores, "add", crash_after_the_second_group)
     with pytest.raises(RuntimeError, match="power cut"):
         score(model=model, num_groups=3, out=out)
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
     assert not (out / "submission.csv").exists()
     kept = len((out / FILE_NAME).read_text().splitlines()) - 1
     assert 0 < kept < len(whole)
-    monkeypatch.setattr(score_module.GroupScorer, "finish_group", finish)
+    monkeypatch.setattr(PartialScores, "add", add)
     with (out / FILE_NAME).open("a") as file:
         file.write('{"id": "cut off by the cra')
     resumed = score(model=model, num_groups=3, out=out, resume=True)
@@ -69,12 +67,8 @@ def test_a_run_without_resume_begins_anew(score, checkpoint, tmp_path):
 
 
 def test_what_the_deadline_leaves_out_is_guessed_and_told(score, checkpoint, monkeypatch):
-    finish = score_module.GroupScorer.finish_group
-    monkeypatch.setattr(
-        score_module.GroupScorer,
-        "finish_group",
-        lambda self, group, swept: finish(self, group, swept) and group < 1,
-    )
+    allows, answers = Deadline.allows, iter((True, False))
+    monkeypatch.setattr(Deadline, "allows", lambda self, longest_s: next(answers))
     run = score(model=checkpoint("llama-gqa"), num_groups=3, deadline="1h")
     left_out = run.record["warnings"]["rows"]["not scored before the deadline"]["ids"]
     assert 0 < len(left_out) < len(run.scores)
@@ -84,7 +78,7 @@ def test_what_the_deadline_leaves_out_is_guessed_and_told(score, checkpoint, mon
             assert row.order[0] == longest
             assert row.margin < 1e-3
     assert (run.out / FILE_NAME).exists(), "what was scored can be gone on with"
-    monkeypatch.setattr(score_module.GroupScorer, "finish_group", finish)
+    monkeypatch.setattr(Deadline, "allows", allows)
     finished = score(model=checkpoint("llama-gqa"), num_groups=3, out=run.out, resume=True)
     assert "not scored before the deadline" not in finished.record["warnings"]["rows"]
 
