@@ -15,6 +15,7 @@ from strata.kernels.dequant.four_bit_encode import (
     quantize_absmax,
     quantize_nf4,
 )
+from strata.kernels.dequant.parts import FourBitParts
 
 __all__ = [
     "NF4_QUANT_MAP",
@@ -31,23 +32,13 @@ BITSANDBYTES_CHUNK = 1 << 21
 """Weights a call of bitsandbytes' kernel: its result is a new tensor, here of at most 8 MiB."""
 
 
-def dequantize_4bit(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    quant_map: torch.Tensor,
-    blocksize: int,
-    out: torch.Tensor,
-    backend: str = "torch",
-) -> torch.Tensor:
+def dequantize_4bit(stored: FourBitParts, out: torch.Tensor, backend: str = "torch") -> torch.Tensor:
     """Fills `out` with quant_map[code] * absmax of its block, computed in float32 and rounded once.
 
     That is what bitsandbytes' own kernels compute, so results are equal bit for bit.
 
     Args:
-        packed: uint8 [ceil(N * K / 2)], or that as [., 1] or [1, .]; view other storage dtypes as uint8.
-        absmax: float32 [ceil(N * K / blocksize)].
-        quant_map: float32 [16], the value of each code.
-        blocksize: weights a block, a positive even number.
+        stored: codes and scales.
         out: [N, K] float32, bfloat16 or float16, contiguous; overwritten.
         backend: "torch", or "bitsandbytes" for its CPU and CUDA kernels, which know NF4 in blocks below 2,048
             and an even number of weights only (the rest they would compile or decode with a rounded table).
@@ -61,18 +52,11 @@ def dequantize_4bit(
     Source: Dettmers et al. 2023, QLoRA, section 3; storage as in bitsandbytes.functional.dequantize_4bit.
     """
     check_out(out)
-    num_weights = out.numel()
-    check_dtype("packed", packed, torch.uint8)
-    check_dtype("absmax", absmax, torch.float32)
-    check_shape("packed (flattened)", packed.reshape(-1), (-(-num_weights // 2),))
-    check_shape("absmax", absmax, (-(-num_weights // _checked_blocksize(blocksize)),))
-    check_shape("quant_map", quant_map, (16,))
+    _check_parts(stored, out.numel())
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    if backend == "bitsandbytes":
-        _decode_by_bitsandbytes(packed.reshape(-1), absmax, quant_map, blocksize, out.view(-1))
-    else:
-        _decode(packed.reshape(-1), absmax, quant_map, blocksize, out.view(-1))
+    decode = _decode_by_bitsandbytes if backend == "bitsandbytes" else _decode
+    decode(stored, out.view(-1))
     return out
 
 
@@ -115,20 +99,24 @@ def dequantize_absmax(
     return scales.add_(torch.tensor(offset, dtype=torch.float32, device=scales.device))
 
 
-def _checked_blocksize(blocksize: int) -> int:
-    if blocksize <= 0 or blocksize % 2:
-        raise ValueError(f"blocksize is {blocksize}, expected a positive even number")
-    return blocksize
+def _check_parts(stored: FourBitParts, num_weights: int) -> None:
+    check_dtype("packed", stored.packed, torch.uint8)
+    check_dtype("absmax", stored.absmax, torch.float32)
+    check_shape("packed (flattened)", stored.packed.reshape(-1), (-(-num_weights // 2),))
+    if stored.blocksize <= 0 or stored.blocksize % 2:
+        raise ValueError(f"blocksize is {stored.blocksize}, expected a positive even number")
+    check_shape("absmax", stored.absmax, (-(-num_weights // stored.blocksize),))
+    check_shape("quant_map", stored.quant_map, (16,))
 
 
-def _decode(
-    packed: torch.Tensor, absmax: torch.Tensor, quant_map: torch.Tensor, blocksize: int, out: torch.Tensor
-) -> None:
+def _decode(stored: FourBitParts, out: torch.Tensor) -> None:
     """Block by block: bytes -> indexes -> pairs of float32 -> scaled in place -> out.
 
     A table of the 256 possible bytes holds both values of a byte in one 64-bit entry, so that one look-up
     gives two weights.
     """
+    packed, absmax, blocksize = stored.packed.reshape(-1), stored.absmax, stored.blocksize
+    quant_map = stored.quant_map
     pairs = torch.stack((quant_map.repeat_interleave(16), quant_map.repeat(16)), dim=1).float()
     table = pairs.view(torch.int64).flatten()
     step = max(1, min(block_elements(out.device) // blocksize, absmax.numel())) * blocksize
@@ -165,14 +153,13 @@ def _scale_blocks(weights: torch.Tensor, absmax: torch.Tensor, blocksize: int) -
         weights[num_whole * blocksize :].mul_(absmax[num_whole])
 
 
-def _decode_by_bitsandbytes(
-    packed: torch.Tensor, absmax: torch.Tensor, quant_map: torch.Tensor, blocksize: int, out: torch.Tensor
-) -> None:
+def _decode_by_bitsandbytes(stored: FourBitParts, out: torch.Tensor) -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ValueError(f"backend 'bitsandbytes' needs the package bitsandbytes ({error})") from error
-    if not torch.equal(quant_map.cpu(), NF4_QUANT_MAP) or out.numel() % 2 or blocksize >= 2048:
+    packed, absmax, blocksize = stored.packed.reshape(-1), stored.absmax, stored.blocksize
+    if not torch.equal(stored.quant_map.cpu(), NF4_QUANT_MAP) or out.numel() % 2 or blocksize >= 2048:
         raise ValueError(
             "backend 'bitsandbytes' needs an even number of weights, blocks below 2048 and NF4's quant_map;"
             f" got {out.numel()} weights in blocks of {blocksize}. Use backend 'torch'"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -25,10 +26,24 @@ ReadGroups = Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
 """rows -> zero points and scales, both float32 [R, G]."""
 
 
-def group_of_column(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grouping:
+    """Which columns share a zero point and a scale.
+
+    Attributes:
+        size: columns a group.
+        of_column: int32 [K], the group of every column, or None where groups are runs of columns that tiles
+            can be aligned to.
+    """
+
+    size: int
+    of_column: torch.Tensor | None
+
+
+def group_columns(
     g_idx: torch.Tensor | None, group_size: int, num_groups: int, out: torch.Tensor
-) -> torch.Tensor | None:
-    """The group of every column, or None where groups are runs of columns that tiles can be aligned to.
+) -> Grouping:
+    """How the columns of `out` are grouped.
 
     Args:
         g_idx: int [K], or None for k // group_size.
@@ -37,7 +52,7 @@ def group_of_column(
         out: the output [N, K].
 
     Returns:
-        int32 [K] on the output's device, or None.
+        The grouping, on the output's device.
 
     Raises:
         ValueError: a group that does not exist, or a g_idx of another shape.
@@ -59,14 +74,14 @@ def group_of_column(
             f" {num_groups} groups; group_size is {group_size}"
         )
     alignable = group_size >= num_columns or (group_size % COLUMN_STEP == 0 and num_columns % group_size == 0)
-    return None if alignable and torch.equal(columns_group, runs) else columns_group
+    aligned = alignable and torch.equal(columns_group, runs)
+    return Grouping(size=group_size, of_column=None if aligned else columns_group)
 
 
 def decode_groups(
     read_codes: ReadCodes,
     read_groups: ReadGroups,
-    columns_group: torch.Tensor | None,
-    group_size: int,
+    grouping: Grouping,
     out: torch.Tensor,
     scratch: Scratch,
 ) -> torch.Tensor:
@@ -75,8 +90,7 @@ def decode_groups(
     Args:
         read_codes: gives a tile's codes.
         read_groups: gives the zero points and scales of a tile's rows.
-        columns_group: what `group_of_column` returned.
-        group_size: columns a group.
+        grouping: of the columns.
         out: overwritten.
         scratch: buffers on the output's device.
 
@@ -84,7 +98,7 @@ def decode_groups(
         `out`.
     """
     num_rows, num_columns = out.shape
-    width = _tile_columns(columns_group is None, group_size, out)
+    width = _tile_columns(grouping, out)
     for rows, column_ranges in tiles(num_rows, num_columns, TILE_ROWS, width):
         zeros_RG, scales_RG = read_groups(rows)
         zeros_RG1, scales_RG1 = zeros_RG[:, :, None], scales_RG[:, :, None]
@@ -92,23 +106,23 @@ def decode_groups(
             target = tile_of(out, rows, columns)
             work = scratch.float32(target)
             work.copy_(read_codes(rows, columns))
-            if columns_group is None:
-                first = columns.start // group_size
-                num_groups = -(-columns.stop // group_size) - first
+            if grouping.of_column is None:
+                first = columns.start // grouping.size
+                num_groups = -(-columns.stop // grouping.size) - first
                 work_RGC = work.unflatten(1, (num_groups, -1))
                 work_RGC.sub_(zeros_RG1.narrow(1, first, num_groups))
                 work_RGC.mul_(scales_RG1.narrow(1, first, num_groups))
             else:
-                of_column = columns_group[columns]
+                of_column = grouping.of_column[columns]
                 work.sub_(zeros_RG.index_select(1, of_column)).mul_(scales_RG.index_select(1, of_column))
             if work is not target:
                 target.copy_(work)
     return out
 
 
-def _tile_columns(aligned: bool, group_size: int, out: torch.Tensor) -> int:
-    """Columns of a tile; when `aligned`, a tile holds whole groups or lies in one."""
-    limit = block_elements(out.device) // TILE_ROWS
-    if not aligned or group_size >= out.shape[1]:
+def _tile_columns(grouping: Grouping, out: torch.Tensor) -> int:
+    """Columns of a tile, which where groups are runs holds whole groups or lies in one."""
+    limit, size = block_elements(out.device) // TILE_ROWS, grouping.size
+    if grouping.of_column is not None or size >= out.shape[1]:
         return limit
-    return limit // group_size * group_size if group_size <= limit else math.gcd(group_size, limit)
+    return limit // size * size if size <= limit else math.gcd(size, limit)

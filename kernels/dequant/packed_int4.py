@@ -11,22 +11,14 @@ from __future__ import annotations
 import torch
 
 from strata.kernels.dequant.blocks import Scratch, check_dtype, check_out, check_shape, tile_of
-from strata.kernels.dequant.groups import decode_groups, group_of_column
+from strata.kernels.dequant.groups import decode_groups, group_columns
+from strata.kernels.dequant.parts import GptqParts, PackedParts
 
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 """The nibble of a word that holds output channel 0, ... 7: the inverse of 0, 2, 4, 6, 1, 3, 5, 7."""
 
 
-def dequantize_gptq(
-    qweight: torch.Tensor,
-    qzeros: torch.Tensor,
-    scales: torch.Tensor,
-    g_idx: torch.Tensor | None,
-    group_size: int,
-    zero_offset: int,
-    out: torch.Tensor,
-    bits: int = 4,
-) -> torch.Tensor:
+def dequantize_gptq(stored: GptqParts, out: torch.Tensor) -> torch.Tensor:
     """Fills `out` with GPTQ weights, transposed to [N, K]; computed in float32 and rounded once.
 
     With P = 32 / bits, code (k, n) is bits `bits * (k % P)` and up of qweight[k // P, n], and zero point (g,
@@ -35,14 +27,8 @@ def dequantize_gptq(
     exactly.
 
     Args:
-        qweight: int32 [K / P, N].
-        qzeros: int32 [G, N / P].
-        scales: [G, N], any float dtype.
-        g_idx: int [K], the group of every input channel (act-order: in any order); None for k // group_size.
-        group_size: input channels a group; -1 for K.
-        zero_offset: 1 for checkpoint_format "gptq" (v1), 0 for "gptq_v2".
+        stored: words, scales and how they are packed.
         out: [N, K] float32, bfloat16 or float16, contiguous; overwritten.
-        bits: 2, 4 or 8.
 
     Returns:
         `out`. Extra memory: a few blocks.
@@ -52,19 +38,13 @@ def dequantize_gptq(
 
     Source: Frantar et al. 2023, GPTQ; storage as in AutoGPTQ's and GPTQModel's torch kernels.
     """
+    bits, qweight, qzeros, scales = stored.bits, stored.qweight, stored.qzeros, stored.scales
     fields = _fields_per_word(bits, (2, 4, 8))
     check_out(out)
-    num_rows, num_columns = out.shape
-    _check_divisible("columns", num_columns, fields)
-    _check_divisible("rows", num_rows, fields)
-    group_size = num_columns if group_size == -1 else group_size
-    num_groups = scales.shape[0]
-    _check_words("qweight", qweight, (num_columns // fields, num_rows))
-    _check_words("qzeros", qzeros, (num_groups, num_rows // fields))
-    check_shape("scales", scales, (num_groups, num_rows))
-    if zero_offset not in (0, 1):
-        raise ValueError(f"zero_offset is {zero_offset}, expected 1 (gptq) or 0 (gptq_v2)")
-    ones = sum(zero_offset << shift for shift in range(0, 32, bits))
+    _check_gptq(stored, out, fields)
+    group_size = out.shape[1] if stored.group_size == -1 else stored.group_size
+    grouping = group_columns(stored.g_idx, group_size, scales.shape[0], out)
+    ones = sum(stored.zero_offset << shift for shift in range(0, 32, bits))
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
 
     def read_codes(rows: slice, columns: slice) -> torch.Tensor:
@@ -72,13 +52,12 @@ def dequantize_gptq(
         return _unpack_fields(words.view(torch.uint8), bits, scratch)
 
     def read_groups(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        stored = qzeros[:, _word_range(rows, fields)]
-        words = row_scratch.take("words", tuple(stored.shape), torch.int32).copy_(stored).add_(ones)
+        packed = qzeros[:, _word_range(rows, fields)]
+        words = row_scratch.take("words", tuple(packed.shape), torch.int32).copy_(packed).add_(ones)
         zeros_GR = _unpack_fields(words.view(torch.uint8), bits, row_scratch)
         return zeros_GR.t().float(), scales[:, rows].t().float()
 
-    columns_group = group_of_column(g_idx, group_size, num_groups, out)
-    return decode_groups(read_codes, read_groups, columns_group, group_size, out, scratch)
+    return decode_groups(read_codes, read_groups, grouping, out, scratch)
 
 
 def dequantize_awq(
@@ -127,33 +106,19 @@ def dequantize_awq(
         zeros_RG = unpack(qzeros[:, _word_range(rows, 8)], row_scratch)
         return zeros_RG.float(), scales[:, rows].t().float()
 
-    columns_group = group_of_column(None, group_size, num_groups, out)
-    return decode_groups(read_codes, read_groups, columns_group, group_size, out, scratch)
+    grouping = group_columns(None, group_size, num_groups, out)
+    return decode_groups(read_codes, read_groups, grouping, out, scratch)
 
 
-def dequantize_packed(
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    g_idx: torch.Tensor | None,
-    bits: int,
-    out: torch.Tensor,
-    group_size: int | None = None,
-) -> torch.Tensor:
+def dequantize_packed(stored: PackedParts, out: torch.Tensor) -> torch.Tensor:
     """Fills `out` with compressed-tensors' pack-quantized weights, computed in float32 and rounded once.
 
     Stored codes and zero points are unsigned, 2^(bits - 1) above their signed values. Codes are packed along
     K, the low end of a word first; zero points along N.
 
     Args:
-        packed: int32 [N, ceil(K / P)] with P = 32 / bits.
-        scale: [N, G], any float dtype; G = 1 for a scale a channel.
-        zero_point: int32 [ceil(N / P), G], or None where quantisation is symmetric.
-        g_idx: int [K], the group of every input channel, or None for k // group_size. A `weight_g_idx` that
-            holds -1 is unset: pass None.
-        bits: 4 or 8.
+        stored: words, scales and how they are packed.
         out: [N, K] float32, bfloat16 or float16, contiguous; overwritten.
-        group_size: input channels a group; None for K / G.
 
     Returns:
         `out`. Extra memory: a few blocks.
@@ -164,19 +129,12 @@ def dequantize_packed(
 
     Source: compressed_tensors.compressors.pack_quantized.
     """
+    bits, packed, scale, zero_point = stored.bits, stored.packed, stored.scale, stored.zero_point
     fields = _fields_per_word(bits, (4, 8))
     check_out(out)
-    num_rows, num_columns = out.shape
-    num_groups = scale.shape[-1]
-    check_shape("scale", scale, (num_rows, num_groups))
-    _check_words("packed", packed, (num_rows, -(-num_columns // fields)))
-    if zero_point is not None:
-        _check_words("zero_point", zero_point, (-(-num_rows // fields), num_groups))
-    if group_size is None and g_idx is None and num_columns % num_groups:
-        raise ValueError(
-            f"{num_columns} columns in {num_groups} groups: expected group_size or g_idx to be given"
-        )
-    group_size = group_size or -(-num_columns // num_groups)
+    _check_packed(stored, out, fields)
+    group_size = stored.group_size or -(-out.shape[1] // scale.shape[-1])
+    grouping = group_columns(stored.g_idx, group_size, scale.shape[-1], out)
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
 
     def read_codes(rows: slice, columns: slice) -> torch.Tensor:
@@ -192,8 +150,32 @@ def dequantize_packed(
         zeros_GR = _unpack_fields(words.view(torch.uint8), bits, row_scratch)
         return zeros_GR[:, : rows.stop - rows.start].t().float(), scale_RG
 
-    columns_group = group_of_column(g_idx, group_size, num_groups, out)
-    return decode_groups(read_codes, read_groups, columns_group, group_size, out, scratch)
+    return decode_groups(read_codes, read_groups, grouping, out, scratch)
+
+
+def _check_gptq(stored: GptqParts, out: torch.Tensor, fields: int) -> None:
+    num_rows, num_columns = out.shape
+    _check_divisible("columns", num_columns, fields)
+    _check_divisible("rows", num_rows, fields)
+    num_groups = stored.scales.shape[0]
+    _check_words("qweight", stored.qweight, (num_columns // fields, num_rows))
+    _check_words("qzeros", stored.qzeros, (num_groups, num_rows // fields))
+    check_shape("scales", stored.scales, (num_groups, num_rows))
+    if stored.zero_offset not in (0, 1):
+        raise ValueError(f"zero_offset is {stored.zero_offset}, expected 1 (gptq) or 0 (gptq_v2)")
+
+
+def _check_packed(stored: PackedParts, out: torch.Tensor, fields: int) -> None:
+    num_rows, num_columns = out.shape
+    num_groups = stored.scale.shape[-1]
+    check_shape("scale", stored.scale, (num_rows, num_groups))
+    _check_words("packed", stored.packed, (num_rows, -(-num_columns // fields)))
+    if stored.zero_point is not None:
+        _check_words("zero_point", stored.zero_point, (-(-num_rows // fields), num_groups))
+    if stored.group_size is None and stored.g_idx is None and num_columns % num_groups:
+        raise ValueError(
+            f"{num_columns} columns in {num_groups} groups: expected group_size or g_idx to be given"
+        )
 
 
 def _fields_per_word(bits: int, supported: tuple[int, ...]) -> int:

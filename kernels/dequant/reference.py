@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from strata.kernels.dequant.parts import GptqParts, PackedParts
+
 
 def field(words: list[int], index: int, bits: int) -> int:
     """The index-th field of `bits` bits in a row of 32-bit words."""
@@ -48,18 +50,12 @@ def reference_4bit(
     return torch.tensor(weights, dtype=torch.float64).view(shape)
 
 
-def reference_gptq(
-    qweight: torch.Tensor,
-    qzeros: torch.Tensor,
-    scales: torch.Tensor,
-    g_idx: list[int],
-    zero_offset: int,
-    bits: int = 4,
-) -> torch.Tensor:
+def reference_gptq(stored: GptqParts, g_idx: list[int]) -> torch.Tensor:
     """(code(k, n) - zero(g, n)) * scales[g, n] with g = g_idx[k]; zero fields are larger by `zero_offset`."""
-    columns = qweight.t().tolist()
-    one_each = sum(zero_offset << shift for shift in range(0, 32, bits))
-    zero_rows = [[word + one_each for word in row] for row in qzeros.tolist()]
+    bits, scales = stored.bits, stored.scales
+    columns = stored.qweight.t().tolist()
+    one_each = sum(stored.zero_offset << shift for shift in range(0, 32, bits))
+    zero_rows = [[word + one_each for word in row] for row in stored.qzeros.tolist()]
     weight = torch.empty(scales.shape[1], len(g_idx), dtype=torch.float64)
     for n in range(weight.shape[0]):
         for k, g in enumerate(g_idx):
@@ -84,15 +80,10 @@ def reference_awq(
     return weight
 
 
-def reference_packed(
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero_point: torch.Tensor | None,
-    g_idx: list[int],
-    bits: int,
-) -> torch.Tensor:
+def reference_packed(stored: PackedParts, g_idx: list[int]) -> torch.Tensor:
     """(code - zero) * scale[n, g_idx[k]]; codes packed along K, zeros along N, or 2^(bits - 1) without."""
-    rows = packed.tolist()
+    bits, scale, zero_point = stored.bits, stored.scale, stored.zero_point
+    rows = stored.packed.tolist()
     zero_columns = None if zero_point is None else zero_point.t().tolist()
     weight = torch.empty(scale.shape[0], len(g_idx), dtype=torch.float64)
     for n in range(weight.shape[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from strata.kernels.dequant.four_bit_encode import (
     quantize_absmax,
     quantize_nf4,
 )
+from strata.kernels.dequant.parts import FourBitParts
 from strata.kernels.dequant.reference import reference_4bit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,11 +45,22 @@ def poisoned(shape: tuple[int, int], dtype: torch.dtype, device: str = "cpu") ->
     return torch.full(shape, float("nan"), dtype=dtype, device=device)
 
 
-def random_storage(shape: tuple[int, int], blocksize: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random bytes and block scales for a weight [N, K]."""
+def nf4_parts(packed: torch.Tensor, absmax: torch.Tensor) -> FourBitParts:
+    """An NF4 weight in blocks of 64."""
+    return FourBitParts(packed=packed, absmax=absmax, quant_map=NF4_QUANT_MAP, blocksize=64)
+
+
+def random_parts(shape: tuple[int, int], blocksize: int = 64) -> FourBitParts:
+    """Random bytes and block scales for an NF4 weight [N, K]."""
     generator = torch.Generator().manual_seed(math.prod(shape))
     packed = torch.randint(0, 256, (-(-math.prod(shape) // 2), 1), generator=generator, dtype=torch.uint8)
-    return packed, torch.rand(-(-math.prod(shape) // blocksize), generator=generator)
+    absmax = torch.rand(-(-math.prod(shape) // blocksize), generator=generator)
+    return replace(nf4_parts(packed, absmax), blocksize=blocksize)
+
+
+def on_device(stored: FourBitParts, device: str) -> FourBitParts:
+    tensors = {name: getattr(stored, name).to(device) for name in ("packed", "absmax", "quant_map")}
+    return replace(stored, **tensors)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -56,20 +69,21 @@ def random_storage(shape: tuple[int, int], blocksize: int) -> tuple[torch.Tensor
 def test_decoder_is_the_oracle(
     shape: tuple[int, int], blocksize: int, dtype: torch.dtype, device: str
 ) -> None:
-    packed, absmax = random_storage(shape, blocksize)
-    quant_map = torch.randn(16)
+    stored = replace(random_parts(shape, blocksize), quant_map=torch.randn(16))
     out = poisoned(shape, dtype, device)
-    decoded = dequantize_4bit(packed.to(device), absmax.to(device), quant_map.to(device), blocksize, out)
-    assert decoded is out
-    exact = reference_4bit(packed, absmax, quant_map, blocksize, shape)
+    assert dequantize_4bit(on_device(stored, device), out) is out
+    exact = reference_4bit(stored.packed, stored.absmax, stored.quant_map, blocksize, shape)
     assert torch.equal(out.cpu(), exact.float().to(dtype))
 
 
 def test_high_half_of_a_byte_comes_first() -> None:
-    packed = torch.tensor([0x0F, 0x73], dtype=torch.uint8)
-    out = dequantize_4bit(
-        packed, torch.tensor([2.0, 10.0]), torch.arange(16.0), 2, poisoned((2, 2), torch.float32)
+    stored = FourBitParts(
+        packed=torch.tensor([0x0F, 0x73], dtype=torch.uint8),
+        absmax=torch.tensor([2.0, 10.0]),
+        quant_map=torch.arange(16.0),
+        blocksize=2,
     )
+    out = dequantize_4bit(stored, poisoned((2, 2), torch.float32))
     assert out.tolist() == [[0.0, 30.0], [70.0, 30.0]]
 
 
@@ -93,7 +107,8 @@ def test_decodes_what_bitsandbytes_encodes(
         )
         expected = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
         assert torch.equal(absmax, expected)
-    out = dequantize_4bit(packed, absmax, state.code, blocksize, poisoned(shape, dtype))
+    stored = FourBitParts(packed=packed, absmax=absmax, quant_map=state.code, blocksize=blocksize)
+    out = dequantize_4bit(stored, poisoned(shape, dtype))
     if shape[1] % 2 == 0:
         assert torch.equal(out, functional.dequantize_4bit(packed, state))
     else:
@@ -122,7 +137,7 @@ def test_encoder_takes_the_nearest_code() -> None:
     weight = torch.randn(9, 33, dtype=torch.float64).float()
     packed, absmax = quantize_nf4(weight, 64)
     assert packed.shape == (-(-weight.numel() // 2), 1)
-    out = dequantize_4bit(packed, absmax, NF4_QUANT_MAP, 64, poisoned((9, 33), torch.float32))
+    out = dequantize_4bit(nf4_parts(packed, absmax), poisoned((9, 33), torch.float32))
     scale = absmax.repeat_interleave(64)[: weight.numel(), None]
     assert torch.equal(absmax, torch.stack([part.abs().max() for part in weight.view(-1).split(64)]))
     nearest = (weight.view(-1, 1) - scale * NF4_QUANT_MAP).abs().amin(dim=1)
@@ -180,7 +195,7 @@ def test_bitsandbytes_decodes_what_we_encode() -> None:
         dtype=torch.bfloat16, offset=torch.tensor(offset), state2=nested,
     )  # fmt: skip
     scales = dequantize_absmax(codes, quant_map, nested_absmax, 256, offset)
-    ours = dequantize_4bit(packed, scales, NF4_QUANT_MAP, 64, poisoned((96, 128), torch.bfloat16))
+    ours = dequantize_4bit(nf4_parts(packed, scales), poisoned((96, 128), torch.bfloat16))
     assert torch.equal(ours, functional.dequantize_4bit(packed, state))
     assert (ours.float() - weight).abs().max() < 0.2 * absmax.max()
 
@@ -198,36 +213,33 @@ def test_the_bitsandbytes_backend_gives_the_same(
 ) -> None:
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr("strata.kernels.dequant.four_bit.BITSANDBYTES_CHUNK", chunk)
-    packed, absmax = (part.to(device) for part in random_storage((33, 100), 64))
-    quant_map = NF4_QUANT_MAP.to(device)
-    ours = dequantize_4bit(packed, absmax, quant_map, 64, poisoned((33, 100), dtype, device))
+    stored = on_device(random_parts((33, 100)), device)
+    ours = dequantize_4bit(stored, poisoned((33, 100), dtype, device))
     theirs = poisoned((33, 100), dtype, device)
-    assert dequantize_4bit(packed, absmax, quant_map, 64, theirs, backend="bitsandbytes") is theirs
+    assert dequantize_4bit(stored, theirs, backend="bitsandbytes") is theirs
     assert torch.equal(ours, theirs)
 
 
 def test_wrong_inputs_are_refused() -> None:
-    packed, absmax = random_storage((4, 64), 64)
-    out = torch.empty(4, 64)
+    stored, out = random_parts((4, 64)), torch.empty(4, 64)
     with pytest.raises(ValueError, match=r"packed \(flattened\) has shape \[127\], expected \[128\]"):
-        dequantize_4bit(packed[1:], absmax, NF4_QUANT_MAP, 64, out)
+        dequantize_4bit(replace(stored, packed=stored.packed[1:]), out)
     with pytest.raises(ValueError, match=r"absmax has shape \[4\], expected \[8\]"):
-        dequantize_4bit(packed, absmax, NF4_QUANT_MAP, 32, out)
+        dequantize_4bit(replace(stored, blocksize=32), out)
     with pytest.raises(ValueError, match=r"packed is torch.int8, expected torch.uint8"):
-        dequantize_4bit(packed.view(torch.int8), absmax, NF4_QUANT_MAP, 64, out)
+        dequantize_4bit(replace(stored, packed=stored.packed.view(torch.int8)), out)
     with pytest.raises(ValueError, match="blocksize is 63"):
-        dequantize_4bit(packed, absmax, NF4_QUANT_MAP, 63, out)
+        dequantize_4bit(replace(stored, blocksize=63), out)
     with pytest.raises(ValueError, match="backend is 'cuda'"):
-        dequantize_4bit(packed, absmax, NF4_QUANT_MAP, 64, out, backend="cuda")
+        dequantize_4bit(stored, out, backend="cuda")
     with pytest.raises(ValueError, match=r"weight is torch.float64"):
         quantize_nf4(out.double())
 
 
 def test_the_bitsandbytes_backend_refuses_what_it_would_round_or_compile() -> None:
     pytest.importorskip("bitsandbytes")
-    packed, absmax = random_storage((4, 64), 64)
+    other_map = replace(random_parts((4, 64)), quant_map=torch.arange(16.0))
     with pytest.raises(ValueError, match="NF4's quant_map"):
-        dequantize_4bit(packed, absmax, torch.arange(16.0), 64, torch.empty(4, 64), backend="bitsandbytes")
-    packed, absmax = random_storage((3, 7), 64)
+        dequantize_4bit(other_map, torch.empty(4, 64), backend="bitsandbytes")
     with pytest.raises(ValueError, match="got 21 weights"):
-        dequantize_4bit(packed, absmax, NF4_QUANT_MAP, 64, torch.empty(3, 7), backend="bitsandbytes")
+        dequantize_4bit(random_parts((3, 7)), torch.empty(3, 7), backend="bitsandbytes")

@@ -5,11 +5,14 @@ The packers below follow the formats' definitions; random words are compared wit
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from strata.kernels.dequant import blocks
 from strata.kernels.dequant.packed_int4 import dequantize_awq, dequantize_gptq, dequantize_packed
+from strata.kernels.dequant.parts import GptqParts, PackedParts
 from strata.kernels.dequant.reference import reference_awq, reference_gptq, reference_packed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,11 +66,17 @@ class Known:
         self.g_idx = torch.arange(shape[1]) // group_size if g_idx is None else g_idx
         self.weight = (self.codes - self.zeros[:, self.g_idx]) * self.scales[:, self.g_idx]
 
-    def gptq(self, bits: int, stored_less: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """qweight [K / P, N], qzeros [G, N / P], scales [G, N], zero fields less by `stored_less`."""
-        qzeros = pack_last_axis(self.zeros.t(), bits)
-        ones = sum(stored_less << shift for shift in range(0, 32, bits))
-        return pack_first_axis(self.codes.t(), bits), qzeros - ones, self.scales.t().contiguous().half()
+    def gptq(self, group_size: int, zero_offset: int, *, bits: int = 4, device: str = "cpu") -> GptqParts:
+        """As GPTQ stores it, zero fields less by `zero_offset` and without a g_idx."""
+        ones = sum(zero_offset << shift for shift in range(0, 32, bits))
+        return GptqParts(
+            qweight=pack_first_axis(self.codes.t(), bits).to(device),
+            qzeros=(pack_last_axis(self.zeros.t(), bits) - ones).to(device),
+            scales=self.scales.t().contiguous().half().to(device),
+            group_size=group_size,
+            zero_offset=zero_offset,
+            bits=bits,
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -80,9 +89,9 @@ def test_gptq_integers_come_back(
     dtype: torch.dtype, bits: int, zero_offset: int, shape: tuple[int, int], group_size: int, device: str
 ) -> None:
     known = Known(shape, group_size, bits)
-    stored = [part.to(device) for part in known.gptq(bits, zero_offset)]
+    stored = known.gptq(group_size, zero_offset, bits=bits, device=device)
     out = poisoned(shape, dtype, device)
-    assert dequantize_gptq(*stored, None, group_size, zero_offset, out, bits) is out
+    assert dequantize_gptq(stored, out) is out
     assert torch.equal(out.cpu(), known.weight.to(dtype))
 
 
@@ -90,23 +99,23 @@ def test_gptq_integers_come_back(
 def test_gptq_groups_wider_than_a_tile(group_size: int) -> None:
     known = Known((16, 1024), 1024 if group_size == -1 else group_size)
     out = poisoned((16, 1024), torch.float32, "cpu")
-    dequantize_gptq(*known.gptq(4, 1), None, group_size, 1, out)
+    dequantize_gptq(known.gptq(group_size, 1), out)
     assert torch.equal(out, known.weight)
 
 
 def test_gptq_act_order(device: str) -> None:
     g_idx = torch.arange(192)[torch.randperm(192)] // 32
     known = Known((80, 192), 32, g_idx=g_idx)
-    stored = [part.to(device) for part in known.gptq(4, 1)]
+    stored = replace(known.gptq(32, 1, device=device), g_idx=g_idx.int().to(device))
     out = poisoned((80, 192), torch.float32, device)
-    dequantize_gptq(*stored, g_idx.int().to(device), 32, 1, out)
+    dequantize_gptq(stored, out)
     assert torch.equal(out.cpu(), known.weight)
 
 
 def test_gptq_with_an_ascending_g_idx_is_gptq_without() -> None:
     known = Known((64, 192), 32)
     out = poisoned((64, 192), torch.float32, "cpu")
-    dequantize_gptq(*known.gptq(4, 0), known.g_idx.int(), 32, 0, out)
+    dequantize_gptq(replace(known.gptq(32, 0), g_idx=known.g_idx.int()), out)
     assert torch.equal(out, known.weight)
 
 
@@ -115,11 +124,17 @@ def test_gptq_with_an_ascending_g_idx_is_gptq_without() -> None:
 def test_gptq_is_the_oracle(dtype: torch.dtype, act_order: bool) -> None:
     """Random words and float16 scales: the only rounding is that of the result."""
     g_idx = torch.arange(96)[torch.randperm(96)] // 32 if act_order else torch.arange(96) // 32
-    qweight, qzeros = random_words(12, 72), random_words(3, 9)
-    scales = torch.rand(3, 72).half()
+    stored = GptqParts(
+        qweight=random_words(12, 72),
+        qzeros=random_words(3, 9),
+        scales=torch.rand(3, 72).half(),
+        group_size=32,
+        zero_offset=1,
+        g_idx=g_idx if act_order else None,
+    )
     out = poisoned((72, 96), dtype, "cpu")
-    dequantize_gptq(qweight, qzeros, scales, g_idx if act_order else None, 32, 1, out)
-    assert torch.equal(out, reference_gptq(qweight, qzeros, scales, g_idx.tolist(), 1).float().to(dtype))
+    dequantize_gptq(stored, out)
+    assert torch.equal(out, reference_gptq(stored, g_idx.tolist()).float().to(dtype))
 
 
 def random_words(*shape: int) -> torch.Tensor:
@@ -161,9 +176,10 @@ def test_packed_integers_come_back(
         known.zeros = torch.full_like(known.zeros, 1 << (bits - 1))
         known.weight = (known.codes - known.zeros[:, known.g_idx]) * known.scales[:, known.g_idx]
     zero_point = None if symmetric else pack_first_axis(known.zeros, bits).to(device)
-    packed = pack_last_axis(known.codes, bits).to(device)
+    packed, scale = pack_last_axis(known.codes, bits).to(device), known.scales.to(device)
+    stored = PackedParts(packed=packed, scale=scale, zero_point=zero_point, bits=bits)
     out = poisoned(shape, dtype, device)
-    assert dequantize_packed(packed, known.scales.to(device), zero_point, None, bits, out) is out
+    assert dequantize_packed(stored, out) is out
     assert torch.equal(out.cpu(), known.weight.to(dtype))
 
 
@@ -172,39 +188,43 @@ def test_packed_integers_come_back(
 def test_packed_is_the_oracle(dtype: torch.dtype, bits: int) -> None:
     """With a g_idx, a partial last group and bfloat16 scales."""
     g_idx = torch.arange(100)[torch.randperm(100)] // 32
-    packed, zero_point = random_words(70, -(-100 * bits // 32)), random_words(-(-70 * bits // 32), 4)
-    scale = torch.rand(70, 4).bfloat16()
+    stored = PackedParts(
+        packed=random_words(70, -(-100 * bits // 32)),
+        scale=torch.rand(70, 4).bfloat16(),
+        zero_point=random_words(-(-70 * bits // 32), 4),
+        g_idx=g_idx,
+        bits=bits,
+    )
     out = poisoned((70, 100), dtype, "cpu")
-    dequantize_packed(packed, scale, zero_point, g_idx, bits, out)
-    expected = reference_packed(packed, scale, zero_point, g_idx.tolist(), bits)
-    assert torch.equal(out, expected.float().to(dtype))
+    dequantize_packed(stored, out)
+    assert torch.equal(out, reference_packed(stored, g_idx.tolist()).float().to(dtype))
 
 
 def test_a_partial_last_group_needs_its_size() -> None:
     known = Known((8, 100), 32)
     packed, out = pack_last_axis(known.codes, 4), poisoned((8, 100), torch.float32, "cpu")
     zero_point = pack_first_axis(known.zeros, 4)
+    stored = PackedParts(packed=packed, scale=known.scales, zero_point=zero_point)
+    fewer = replace(stored, scale=known.scales[:, :3], zero_point=zero_point[:, :3].contiguous())
     with pytest.raises(ValueError, match="100 columns in 3 groups"):
-        dequantize_packed(packed, known.scales[:, :3], zero_point[:, :3].contiguous(), None, 4, out)
-    dequantize_packed(packed, known.scales, zero_point, None, 4, out, group_size=32)
+        dequantize_packed(fewer, out)
+    dequantize_packed(replace(stored, group_size=32), out)
     assert torch.equal(out, known.weight)
 
 
 def test_wrong_inputs_are_refused() -> None:
-    known = Known((16, 64), 32)
-    qweight, qzeros, scales = known.gptq(4, 1)
-    out = torch.empty(16, 64)
+    stored, out = Known((16, 64), 32).gptq(32, 1), torch.empty(16, 64)
     with pytest.raises(ValueError, match="bits is 3, expected one of 2, 4, 8"):
-        dequantize_gptq(qweight, qzeros, scales, None, 32, 1, out, bits=3)
+        dequantize_gptq(replace(stored, bits=3), out)
     with pytest.raises(ValueError, match="bits is 2, expected one of 4, 8"):
-        dequantize_packed(qweight, scales, None, None, 2, out)
+        dequantize_packed(PackedParts(packed=stored.qweight, scale=stored.scales, bits=2), out)
     with pytest.raises(ValueError, match=r"qweight has shape \[8, 16\], expected \[64, 2\]"):
-        dequantize_awq(qweight, qzeros, scales, 32, out)
+        dequantize_awq(stored.qweight, stored.qzeros, stored.scales, 32, out)
     with pytest.raises(ValueError, match="zero_offset is 2"):
-        dequantize_gptq(qweight, qzeros, scales, None, 32, 2, out)
+        dequantize_gptq(replace(stored, zero_offset=2), out)
     with pytest.raises(ValueError, match="column 48 is in group 3, but scales have 2 groups"):
-        dequantize_gptq(qweight, qzeros, scales, None, 16, 1, out)
+        dequantize_gptq(replace(stored, group_size=16), out)
     with pytest.raises(ValueError, match="nowhere negative"):
-        dequantize_gptq(qweight, qzeros, scales, torch.full((64,), -1), 32, 1, out)
+        dequantize_gptq(replace(stored, g_idx=torch.full((64,), -1)), out)
     with pytest.raises(ValueError, match="out has 63 columns, expected a multiple of 8"):
-        dequantize_gptq(qweight, qzeros, scales, None, 32, 1, torch.empty(16, 63))
+        dequantize_gptq(stored, torch.empty(16, 63))

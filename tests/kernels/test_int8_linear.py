@@ -9,46 +9,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from strata.kernels.int8_linear import linear, quantize
 from strata.kernels.int8_linear.linear import MAX_K, has_int8_product, int8_linear
 from strata.kernels.int8_linear.quantize import Int8Activations, quantize_activations, quantize_weight
-from strata.kernels.int8_linear.reference import int8_linear_reference, reference_outlier_columns
+from strata.kernels.int8_linear.reference import int8_linear_reference
 
-FLOAT32_EPS = 2.0**-23
-INFINITY = float("inf")
-SHAPES = ((1, 16, 8), (3, 33, 5), (17, 40, 24), (129, 100, 61), (16, 1, 1), (2, 257, 1), (0, 16, 8))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from .int8_work import DTYPES, FLOAT32_EPS, INFINITY, SHAPES, poisoned_memory, random_operands
 
-
-@pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """torch.empty and its kin return NaN, or the largest integer: what is never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(8).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random_operands(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """x [T, K] with some outlier columns, weight [N, K], bias [N]; a zero row and column where they fit."""
-    num_tokens, num_inputs, num_outputs = shape
-    generator = torch.Generator().manual_seed(sum(shape))
-    x, weight, bias = (
-        torch.randn(size, generator=generator)
-        for size in ((num_tokens, num_inputs), (num_outputs, num_inputs), (num_outputs,))
-    )
-    x[:, num_inputs // 2 : num_inputs // 2 + num_inputs // 20] *= 20
-    if num_inputs > 1:
-        x[:, 1] = weight[:, 0] = 0
-        x[2:3] = weight[3:4] = 0
-    return x.to(dtype), weight.to(dtype), bias.to(dtype)
+__all__ = ["poisoned_memory"]
 
 
 def assert_matches_reference(
@@ -78,12 +50,6 @@ def test_matches_the_definition(shape: tuple[int, int, int], dtype: torch.dtype)
     x, weight, bias = random_operands(shape, dtype)
     assert_matches_reference(x, weight, bias, dtype)
     assert_matches_reference(x, weight, None, torch.float32, threshold=INFINITY)
-
-
-def test_reference_meets_outliers_in_the_odd_shapes() -> None:
-    x, _, _ = random_operands((17, 40, 24), torch.float32)
-    assert reference_outlier_columns(x, 6.0).nonzero().flatten().tolist() == [20, 21]
-    assert quantize_activations(x).outlier_columns.tolist() == [20, 21]
 
 
 @pytest.mark.parametrize(("block_tokens", "block_elements"), [(1024, 1 << 21), (50, 50 * 16), (7, 7 * 24)])
@@ -168,25 +134,6 @@ def test_an_outlier_column_costs_no_precision() -> None:
     assert relative_error(x, weight, INFINITY) > 5 * usual
 
 
-def test_a_column_is_an_outlier_only_above_the_threshold() -> None:
-    x = torch.zeros(3, 64)
-    x[0, 9], x[1, 20], x[2, 33] = 6.0, -6.001, 6.001
-    x[2, 5] = 1.0
-    activations = quantize_activations(x)
-    assert activations.outlier_columns.tolist() == [20, 33]
-    assert activations.outliers_TU is not None
-    assert torch.equal(activations.outliers_TU, x[:, [20, 33]])
-    assert activations.codes_TK[:, [20, 33]].count_nonzero() == 0
-    assert activations.scale_T.tolist() == pytest.approx([6 / 127, 1.0, 1 / 127])
-    assert activations.codes_TK[0, 9] == activations.codes_TK[2, 5] == 127
-
-
-def test_of_many_outlier_columns_the_largest_are_kept() -> None:
-    x = 10.0 + torch.arange(64.0).expand(2, 64)
-    assert quantize_activations(x).outlier_columns.tolist() == [60, 61, 62, 63]
-    assert quantize_activations(-x[:, :15]).outlier_columns.tolist() == []
-
-
 @pytest.mark.parametrize("poison", [INFINITY, -INFINITY, float("nan")])
 @pytest.mark.parametrize("threshold", [6.0, INFINITY])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -219,55 +166,6 @@ def test_a_non_finite_weight_shows_in_its_outputs(poison: float) -> None:
     assert found[:, :6].isfinite().all()
 
 
-matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
-
-
-@settings(max_examples=60, deadline=None)
-@given(matrices)
-def test_weights_are_within_half_a_step(matrix: tuple[int, int, int, int]) -> None:
-    num_rows, num_columns, seed, exponent = matrix
-    weight = torch.randn(num_rows, num_columns, generator=torch.Generator().manual_seed(seed)).double()
-    weight = (weight * 2.0**exponent).float()
-    codes, scale = quantize_weight(weight)
-    error = (codes.double() * scale.double()[:, None] - weight.double()).abs()
-    # The quotient, at most 127, is rounded to float32 before it is rounded to an integer.
-    assert (error <= scale.double()[:, None] * (0.5 + 127 * FLOAT32_EPS)).all()
-    assert int(codes.min()) >= -127
-    assert scale.isfinite().all()
-    assert (scale > 0).all()
-
-
-def test_ties_go_to_even_and_zeros_have_scale_one() -> None:
-    weight = torch.tensor([[127.0, 0.5, 1.5, -2.5, -126.5], [0.0] * 5])
-    codes, scale = quantize_weight(weight)
-    assert codes.tolist() == [[127, 0, 2, -2, -126], [0] * 5]
-    assert scale.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("block_elements", [1, 100, 250, 1 << 20])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_block_size_does_not_matter(
-    monkeypatch: pytest.MonkeyPatch, block_elements: int, dtype: torch.dtype
-) -> None:
-    _, weight, _ = random_operands((1, 100, 61), dtype)
-    expected = [quantize_weight(row[None]) for row in weight]
-    monkeypatch.setattr(quantize, "BLOCK_ELEMENTS", block_elements)
-    codes, scale = quantize_weight(weight)
-    assert torch.equal(codes, torch.cat([row for row, _ in expected]))
-    assert torch.equal(scale, torch.cat([row for _, row in expected]))
-
-
-def test_out_is_overwritten_and_returned() -> None:
-    _, weight, _ = random_operands((1, 100, 61), torch.bfloat16)
-    expected_codes, expected_scale = quantize_weight(weight)
-    out = (torch.full((61, 100), 99, dtype=torch.int8), torch.full((61,), float("nan")))
-    codes, scale = quantize_weight(weight, out=out)
-    assert codes is out[0]
-    assert scale is out[1]
-    assert torch.equal(codes, expected_codes)
-    assert torch.equal(scale, expected_scale)
-
-
 def test_bad_operands_are_named() -> None:
     x, weight, bias = random_operands((3, 33, 5), torch.float32)
     codes, scale = quantize_weight(weight)
@@ -278,12 +176,6 @@ def test_bad_operands_are_named() -> None:
         int8_linear(activations, codes, scale[:4], None, dtype=torch.float32)
     with pytest.raises(ValueError, match=r"bias_N must have shape \[5\]"):
         int8_linear(activations, codes, scale, bias[:1], dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"out\[0\] must be int8 \[5, 33\]"):
-        quantize_weight(weight, out=(codes[:4], scale))
-    with pytest.raises(ValueError, match="weight_NK must be a float matrix"):
-        quantize_weight(codes)
-    with pytest.raises(ValueError, match="outlier_threshold must be positive"):
-        quantize_activations(x, 0.0)
     wide = torch.zeros(1, MAX_K + 1)
     with pytest.raises(ValueError, match="could overflow int32"):
         int8_linear(quantize_activations(wide), *quantize_weight(wide), None, dtype=torch.float32)

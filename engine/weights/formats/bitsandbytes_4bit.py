@@ -27,6 +27,7 @@ from strata.engine.weights.formats.stored_weight import (
 )
 from strata.engine.weights.safetensors_file import StoredTensor
 from strata.kernels.dequant.four_bit import dequantize_4bit, dequantize_absmax
+from strata.kernels.dequant.parts import FourBitParts
 
 STATE = ".weight.quant_state.bitsandbytes__"
 PARTS = {"codes": ".weight", "absmax": ".weight.absmax", "quant_map": ".weight.quant_map"}
@@ -52,8 +53,13 @@ class FourBitWeight(StoredWeight):
                 self.nested_blocksize,
                 self.nested_offset,
             )
-        codes = tensors["codes"].reshape(-1).view(torch.uint8)
-        dequantize_4bit(codes, absmax, tensors["quant_map"], self.blocksize, out.view(-1, self.shape[-1]))
+        stored = FourBitParts(
+            packed=tensors["codes"].reshape(-1).view(torch.uint8),
+            absmax=absmax,
+            quant_map=tensors["quant_map"],
+            blocksize=self.blocksize,
+        )
+        dequantize_4bit(stored, out.view(-1, self.shape[-1]))
         return out
 
 

@@ -32,6 +32,7 @@ from strata.engine.weights.formats.stored_weight import (
 )
 from strata.engine.weights.safetensors_file import StoredTensor
 from strata.kernels.dequant.packed_int4 import dequantize_packed
+from strata.kernels.dequant.parts import PackedParts
 
 READABLE_FORMATS = (
     "pack-quantized",
@@ -80,16 +81,16 @@ class PackedWeight(StoredWeight):
         if g_idx is not None and bool((g_idx < 0).all()):
             # Never set: groups lie one after another.
             g_idx = None
+        stored = PackedParts(
+            packed=tensors["packed"],
+            scale=tensors["scale"],
+            zero_point=tensors.get("zero_point"),
+            g_idx=g_idx,
+            bits=self.bits,
+            group_size=self.group_size,
+        )
         try:
-            return dequantize_packed(
-                tensors["packed"],
-                tensors["scale"],
-                tensors.get("zero_point"),
-                g_idx,
-                self.bits,
-                out,
-                group_size=self.group_size,
-            )
+            return dequantize_packed(stored, out)
         except ValueError as error:
             raise InputError(f"{self.file}: {self.name} cannot be decoded: {error}") from None
 

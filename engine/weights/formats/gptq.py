@@ -30,6 +30,7 @@ from strata.engine.weights.formats.stored_weight import (
 )
 from strata.engine.weights.safetensors_file import StoredTensor
 from strata.kernels.dequant.packed_int4 import dequantize_gptq
+from strata.kernels.dequant.parts import GptqParts
 
 PARTS = {"qweight": ".qweight", "qzeros": ".qzeros", "scales": ".scales"}
 ZERO_OFFSETS = {"gptq": 1, "gptq_v2": 0}
@@ -72,17 +73,17 @@ class GptqWeight(StoredWeight):
         Raises:
             InputError: g_idx names a group that has no scales.
         """
+        stored = GptqParts(
+            qweight=tensors["qweight"],
+            qzeros=tensors["qzeros"],
+            scales=tensors["scales"],
+            g_idx=tensors.get("g_idx"),
+            group_size=self.packing.group_size,
+            zero_offset=self.zero_offset,
+            bits=self.packing.bits,
+        )
         try:
-            return dequantize_gptq(
-                tensors["qweight"],
-                tensors["qzeros"],
-                tensors["scales"],
-                tensors.get("g_idx"),
-                self.packing.group_size,
-                self.zero_offset,
-                out,
-                bits=self.packing.bits,
-            )
+            return dequantize_gptq(stored, out)
         except ValueError as error:
             raise InputError(f"{self.file}: {self.name} cannot be decoded: {error}") from None
 

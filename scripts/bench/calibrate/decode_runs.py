@@ -11,6 +11,7 @@ from strata.kernels.dequant.four_bit_encode import NF4_QUANT_MAP
 from strata.kernels.dequant.fp8 import dequantize_fp8_blocks
 from strata.kernels.dequant.int8 import dequantize_channels
 from strata.kernels.dequant.packed_int4 import dequantize_awq, dequantize_gptq, dequantize_packed
+from strata.kernels.dequant.parts import FourBitParts, GptqParts, PackedParts
 from strata.kernels.int8_linear.quantize import quantize_weight
 from strata.scripts.bench.timing import least_seconds
 
@@ -43,18 +44,18 @@ def decode_steps(dtype: torch.dtype, device: torch.device) -> dict[str, Callable
     int8_out = (torch.empty_like(codes), torch.empty(ROWS, device=device))
     fp8 = dense.to(torch.float8_e4m3fn)
     fp8_scale = torch.rand(ROWS // FP8_BLOCK[0], COLUMNS // FP8_BLOCK[1], device=device)
-    quant_map = NF4_QUANT_MAP.to(device)
+    four_bit = FourBitParts(packed=packed, absmax=absmax, quant_map=NF4_QUANT_MAP.to(device), blocksize=BLOCK)
     by_column = words.view(COLUMNS // PER_WORD, ROWS)
+    gptq = GptqParts(qweight=by_column, qzeros=zeros, scales=scales, group_size=GROUP, zero_offset=1)
+    by_row = PackedParts(packed=words.view(ROWS, COLUMNS // PER_WORD), scale=scales.t().contiguous())
     return {
         "plain": lambda: out.copy_(other),
         "int8": lambda: dequantize_channels(codes, absmax[:ROWS], out),
-        "nf4": lambda: dequantize_4bit(packed, absmax, quant_map, BLOCK, out),
-        "fp4": lambda: dequantize_4bit(packed, absmax, quant_map, BLOCK, out),
-        "gptq": lambda: dequantize_gptq(by_column, zeros, scales, None, GROUP, 1, out),
+        "nf4": lambda: dequantize_4bit(four_bit, out),
+        "fp4": lambda: dequantize_4bit(four_bit, out),
+        "gptq": lambda: dequantize_gptq(gptq, out),
         "awq": lambda: dequantize_awq(words.view(COLUMNS, ROWS // PER_WORD), zeros, scales, GROUP, out),
-        "pack-quantized": lambda: dequantize_packed(
-            words.view(ROWS, COLUMNS // PER_WORD), scales.t().contiguous(), None, None, 4, out
-        ),
+        "pack-quantized": lambda: dequantize_packed(by_row, out),
         "fp8": lambda: dequantize_fp8_blocks(fp8, fp8_scale, FP8_BLOCK, out),
         "quantize": lambda: quantize_weight(out, out=int8_out),
     }

@@ -1,0 +1,101 @@
+"""Quantisation of the W8A8 linear: half a step for weights, outlier columns apart for activations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strata.kernels.int8_linear import quantize
+from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
+from strata.kernels.int8_linear.reference import reference_outlier_columns
+
+from .int8_work import DTYPES, FLOAT32_EPS, poisoned_memory, random_operands
+
+__all__ = ["poisoned_memory"]
+
+
+def test_reference_meets_outliers_in_the_odd_shapes() -> None:
+    x, _, _ = random_operands((17, 40, 24), torch.float32)
+    assert reference_outlier_columns(x, 6.0).nonzero().flatten().tolist() == [20, 21]
+    assert quantize_activations(x).outlier_columns.tolist() == [20, 21]
+
+
+def test_a_column_is_an_outlier_only_above_the_threshold() -> None:
+    x = torch.zeros(3, 64)
+    x[0, 9], x[1, 20], x[2, 33] = 6.0, -6.001, 6.001
+    x[2, 5] = 1.0
+    activations = quantize_activations(x)
+    assert activations.outlier_columns.tolist() == [20, 33]
+    assert activations.outliers_TU is not None
+    assert torch.equal(activations.outliers_TU, x[:, [20, 33]])
+    assert activations.codes_TK[:, [20, 33]].count_nonzero() == 0
+    assert activations.scale_T.tolist() == pytest.approx([6 / 127, 1.0, 1 / 127])
+    assert activations.codes_TK[0, 9] == activations.codes_TK[2, 5] == 127
+
+
+def test_of_many_outlier_columns_the_largest_are_kept() -> None:
+    x = 10.0 + torch.arange(64.0).expand(2, 64)
+    assert quantize_activations(x).outlier_columns.tolist() == [60, 61, 62, 63]
+    assert quantize_activations(-x[:, :15]).outlier_columns.tolist() == []
+
+
+matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices)
+def test_weights_are_within_half_a_step(matrix: tuple[int, int, int, int]) -> None:
+    num_rows, num_columns, seed, exponent = matrix
+    weight = torch.randn(num_rows, num_columns, generator=torch.Generator().manual_seed(seed)).double()
+    weight = (weight * 2.0**exponent).float()
+    codes, scale = quantize_weight(weight)
+    error = (codes.double() * scale.double()[:, None] - weight.double()).abs()
+    # The quotient, at most 127, is rounded to float32 before it is rounded to an integer.
+    assert (error <= scale.double()[:, None] * (0.5 + 127 * FLOAT32_EPS)).all()
+    assert int(codes.min()) >= -127
+    assert scale.isfinite().all()
+    assert (scale > 0).all()
+
+
+def test_ties_go_to_even_and_zeros_have_scale_one() -> None:
+    weight = torch.tensor([[127.0, 0.5, 1.5, -2.5, -126.5], [0.0] * 5])
+    codes, scale = quantize_weight(weight)
+    assert codes.tolist() == [[127, 0, 2, -2, -126], [0] * 5]
+    assert scale.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("block_elements", [1, 100, 250, 1 << 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_block_size_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, block_elements: int, dtype: torch.dtype
+) -> None:
+    _, weight, _ = random_operands((1, 100, 61), dtype)
+    expected = [quantize_weight(row[None]) for row in weight]
+    monkeypatch.setattr(quantize, "BLOCK_ELEMENTS", block_elements)
+    codes, scale = quantize_weight(weight)
+    assert torch.equal(codes, torch.cat([row for row, _ in expected]))
+    assert torch.equal(scale, torch.cat([row for _, row in expected]))
+
+
+def test_out_is_overwritten_and_returned() -> None:
+    _, weight, _ = random_operands((1, 100, 61), torch.bfloat16)
+    expected_codes, expected_scale = quantize_weight(weight)
+    out = (torch.full((61, 100), 99, dtype=torch.int8), torch.full((61,), float("nan")))
+    codes, scale = quantize_weight(weight, out=out)
+    assert codes is out[0]
+    assert scale is out[1]
+    assert torch.equal(codes, expected_codes)
+    assert torch.equal(scale, expected_scale)
+
+
+def test_bad_operands_are_named() -> None:
+    x, weight, _ = random_operands((3, 33, 5), torch.float32)
+    codes, scale = quantize_weight(weight)
+    with pytest.raises(ValueError, match=r"out\[0\] must be int8 \[5, 33\]"):
+        quantize_weight(weight, out=(codes[:4], scale))
+    with pytest.raises(ValueError, match="weight_NK must be a float matrix"):
+        quantize_weight(codes)
+    with pytest.raises(ValueError, match="outlier_threshold must be positive"):
+        quantize_activations(x, 0.0)
