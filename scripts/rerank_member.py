@@ -7,22 +7,30 @@ al., "Document ranking with a pretrained sequence-to-sequence model", Findings o
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from strata.engine.config import ScoreConfig
-from strata.engine.run.score import score_questions
-from strata.engine.types import LETTERS
+from strata.engine.deadline import Deadline
+from strata.engine.jobs.job import Session
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member
+from strata.engine.prompts.templates import Template
+from strata.engine.results.peak_memory import PeakMemory
+from strata.engine.run.artefacts import report_oddities
+from strata.engine.scorer import Scorer
+from strata.engine.types import LETTERS, Question
 
 MAX_OPTIONS = len(LETTERS)
 
-RELEVANCE_TEMPLATE = """\
+RELEVANCE_TEMPLATE = Template(
+    name="relevance",
+    text="""\
 Below is an instruction that describes a task, paired with an input that provides further context. \
 Write a response that appropriately completes the request.
 
@@ -34,84 +42,92 @@ Question: {{ prompt }}
 Passage: {{ option }}
 
 ### Response:
-"""
+""",
+    labels=("yes", "no"),
+)
 
 
 class MemberScorer:
-    """Scores passages with a decoder checkpoint; a text scorer for `rerank_hits`.
+    """Scores passages with strata members; a text scorer for `rerank_hits`, and a context manager.
+
+    The members are opened at the first call, when the models of the search's earlier stages are in memory:
+    the budget is what these leave. Later calls find them open.
 
     Args:
-        model: Hugging Face checkpoint folder.
-        adapter: PEFT adapters, applied side by side as in `strata score`.
-        template: built-in template or file, given the query as `prompt` and the passage as `option`; None
-            takes RELEVANCE_TEMPLATE.
-        memory_gib: budget for weights and activations on a device; None lets the planner decide.
-        devices: as in `strata score`.
+        members: what is asked, such as `relevance_members` gives; their templates get the query as `prompt`
+            and the passage as `option`.
+        machine: devices and budgets.
         progress: show the sweep's progress bar.
 
     Raises:
-        InputError: when called, if the checkpoint or template cannot be used.
+        InputError: when called, if a checkpoint, adapter or template cannot be used.
     """
 
     def __init__(
-        self,
-        model: Path,
-        *,
-        adapter: tuple[Path, ...] = (),
-        template: str | None = None,
-        memory_gib: float | None = None,
-        devices: str = "auto",
-        progress: bool = False,
+        self, members: Sequence[Member], machine: MachineSettings, *, progress: bool = False
     ) -> None:
-        self._model = model
-        self._adapter = adapter
-        self._template = template
-        self._memory_gib = memory_gib
-        self._devices = devices
-        self._progress = progress
-        self.warnings: list[str] = []
+        self._members, self._machine = members, machine
+        self._session = Session(folder=Path(tempfile.gettempdir()), shows_progress=progress)
+        self._opened = ExitStack()
+
+    def __enter__(self) -> MemberScorer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know of the calls so far."""
+        return self._session.warnings.messages
 
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """[Q] arrays of float64: log P(yes) - log P(no), or the classifier head's score, of each text."""
-        hands = [deal_options(len(passages)) for passages in texts]
-        with tempfile.TemporaryDirectory(prefix="strata-rerank-") as folder:
-            self._write_job(Path(folder), queries, texts, hands)
-            run = score_questions(self._config(Path(folder)))
-        self.warnings = list(run.record["warnings"]["messages"])
-        by_id = {row.question.id: row.scores for row in run.scores}
-        return [
-            np.concatenate(
-                [by_id[_question_id(query, hand[0])][: len(hand)] for hand in dealt] or [np.empty(0)]
-            )
-            for query, dealt in enumerate(hands)
+        dealt = [
+            deal_questions(number, query, passages)
+            for number, (query, passages) in enumerate(zip(queries, texts, strict=True))
         ]
+        by_id = self._score([question for questions in dealt for question in questions])
+        return [np.concatenate([by_id[own.id] for own in asked] or [np.empty(0)]) for asked in dealt]
 
-    def _write_job(
-        self, folder: Path, queries: Sequence[str], texts: Sequence[Sequence[str]], hands: list[list[range]]
-    ) -> None:
-        with (folder / "passages.jsonl").open("w", encoding="utf-8") as file:
-            for query, (prompt, passages) in enumerate(zip(queries, texts, strict=True)):
-                for hand in hands[query]:
-                    options = [passages[place] for place in hand]
-                    # A question has two options at least; the second of these is scored and not looked at.
-                    options += options * (len(options) == 1)
-                    row = {"id": _question_id(query, hand[0]), "question": prompt, "options": options}
-                    file.write(json.dumps(row) + "\n")
-        (folder / "relevance.yaml").write_text(
-            yaml.safe_dump({"text": RELEVANCE_TEMPLATE, "labels": ["yes", "no"]}), encoding="utf-8"
-        )
+    @cached_property
+    def _scorer(self) -> Scorer:
+        opened = Scorer.open(self._members, self._machine, session=self._session)
+        return self._opened.enter_context(opened)
 
-    def _config(self, folder: Path) -> ScoreConfig:
-        return ScoreConfig(
-            model=self._model,
-            questions=folder / "passages.jsonl",
-            out=folder / "run",
-            adapter=self._adapter,
-            template=self._template or str(folder / "relevance.yaml"),
-            memory_gib=self._memory_gib,
-            devices=self._devices,
-            progress=self._progress,
-        )
+    def _score(self, questions: Sequence[Question]) -> dict[str, np.ndarray]:
+        """[O] scores by question id."""
+        if not questions:
+            return {}
+        with PeakMemory() as memory:
+            job = self._scorer.plan(questions)
+            by_id = {row.question.id: row.scores for rows in job.groups(Deadline()) for row in rows}
+        report_oddities(job, memory.peak_bytes - memory.baseline_bytes, self._session.warnings)
+        return by_id
+
+
+def relevance_members(
+    model: Path, adapters: Sequence[Path] = (), template: str | Template | None = None
+) -> list[Member]:
+    """Members that say whether a passage is of help.
+
+    Args:
+        model: Hugging Face checkpoint folder of a decoder.
+        adapters: PEFT adapters, a member each; none for the model alone.
+        template: built-in template or file; None takes RELEVANCE_TEMPLATE.
+    """
+    return [
+        Member(model=model, adapter=adapter, template=template or RELEVANCE_TEMPLATE)
+        for adapter in adapters or (None,)
+    ]
+
+
+def deal_questions(number: int, query: str, texts: Sequence[str]) -> list[Question]:
+    """A query's texts as the options of as few questions as hold them; `number` tells queries apart."""
+    return [
+        Question(id=f"{number}-{hand[0]}", prompt=query, options=tuple(texts[place] for place in hand))
+        for hand in deal_options(len(texts))
+    ]
 
 
 def deal_options(num_texts: int) -> list[range]:
@@ -119,7 +135,3 @@ def deal_options(num_texts: int) -> list[range]:
     num_questions = -(-num_texts // MAX_OPTIONS)
     ends = [num_texts * number // num_questions for number in range(num_questions + 1)] if num_texts else [0]
     return [range(start, end) for start, end in pairwise(ends)]
-
-
-def _question_id(query: int, first: int) -> str:
-    return f"{query}-{first}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from strata.engine.files import to_json, write_text_atomically
+from strata.engine.machine.settings import MachineSettings
 from strata.engine.progress import progress_bar
 from strata.engine.questions.question_file import read_questions
 from strata.engine.questions.records import read_records
@@ -37,9 +38,8 @@ def run_search(config: SearchConfig) -> int:
     questions = read_asked(config, warnings)
     qrels = None if config.qrels is None else read_qrels(config.qrels)
     count_tokens = None if config.out is None else token_counter(config.tokenizer, warnings)
-    member = member_scorer(config)
     record: dict[str, Any] = {"config": asdict(config), "num_questions": len(questions)}
-    with closing(open_tools(config, member)) as tools:
+    with member_scorer(config) as member, closing(open_tools(config, member)) as tools:
         with progress_bar("search", num_stages(config), shown=config.progress) as advance:
             result = search(questions, config, tools, advance)
         for message in member.warnings if member else ():
@@ -95,18 +95,15 @@ def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
     return questions
 
 
-def member_scorer(config: SearchConfig) -> MemberScorer | None:
+def member_scorer(config: SearchConfig) -> AbstractContextManager[MemberScorer | None]:
     """The reranker that is a strata member, if wanted."""
     if config.member is None:
-        return None
-    from strata.scripts.rerank_member import MemberScorer
+        return nullcontext()
+    from strata.scripts.rerank_member import MemberScorer, relevance_members
 
     return MemberScorer(
-        config.member,
-        adapter=config.member_adapter,
-        template=config.member_template,
-        memory_gib=config.memory_gib,
-        devices=config.devices,
+        relevance_members(config.member, config.member_adapter, config.member_template),
+        MachineSettings(devices=config.devices, memory_gib=config.memory_gib),
         progress=config.progress,
     )
 

@@ -89,15 +89,15 @@ class EncoderTokenizer:
         window = ("longer than the window", self._shape.window_tokens)
         if max_tokens is None:
             return [window]
-        own = ("longer than --max-tokens", max_tokens)
+        bound = ("longer than --max-tokens", max_tokens)
         if max_tokens <= self._shape.window_tokens or self._shape.has_position_table:
             if max_tokens > self._shape.window_tokens:
                 self._warnings.say(
                     f"--max-tokens {max_tokens} exceeds the model's window of {window[1]} tokens, "
                     "which is used"
                 )
-            return [window, own]
-        return [own]
+            return [window, bound]
+        return [bound]
 
     def encode(self, questions: Sequence[Question], source: str | None = None) -> list[EncoderPrompt]:
         """Rows of questions, in order; `source` names the question file in messages.
@@ -120,9 +120,9 @@ class EncoderTokenizer:
         return replace(prompt, branches=branches)
 
     def _encode_batch(self, questions: Sequence[Question]) -> list[EncoderPrompt]:
-        seconds = [[f"{own.prompt} {option}" for option in own.options] for own in questions]
+        seconds = [[f"{question.prompt} {option}" for option in question.options] for question in questions]
         lengths = iter(self._count([text for texts in seconds for text in texts]))
-        contexts = self._count([own.context for own in questions])
+        contexts = self._count([question.context for question in questions])
         pairs: list[tuple[str, str]] = []
         cut = []
         for question, texts, context_tokens in zip(questions, seconds, contexts, strict=True):
@@ -136,8 +136,8 @@ class EncoderTokenizer:
             ]
         rows = iter(self._tokenize(pairs))
         return [
-            self._build(own, [next(rows) for _ in own.options], num_cut)
-            for own, num_cut in zip(questions, cut, strict=True)
+            self._build(question, [next(rows) for _ in question.options], num_cut)
+            for question, num_cut in zip(questions, cut, strict=True)
         ]
 
     def _count(self, texts: Sequence[str]) -> list[int]:
@@ -242,7 +242,7 @@ def pad_rows(
         "attention_mask": _pad([np.ones_like(row) for row in rows], 0, left),
     }
     if prompts[0].token_types is not None:
-        types = [own for prompt in prompts for own in prompt.token_types or ()]
+        types = [row for prompt in prompts for row in prompt.token_types or ()]
         arrays["token_type_ids"] = _pad(types, tokenizer.pad_token_type_id, left)
     return {name: torch.from_numpy(array).unsqueeze(1).to(device) for name, array in arrays.items()}
 

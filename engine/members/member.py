@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from strata.engine.types import InputError, Question
+
+if TYPE_CHECKING:
+    from strata.engine.prompts.templates import Template
 
 BASE_NAME = "base"
 """What a member without an adapter is called where it is the only one."""
@@ -21,7 +24,7 @@ class Member:
         model: Hugging Face checkpoint folder; a decoder, or an encoder with a multiple-choice head.
         adapter: PEFT LoRA folder, None for the model as it is.
         head: a head's name, or auto.
-        template: built-in prompt template or a file; None takes the head's.
+        template: built-in prompt template, a file, or a template itself; None takes the head's.
         debias: none or rotate.
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
@@ -31,7 +34,7 @@ class Member:
     model: Path
     adapter: Path | None = None
     head: str = "auto"
-    template: str | None = None
+    template: str | Template | None = None
     debias: Literal["none", "rotate"] = "none"
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"

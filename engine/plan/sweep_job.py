@@ -18,7 +18,7 @@ from strata.engine.plan.planner import layer_bytes, plan_sweep, predict_plan
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.tree.intervals import count
-from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes
+from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes, token_ids_of
 from strata.engine.tree.prefix_tree import PrefixTree
 from strata.engine.tree.targets import ScoredTree, TargetTable
 from strata.engine.types import InputError
@@ -171,6 +171,7 @@ def count_public_keys(
 
 def _exact_bytes(job: SweepJob, costs: ModelCosts, work: Workload, head_bytes: HeadBytes) -> int:
     """Bytes that the run will read: layers, embedding rows a group, final norm, heads a group."""
-    embedding = len(job.groups) * work.distinct_tokens * work.embedding_row_bytes
+    num_rows = sum(len(token_ids_of(job.tree, lanes)) for lanes in job.groups)
     heads = sum(head_bytes(job.scored_tree.targets_of(indexes)) for indexes in job.completed if indexes)
-    return layer_bytes(job.plan, costs) + embedding + work.norm_bytes + heads
+    rows = num_rows * work.embedding_row_bytes
+    return layer_bytes(job.plan, costs) + rows + work.norm_bytes + heads

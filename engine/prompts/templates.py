@@ -84,6 +84,9 @@ class Template:
     labels: tuple[str, str] | None = None
     lists_options: bool = False
 
+    def __str__(self) -> str:
+        return self.name
+
 
 BUILT_IN = {
     "statement": Template(name="statement", text=_STATEMENT),
@@ -96,19 +99,20 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 )
 
 
-def load_template(name: str | None, *, head: Head) -> Template:
+def load_template(given: str | Template | None, *, head: Head) -> Template:
     """Finds the template to use with a head.
 
     Args:
-        name: a built-in template, or a file: .yaml/.yml with the keys `text` and optionally `labels` (two
-            texts), or any other suffix with the bare Jinja text; None takes the head's.
+        given: a template, the name of a built-in one, or a file: .yaml/.yml with the keys `text` and
+            optionally `labels` (two texts), or any other suffix with the bare Jinja text; None takes the
+            head's.
         head: what scores the options.
 
     Raises:
         InputError: no such template, a syntax error, an unknown variable, or not what the head needs.
     """
-    name = head.template if name is None else name
-    template = BUILT_IN[name] if name in BUILT_IN else _read_template(name)
+    given = head.template if given is None else given
+    template = given if isinstance(given, Template) else BUILT_IN.get(given) or _read_template(given)
     compile_template(template, head=head)
     return template
 

@@ -15,10 +15,8 @@ import numpy as np
 from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, Session
-from strata.engine.results.phases import PhaseTimer
 from strata.engine.scorer import Scorer
-from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
-from strata.engine.weights.byte_sources import ByteSource
+from strata.engine.types import InputError, Prompt, QuestionScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +67,19 @@ def sample_prompts(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
 
 def check_int8(
     config: ScoreConfig,
+    scorer: Scorer,
     job: Job,
     scores: Mapping[str, QuestionScores],
     deadline: Deadline,
-    *,
-    session: Session,
-    source: ByteSource,
 ) -> dict[str, object]:
     """Scores a sample of an int8 run's questions with dense weights and compares.
 
     Args:
         config: the run's settings.
+        scorer: what scored, for where its bytes come from.
         job: what it scored.
         scores: by question id.
         deadline: the check is left out where it would end later.
-        session: of the run.
-        source: where the checkpoint's bytes come from.
 
     Returns:
         What run.json keeps, under `int8_check`: the fields of `Agreement`, the dense dtype, seconds, bytes
@@ -92,45 +87,40 @@ def check_int8(
     """
     if job.machine.linear != "int8" or not config.int8_check_questions:
         return {}
-    with session.timer.phase("int8 check"):
+    with scorer.session.timer.phase("int8 check"):
         scored = [prompt for prompt in job.prompts if prompt.question.id in scores]
         sample = sample_prompts(scored, config.int8_check_questions)
+        if not sample:
+            return {"int8_check": {"skipped": "no question was scored"}}
         try:
-            return {"int8_check": _compare_with_dense(config, sample, scores, deadline, session, source)}
+            return {"int8_check": _compare_with_dense(config, scorer, sample, scores, deadline)}
         except InputError as error:
             return {"int8_check": {"skipped": str(error)}}
 
 
 def _compare_with_dense(
     config: ScoreConfig,
+    scorer: Scorer,
     sample: Sequence[Prompt],
     scores: Mapping[str, QuestionScores],
     deadline: Deadline,
-    session: Session,
-    source: ByteSource,
 ) -> dict[str, object]:
-    if not sample:
-        return {"skipped": "no question was scored"}
     started = perf_counter()
     overrides = replace(config.plan, num_groups=1, resident_layers=None)
-    quiet = replace(
-        session, overrides=overrides, warnings=RunWarnings(), timer=PhaseTimer(), shows_progress=False
-    )
+    session = Session(folder=config.out, overrides=overrides)
     settings = replace(config.machine, dtype="auto", verify=False)
-    with Scorer.open(config.members(), settings, session=quiet, source=source) as scorer:
-        dense = scorer.prepare(sample)
-        if not deadline.allows(dense.predicted_s):
-            return {"skipped": f"no time before the deadline (about {dense.predicted_s:.0f} s)"}
-        exact = {row.question.id: row for rows in dense.groups(Deadline()) for row in rows}
-        agreement = compare_scores(
-            [scores[prompt.question.id] for prompt in sample],
-            [exact[prompt.question.id] for prompt in sample],
-        )
+    with Scorer.open(config.members(), settings, session=session, source=scorer.source) as dense:
+        job = dense.prepare(sample)
+        if not deadline.allows(job.predicted_s):
+            return {"skipped": f"no time before the deadline (about {job.predicted_s:.0f} s)"}
+        exact = {row.question.id: row for rows in job.groups(Deadline()) for row in rows}
+        ids = [prompt.question.id for prompt in sample]
+        agreement = compare_scores([scores[name] for name in ids], [exact[name] for name in ids])
         return {
             **asdict(agreement),
-            "dense_dtype": str(dense.machine.dtype).removeprefix("torch."),
+            "dense_dtype": str(job.machine.dtype).removeprefix("torch."),
             "seconds": perf_counter() - started,
-            "bytes_read": dense.measure().bytes_read,
+            "bytes_read": job.measure().bytes_read,
         }
 
 

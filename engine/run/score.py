@@ -82,7 +82,7 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
                 write_artefacts(out, scores, scorer.with_texts(prompts) if config.save_prompts else None)
                 if not warnings.rows.get(UNREACHED):
                     kept.remove()
-            int8 = check_int8(config, job, by_id, deadline, session=session, source=scorer.source)
+            int8 = check_int8(config, scorer, job, by_id, deadline)
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
             record.measured |= (
                 {"resumed_questions": len(done)} | describe_cache(scorer.source, warnings) | int8

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from strata.engine.model.embedding import read_embedding
@@ -26,6 +25,7 @@ from strata.engine.sweep.hidden_store import StoreShape, make_store
 from strata.engine.sweep.lane_worker import LaneWorker, Readouts
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.sweep.shared_keys import PublicKeys
+from strata.engine.tree.lanes import token_ids_of
 
 Advance = Callable[[int], None]
 """Told of the number of tokens after each micro-batch of each layer, for a progress bar."""
@@ -165,7 +165,8 @@ def _read_norm(model: OpenModel) -> dict[str, torch.Tensor]:
 def _embed_group(shared: _Shared, group: int) -> list[LaneWorker]:
     """The workers of a group, their hidden stores filled with embeddings."""
     job, model = shared.job, shared.job.model
-    table, row_of_token = read_embedding(model.checkpoint, np.unique(job.tree.token_ids), model.reader)
+    token_ids = token_ids_of(job.tree, job.groups[group])
+    table, row_of_token = read_embedding(model.checkpoint, token_ids, model.reader)
     workers = []
     for decoder, device, lane in zip(model.decoders, model.devices, job.groups[group], strict=True):
         width = model.checkpoint.config.hidden_size

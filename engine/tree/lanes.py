@@ -11,6 +11,7 @@ the key space of its micro-batch. Knows nothing of layers or weights.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -106,15 +107,21 @@ def split_lanes(
     public = _public_tokens(tree, bounds)
     lanes = []
     for index, (first, last) in enumerate(pairwise(bounds)):
-        own = ((int(tree.run_starts[first]), int(tree.run_starts[last])),)
+        rows = ((int(tree.run_starts[first]), int(tree.run_starts[last])),)
         imported: Intervals = ()
-        order = join_intervals(public + subtract(own, public)) if index == 0 else subtract(own, public)
+        order = join_intervals(public + subtract(rows, public)) if index == 0 else subtract(rows, public)
         if index:
             imported = _needed_public(tree, first, last, public)
         lanes.append(
             _build_lane(tree, order, imported, public if index == 0 else (), scored, micro_batch_tokens)
         )
     return tuple(lanes)
+
+
+def token_ids_of(tree: PrefixTree, lanes: Sequence[Lane]) -> np.ndarray:
+    """[U] ascending distinct ids of the tokens that some lanes compute."""
+    rows = [indexes(batch.rows) for lane in lanes for batch in lane.micro_batches]
+    return np.unique(tree.token_ids[np.concatenate(rows)]) if rows else np.empty(0, np.int32)
 
 
 def segments_of(tree: PrefixTree, rows: Intervals) -> list[Segment]:

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from strata.engine.config import ScoreConfig
+from strata.engine.machine.settings import MachineSettings
 from strata.engine.run.score import score_questions
-from strata.scripts.rerank_member import RELEVANCE_TEMPLATE, MemberScorer, deal_options
+from strata.engine.scorer import Scorer
+from strata.scripts.rerank_member import (
+    RELEVANCE_TEMPLATE,
+    MemberScorer,
+    deal_options,
+    relevance_members,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,11 +33,13 @@ def test_scores_are_those_of_each_passage_alone(checkpoint, fixed_rates, tmp_pat
     model = checkpoint("llama-gqa")
     queries = ["What makes the tide turn?", "Which metals were melted?", "nothing"]
     texts = [[f"The moon and {number} stones" for number in range(28)], ["tin and iron"], []]
-    scores = MemberScorer(model, devices="cpu")(queries, texts)
+    with MemberScorer(relevance_members(model), MachineSettings(devices="cpu")) as scorer:
+        scores = scorer(queries, texts)
     assert [len(own) for own in scores] == [28, 1, 0]
 
     template = tmp_path / "relevance.yaml"
-    template.write_text(json.dumps({"text": RELEVANCE_TEMPLATE, "labels": ["yes", "no"]}), encoding="utf-8")
+    written = {"text": RELEVANCE_TEMPLATE.text, "labels": ["yes", "no"]}
+    template.write_text(json.dumps(written), encoding="utf-8")
     pairs = [(query, text) for query, own in zip(queries, texts, strict=True) for text in own]
     rows = [
         {"id": str(number), "question": query, "options": [text, "other"]}
@@ -51,3 +60,23 @@ def test_scores_are_those_of_each_passage_alone(checkpoint, fixed_rates, tmp_pat
     expected = [row.scores[0] for row in alone.scores]
     assert np.ptp(expected) > 0
     assert np.concatenate(scores) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_model_is_opened_once_for_all_calls(checkpoint, fixed_rates, monkeypatch) -> None:
+    opened: list[Scorer] = []
+    plain = Scorer.open.__func__
+
+    def count(cls: type[Scorer], *members: object, **settings: object) -> Scorer:
+        opened.append(plain(cls, *members, **settings))
+        return opened[-1]
+
+    monkeypatch.setattr(Scorer, "open", classmethod(count))
+    queries, texts = ["What makes the tide turn?", "Which metals?"], [["the moon", "tin"], ["copper"]]
+    with MemberScorer(relevance_members(checkpoint("llama-gqa")), MachineSettings(devices="cpu")) as scorer:
+        assert opened == []
+        together = scorer(queries, texts)
+        alone = [scorer([query], [own])[0] for query, own in zip(queries, texts, strict=True)]
+        assert scorer(["nobody answers"], [[]])[0].shape == (0,)
+    assert len(opened) == 1
+    for first, again in zip(together, alone, strict=True):
+        np.testing.assert_allclose(again, first, atol=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from strata.engine.machine.settings import MachineSettings
 from strata.engine.questions.question_file import read_questions
 from strata.engine.types import RunWarnings
 from strata.retrieval.corpus.chunk import searchable_text
@@ -17,7 +18,7 @@ from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.encode import encode_index, write_codes
 from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder
 from strata.scripts.cli import main
-from strata.scripts.rerank_member import MemberScorer
+from strata.scripts.rerank_member import MemberScorer, relevance_members
 
 PASSAGES = {
     "moon": (
@@ -143,7 +144,8 @@ def test_reranking_by_a_member(index, questions, tmp_path, checkpoint, fixed_rat
     texts = [searchable_text(chunk) for chunk in ChunkStore(index) if chunk.text in found]
     assert len(texts) > 2
     query = "What makes the tide turn? the moon a stone"
-    scores = MemberScorer(model, devices="cpu")([query], [texts])[0]
+    with MemberScorer(relevance_members(model), MachineSettings(devices="cpu")) as scorer:
+        scores = scorer([query], [texts])[0]
     assert read_rows(reranked)[0]["context"] == texts[int(np.argmax(scores))]
 
 

@@ -128,7 +128,7 @@ def failing(error: type[Exception]) -> Callable[..., None]:
 
 # Called by strata: by the rehearsal itself, and by the attention that layers call.
 @pytest.mark.parametrize(
-    "called", ["decoder.Decoder.run_layer", "decoder.Decoder.prepare_rope", "attention.attend"]
+    "called", ["decoder.Decoder.run_layer", "decoder.Decoder.prepare_rope", "attention.choose_backend"]
 )
 @pytest.mark.parametrize("error", MISTAKES)
 def test_a_mistake_of_ours_is_not_put_on_the_family(error, called, monkeypatch):
