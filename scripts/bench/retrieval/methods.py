@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from strata.engine.types import Question
@@ -35,7 +36,14 @@ def find_pages(
     fusion: `rerank_alone` is the order of its scores, `rerank` that of these and the fusion's at equal
     weights. Both are missing without anything to rerank by.
     """
-    tools = open_tools(settings, member_scorer(settings), encoder)
+    with member_scorer(settings) as member, closing(open_tools(settings, member, encoder)) as tools:
+        return find_pages_with(tools, settings, questions)
+
+
+def find_pages_with(
+    tools: SearchTools, settings: SearchConfig, questions: Sequence[Question]
+) -> Mapping[str, Pages]:
+    """Page ids by method, with an index that is open; see `find_pages`."""
     queries = build_queries(questions, settings.query)
     rankings = {
         method: search_questions(searcher, queries, settings.candidates)

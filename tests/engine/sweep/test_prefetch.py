@@ -1,7 +1,10 @@
 """The layer stream alone, over a loader that counts: order, slots, buffers, sharing, and how it stops."""
 
+from __future__ import annotations
+
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from strata.engine.model.layer_loader import RawLayer
 from strata.engine.sweep.coordinator import AbortedError, Coordinator
-from strata.engine.sweep.layer_stream import LayerStream
+from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -26,6 +29,7 @@ class CountingLoader:
     one was put. `in_use` counts the streamed layers that were read and not yet given back.
     """
 
+    num_layers: int = 5
     fail_at: int | None = None
     order: list[int] = field(default_factory=list)
     decoded: list[int] = field(default_factory=list)
@@ -70,11 +74,20 @@ class CountingLoader:
 
 
 def make_stream(
-    loader: CountingLoader, coordinator: Coordinator, *, num_sweeps: int = 1, **settings
+    loader: CountingLoader,
+    coordinator: Coordinator,
+    *,
+    sweeps: int | Iterable[Sequence[int]] = 1,
+    num_slots: int = 2,
+    resident: frozenset[int] = frozenset(),
+    devices: Sequence[torch.device] = (CPU,),
+    kept: dict[int, dict[torch.device, dict[str, torch.Tensor]]] | None = None,
 ) -> LayerStream:
-    sweeps = [range(5)] * num_sweeps
-    defaults = {"num_layers": 5, "sweeps": sweeps, "resident": frozenset(), "devices": [CPU], "num_slots": 2}
-    return LayerStream(loader=loader, coordinator=coordinator, **(defaults | settings))
+    """A stream of all of a loader's layers, in so many sweeps or in those given."""
+    if isinstance(sweeps, int):
+        sweeps = [range(loader.num_layers)] * sweeps
+    order = ReadingOrder(sweeps=sweeps, num_slots=num_slots, resident=resident)
+    return LayerStream(loader, order, devices, coordinator, kept)
 
 
 def consume(stream: LayerStream, loader: CountingLoader, num_sweeps=1, num_layers=5, resident=frozenset()):
@@ -104,7 +117,7 @@ def assert_threads_end(before: set[threading.Thread]) -> None:
 def test_order_slots_and_buffers(num_sweeps, resident, num_slots):
     before = set(threading.enumerate())
     loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(loader, coordinator, num_sweeps=num_sweeps, resident=resident, num_slots=num_slots)
+    stream = make_stream(loader, coordinator, sweeps=num_sweeps, resident=resident, num_slots=num_slots)
     coordinator.start(stream.read_all, "layer-reader")
     coordinator.run([lambda: consume(stream, loader, num_sweeps, resident=resident)], "sweep")
     streamed = [layer for layer in range(5) if layer not in resident]
@@ -118,7 +131,7 @@ def test_order_slots_and_buffers(num_sweeps, resident, num_slots):
 @pytest.mark.parametrize("num_slots", [2, 3])
 def test_the_next_layers_are_read_while_one_is_used_and_no_more(num_slots):
     loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(loader, coordinator, num_sweeps=2, num_slots=num_slots)
+    stream = make_stream(loader, coordinator, sweeps=2, num_slots=num_slots)
     coordinator.start(stream.read_all, "layer-reader")
     for position in range(10):
         sweep, layer = divmod(position, 5)
@@ -157,7 +170,7 @@ def test_sweeps_may_run_backwards_and_be_asked_for_later():
 
 def test_a_resident_layer_is_the_same_memory_in_every_sweep():
     loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(loader, coordinator, num_sweeps=2, resident=frozenset(range(5)))
+    stream = make_stream(loader, coordinator, sweeps=2, resident=frozenset(range(5)))
     coordinator.start(stream.read_all, "layer-reader")
     seen = {}
     for sweep in range(2):
@@ -195,8 +208,8 @@ def test_two_workers_share_one_read_and_one_decoding():
 
 
 def test_one_worker_giving_back_does_not_free_a_layer_the_other_needs():
-    loader, coordinator = CountingLoader(), Coordinator()
-    stream = make_stream(loader, coordinator, devices=[CPU, CPU], num_layers=4)
+    loader, coordinator = CountingLoader(num_layers=4), Coordinator()
+    stream = make_stream(loader, coordinator, devices=[CPU, CPU])
     coordinator.start(stream.read_all, "layer-reader")
     weights = stream.take(0, 0, CPU)["weight"]
     stream.give_back(0, 0, CPU)
