@@ -3,7 +3,7 @@
 An encoding says beforehand which tensors it will leave, so that files can be laid out, and later makes them
 from the stored parts of the weight. Layouts: int8 is compressed-tensors' "int-quantized" (codes [N, K], a
 float32 scale an output channel); NF4 is what bitsandbytes' QuantState.as_dict(packed=True) gives.
-Independent check: bitsandbytes and compressed-tensors themselves (tests/engine/test_pack.py).
+Independent check: bitsandbytes and compressed-tensors themselves (tests/engine/pack/test_pack.py).
 Legend: N outputs, K inputs of a linear weight.
 """
 

@@ -3,7 +3,7 @@
 Data flow: safetensors headers -> a format's `collect` -> StoredWeight a weight -> the parts' bytes are read
 -> `decode` writes the weight in the compute dtype. Each format is one file beside this one and one entry of
 `registry.py`; nothing else in the engine knows how a format lies on disk.
-Independent check: a transformers model that holds the same decoded weights (tests/engine/formats).
+Independent check: a transformers model that holds the same decoded weights (tests/engine/weights/formats).
 """
 
 from __future__ import annotations
