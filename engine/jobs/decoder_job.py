@@ -123,7 +123,7 @@ class DecoderMembers:
 
     def close(self) -> None:
         """Lets go of resident layers and closes the weight files."""
-        self.model.resident.clear()
+        self.model.release()
         self.model.reader.close()
 
     def verify(self) -> None:

@@ -26,17 +26,32 @@ BASE_MEMBER = "base"
 class SideAdapter:
     """What is swept side by side: a member's name, and the LoRAs of each layer that the modules apply for it.
 
-    `layers` is None where modules hold all there is: the base model, or a lone adapter, merged.
+    `layers` is None where modules hold all there is: the base model, or a lone adapter, merged. `placed`
+    keeps the LoRAs of a layer as a device computes with them, by layer and device: they are small beside the
+    layer, and DoRA's gains are computed once for each of these objects.
     """
 
     name: str
     layers: tuple[Mapping[str, LoraWeights], ...] | None = None
+    placed: dict[tuple[int, torch.device], Mapping[str, LoraWeights]] = field(default_factory=dict)
+
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Of all LoRAs on a device."""
+        loras = [lora for layer in self.layers or () for lora in layer.values()]
+        return sum(
+            (lora.a.numel() + lora.b.numel()) * dtype.itemsize
+            + (0 if lora.magnitude is None else 4 * lora.magnitude.numel())
+            for lora in loras
+        )
 
     def activate(self, decoder: Decoder, layer: int, device: torch.device, dtype: torch.dtype) -> None:
         """Makes a decoder's layer compute as this member."""
-        if self.layers is not None:
-            loras = {path: lora.to(device, dtype) for path, lora in self.layers[layer].items()}
-            set_active(decoder.layers[layer], loras)
+        if self.layers is None:
+            return
+        if (layer, device) not in self.placed:
+            loras = self.layers[layer]
+            self.placed[layer, device] = {path: lora.to(device, dtype) for path, lora in loras.items()}
+        set_active(decoder.layers[layer], self.placed[layer, device])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,6 +75,17 @@ class OpenModel:
     members: tuple[SideAdapter, ...]
     loader: LayerLoader
     resident: dict[int, dict[torch.device, Weights]] = field(default_factory=dict)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Of the adapters that are applied side by side, on each device."""
+        return sum(member.num_bytes(self.dtype) for member in self.members)
+
+    def release(self) -> None:
+        """Lets go of layers and adapters that are kept from sweep to sweep."""
+        self.resident.clear()
+        for member in self.members:
+            member.placed.clear()
 
     @property
     def reader(self) -> TensorReader:

@@ -1,6 +1,6 @@
 """Predicts the peak memory of a plan: weights, buffers, activations, hidden states. Pure arithmetic on costs.
 
-Independent check: resident sets measured beside the prediction (tests/engine/test_plan.py).
+Independent check: resident sets measured beside the prediction (tests/engine/plan/test_planned_runs.py).
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def _plan_sweep_job(
         plan = plan_sweep(costs, work, request.machine, overrides)
     plan, groups = settle_groups(scored_tree, plan)
     plan = predict_plan(plan, costs, work, request.machine.rates)
-    plan = count_public_keys(plan, costs, groups, len(model.members))
+    plan = count_lasting(plan, public_key_bytes(costs, groups) * len(model.members) + model.adapter_bytes)
     job = SweepJob(model=model, scored_tree=scored_tree, plan=plan, groups=groups)
     exact = _exact_bytes(job, costs, work, head_bytes)
     return replace(job, plan=replace(plan, bytes_read=exact))
@@ -156,16 +156,18 @@ def settle_groups(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[SweepPlan, 
     return plan, groups
 
 
-def count_public_keys(
-    plan: SweepPlan, costs: ModelCosts, groups: Sequence[tuple[Lane, ...]], num_members: int
-) -> SweepPlan:
-    """The plan with the memory of the public tokens' keys and values, which stay for the whole run."""
+def public_key_bytes(costs: ModelCosts, groups: Sequence[tuple[Lane, ...]]) -> int:
+    """Of one member's keys and values of public tokens, in all layers."""
     num_public = sum(count(lane.public) for lanes in groups for lane in lanes if lane.publishes)
-    size = num_public * costs.num_layers * costs.key_value_bytes_per_token * num_members
+    return num_public * costs.num_layers * costs.key_value_bytes_per_token
+
+
+def count_lasting(plan: SweepPlan, num_bytes: int) -> SweepPlan:
+    """The plan with the memory of what stays for the whole run beside layers."""
     return replace(
         plan,
-        memory_bytes=plan.memory_bytes + size,
-        host_bytes=plan.host_bytes + (size if plan.on_cpu else 0),
+        memory_bytes=plan.memory_bytes + num_bytes,
+        host_bytes=plan.host_bytes + (num_bytes if plan.on_cpu else 0),
     )
 
 

@@ -5,6 +5,7 @@ layer with the carried keys and values [2, K, C, H], and go back. In the last la
 computed beyond their keys and values, and their final-norm hidden states are the readouts.
 A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest
 of the sweep. Readouts that are not finite end the run, whatever the dtype.
+Shape suffixes: T rows of a micro-batch, S scored rows, D model dim, K kv heads, C keys, H head dim.
 """
 
 from __future__ import annotations
@@ -104,63 +105,63 @@ class LaneWorker:
 
     def run_layer(self, index: int, member: str, carried: torch.Tensor | None) -> torch.Tensor:
         """All rows through all of the layer, store to store; see `run`."""
-        hidden, position_ids = self._load(index, member)
+        hidden_TD, position_ids = self._load(index, member)
         call = AttentionCall(tiles_of=self._tiles[index], carried=carried)
-        output = self._compute(
-            index, hidden, lambda states: self.decoder.run_layer(self._layer, states, position_ids, call)
+        output_TD = self._compute(
+            index, hidden_TD, lambda states: self.decoder.run_layer(self._layer, states, position_ids, call)
         )
-        if output.dtype == self.dtype:
-            self.stores[member].write(self.lane.micro_batches[index].first_row, output)
+        if output_TD.dtype == self.dtype:
+            self.stores[member].write(self.lane.micro_batches[index].first_row, output_TD)
         else:
-            self.promoted[member, index] = output
+            self.promoted[member, index] = output_TD
         assert call.key_values is not None
         return call.key_values
 
     def run_last_layer(self, index: int, member: str, carried: torch.Tensor | None) -> torch.Tensor:
         """Keys and values of all rows, the rest for scored ones, whose readouts it leaves; see `run`."""
-        hidden, position_ids = self._load(index, member)
+        hidden_TD, position_ids = self._load(index, member)
         layer, batch = self._layer, self.lane.micro_batches[index]
         keys = AttentionCall(tiles_of=self._tiles[index], carried=carried, mode="keys")
-        key_values = self._compute(
-            index, hidden, lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys)
+        key_values_2KCH = self._compute(
+            index, hidden_TD, lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys)
         )
         if not len(batch.scored_rows):
-            return key_values
+            return key_values_2KCH
         scored = torch.from_numpy(batch.scored_rows).to(self.device)
         tiles_of = self._scored_tiles[index]
-        call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values)
+        call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values_2KCH)
 
         def read_out(states: torch.Tensor) -> torch.Tensor:
-            output = self.decoder.run_layer(layer, states, position_ids[scored], call)
-            norm = {name: weight.to(output) for name, weight in self.norm.items()}
-            return self.decoder.normalize(norm, output)
+            output_SD = self.decoder.run_layer(layer, states, position_ids[scored], call)
+            norm = {name: weight.to(output_SD) for name, weight in self.norm.items()}
+            return self.decoder.normalize(norm, output_SD)
 
-        readouts = self._compute(index, hidden[scored], read_out)
-        if not is_finite(readouts):
+        readouts_SD = self._compute(index, hidden_TD[scored], read_out)
+        if not is_finite(readouts_SD):
             raise FloatingPointError(
                 "the last layer's readouts are not finite: weights or activations hold NaN or inf"
             )
-        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts)
-        return key_values
+        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts_SD)
+        return key_values_2KCH
 
-    def keep_carried(self, index: int, key_values: torch.Tensor) -> torch.Tensor | None:
+    def keep_carried(self, index: int, key_values_2KCH: torch.Tensor) -> torch.Tensor | None:
         """What the next micro-batch carries of a key space."""
         ranges = self.lane.micro_batches[index].kept
         if not ranges:
             return None
-        return torch.cat([key_values[:, :, start:end] for start, end in ranges], dim=2)
+        return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
 
     def _load(self, index: int, member: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [T, D] and position ids [T] of a micro-batch, on the device."""
         batch = self.lane.micro_batches[index]
-        hidden = self.promoted.get((member, index))
-        if hidden is None:
-            hidden = self.stores[member].read(batch.first_row, batch.num_rows)
+        hidden_TD = self.promoted.get((member, index))
+        if hidden_TD is None:
+            hidden_TD = self.stores[member].read(batch.first_row, batch.num_rows)
         position_ids = self.tree.position_ids[indexes(batch.rows)].astype(np.int64)
-        return hidden, torch.from_numpy(position_ids).to(self.device)
+        return hidden_TD, torch.from_numpy(position_ids).to(self.device)
 
     def _compute(
-        self, index: int, hidden: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
+        self, index: int, hidden_TD: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """`attempt(hidden)`; in float32 when the hidden states are, or when the result overflows float16.
 
@@ -170,8 +171,8 @@ class LaneWorker:
             FloatingPointError: not finite even in float32.
         """
         layer = self._layer
-        if hidden.dtype == self.dtype:
-            result = attempt(hidden)
+        if hidden_TD.dtype == self.dtype:
+            result = attempt(hidden_TD)
             if self.dtype != torch.float16 or is_finite(result):
                 return result
             if (layer, index) not in self.overflows:
@@ -181,7 +182,7 @@ class LaneWorker:
             for name, weight in self._weights.items()
         }
         self.decoder.assign_layer(layer, widened)
-        result = attempt(hidden.float())
+        result = attempt(hidden_TD.float())
         self.decoder.assign_layer(layer, self._weights)
         if not is_finite(result):
             raise FloatingPointError(f"layer {layer}: hidden states are not finite, not even in float32")

@@ -1,5 +1,7 @@
 """A real trained model (beside the repository, else skipped): its greedy text tests the loader."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
@@ -7,18 +9,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from strata.engine.model.open_model import BASE_MEMBER, Computing, open_model
 from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
-from strata.engine.plan.sweep_job import BASE_MEMBER, SweepJob
+from strata.engine.plan.sweep_job import SweepJob, plan_lanes
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.sweep.sweep import run_sweep
-from strata.engine.tree.prefix_tree import build_prefix_tree
+from strata.engine.tree.targets import build_scored_tree
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
+
+from .heads.scored_prompts import branch, prompt
 
 KNOWN_TEXT = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 QUESTIONS = Path(__file__).parents[3] / "shared" / "data" / "kaggle200.csv"
 NUM_STEPS = 40
-QUESTIONS = Path(__file__).parents[3] / "shared" / "data" / "kaggle200.csv"
 BOS = 1
 
 
@@ -35,18 +39,20 @@ class Predictor:
     """Next-token log-probabilities [n, V] after positions of a sequence, by the engine's sweep and head."""
 
     def __init__(self, folder, tmp_path, **choices) -> None:
-        self.checkpoint, self.folder, self.plan = open_checkpoint(folder), tmp_path, plan_of(**choices)
-        self.vocabulary_size = self.checkpoint.config.vocab_size
+        checkpoint, self.folder, self.plan = open_checkpoint(folder), tmp_path, plan_of(**choices)
+        computing = Computing(devices=self.plan.devices, dtype=self.plan.torch_dtype)
+        self.model = open_model(checkpoint, (), computing, TensorReader())
 
     def __call__(self, ids: list[int], positions: list[int]) -> np.ndarray:
-        tree = build_prefix_tree([np.array(ids, np.int32)])
-        reader, scored = TensorReader(), np.array(positions, np.int64)
-        job = SweepJob(checkpoint=self.checkpoint, tree=tree, scored=scored, plan=self.plan)
-        readouts = run_sweep(job, reader, self.folder).readouts[BASE_MEMBER]
-        size = self.vocabulary_size
-        log_probabilities = target_logits(
-            vocabulary_projection(self.checkpoint),
-            readouts,
+        checkpoint, reader = self.model.checkpoint, self.model.reader
+        scored_tree = build_scored_tree([prompt([branch(0, ids, [(place, None) for place in positions])])])
+        groups = plan_lanes(scored_tree, self.plan)
+        job = SweepJob(model=self.model, scored_tree=scored_tree, plan=self.plan, groups=groups)
+        (group,) = run_sweep(job, self.folder)
+        size = checkpoint.config.vocab_size
+        logits = target_logits(
+            vocabulary_projection(checkpoint),
+            group.readouts[BASE_MEMBER],
             TargetTokens(
                 rows=np.repeat(np.arange(len(positions)), size),
                 token_ids=np.tile(np.arange(size), len(positions)),
@@ -56,7 +62,7 @@ class Predictor:
             torch.device("cpu"),
         )
         reader.close()
-        return log_probabilities.reshape(len(positions), size)
+        return logits.values.reshape(len(positions), size)
 
 
 CHOICES = {

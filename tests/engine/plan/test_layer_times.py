@@ -10,18 +10,11 @@ from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import Budgets
 from strata.engine.machine.rates import LayerRates
 from strata.engine.plan import planner as plan_module
-from strata.engine.plan.costs import ModelCosts
-from strata.engine.plan.planner import plan_sweep, predict_plan
+from strata.engine.plan.planner import predict_plan
 from strata.engine.plan.simulation import simulate_sweep
-from strata.engine.plan.sweep_plan import PlanOverrides, SweepPlan
+from strata.engine.plan.sweep_plan import SweepPlan
 
-from .test_plan import AMPLE, MIB, RATES, costs_of, read_tiny_costs, work_of
-
-
-@pytest.fixture(scope="module")
-def tiny_costs(checkpoint) -> ModelCosts:
-    return read_tiny_costs(checkpoint)
-
+from .small_plans import AMPLE, MIB, RATES, costs_of, make_plan, work_of
 
 CALIBRATED = replace(
     RATES,
@@ -31,15 +24,7 @@ CALIBRATED = replace(
 
 
 def plan_with(rates, costs, work, budgets=AMPLE, devices=("cpu",), **overrides) -> SweepPlan:
-    return plan_sweep(
-        costs,
-        work,
-        devices=devices,
-        dtype="float32",
-        budgets=budgets,
-        rates=rates,
-        overrides=PlanOverrides(**overrides),
-    )
+    return make_plan(costs, work, budgets, devices, rates=rates, **overrides)
 
 
 def test_rates_measured_quickly_leave_the_usual_micro_batch(tiny_costs):
