@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from time import perf_counter
 
 import pyarrow.parquet as pq
 from compared_checkpoints import gather_inputs
+from compared_records import compare_records, reason_for
 
 FOLDERS = ("engine", "kernels", "training", "retrieval", "scripts")
 PARTIAL, SCORES = "out/partial.jsonl", "out/scores.parquet"
@@ -74,9 +74,6 @@ USUAL: dict[str, tuple[str, Mapping[str, object]]] = {
     "deberta": ("contexts.csv", ENCODER),
 }
 """Questions and flags of a model where a case names no others."""
-SECTIONS = ("status", "error", "plan", "measured", "metrics", "warnings")
-UNSTEADY = re.compile(r"_s$|seconds|_per_s|rates|budgets|bottleneck|roofline|measured.(peak|base|memory)")
-"""Paths of values in run.json that no two runs share; that they are there is compared all the same."""
 NOT_BY_BYTES = ("run.json", "report.html", "scores.parquet")
 
 
@@ -223,28 +220,6 @@ def compare_scores(before: Path, after: Path) -> Iterator[str]:
             yield f"scores.parquet: {name} in {count} of {len(left)} rows"
 
 
-def compare_records(before: dict, after: dict) -> Iterator[str]:
-    """Values of two run.json that differ, or that only one of them has."""
-    left, right = (
-        {path: value for section in SECTIONS for path, value in flatten(section, record.get(section))}
-        for record in (before, after)
-    )
-    for path in sorted(left.keys() | right.keys()):
-        if path not in left or path not in right:
-            yield f"run.json: {path} only {'before' if path in left else 'after'}"
-        elif not UNSTEADY.search(path) and repr(left[path]) != repr(right[path]):
-            yield f"run.json: {path} {repr(left[path])[:40]} -> {repr(right[path])[:40]}"
-
-
-def flatten(path: str, value: object) -> Iterator[tuple[str, object]]:
-    """The leaves of nested dicts with their dotted paths; lists and empty dicts are leaves."""
-    if not isinstance(value, dict) or not value:
-        yield path, value
-        return
-    for name, item in value.items():
-        yield from flatten(f"{path}.{name}", item)
-
-
 def compare_case(case: Case, paths: Mapping[str, Path], work: Path, *checkouts: Checkout) -> bool:
     """Runs a case in both checkouts at once, prints its line, and returns whether they are equal."""
     before, after = folders = [work / case.name / checkout.label for checkout in checkouts]
@@ -252,9 +227,12 @@ def compare_case(case: Case, paths: Mapping[str, Path], work: Path, *checkouts: 
         ran = list(pool.map(lambda side, folder: side.run(case, paths, folder), checkouts, folders))
     differences, note = [trouble for _, trouble in ran if trouble], ""
     if not differences:
-        differences = list(compare_folders(before, after))
+        found = [(difference, reason_for(difference)) for difference in compare_folders(before, after)]
+        differences = [difference for difference, reason in found if reason is None]
+        intended = sorted({reason for _, reason in found if reason is not None})
         same = cmp(before / SCORES, after / SCORES, shallow=False)
         note = f" (bytes of scores.parquet {'equal' if same else 'differ'})"
+        note += f" but as intended: {'; '.join(intended)}" if intended else ""
     seconds = " ".join(f"{seconds:5.1f} s" for seconds, _ in ran)
     print(f"{case.name:22}{seconds}  {'; '.join(differences) or 'equal'}{note}", flush=True)
     return not differences
