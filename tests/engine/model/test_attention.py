@@ -43,13 +43,13 @@ def test_settings_without_meaning_here_are_ignored(settings):
 
 
 @pytest.mark.parametrize(
-    ("passed", "own", "used"), [(None, None, None), (None, 5, 5), (3, 5, 3), (3, None, 3)]
+    ("passed", "given", "used"), [(None, None, None), (None, 5, 5), (3, 5, 3), (3, None, 3)]
 )
-def test_the_window_transformers_passes_comes_before_the_calls_own(passed, own, used):
+def test_the_window_transformers_passes_comes_before_the_calls_own(passed, given, used):
     asked: list[int | None] = []
     tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
     call = AttentionCall(
-        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=own
+        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=given
     )
     attend(attention_call=call, sliding_window=passed)
     assert asked == [used]

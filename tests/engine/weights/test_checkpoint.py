@@ -69,9 +69,9 @@ def test_experts_saved_apart_are_merged(checkpoint):
 
 
 def test_tied_embeddings(checkpoint):
-    tied, own = open_checkpoint(checkpoint("llama-tied")), open_checkpoint(checkpoint("llama-gqa"))
+    tied, untied = open_checkpoint(checkpoint("llama-tied")), open_checkpoint(checkpoint("llama-gqa"))
     assert tied.output_embedding == "embed_tokens.weight"
-    assert own.output_embedding == "lm_head.weight"
+    assert untied.output_embedding == "lm_head.weight"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
