@@ -8,20 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.heads.registry import AUTO, HEADS
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.types import InputError
+
+if TYPE_CHECKING:
+    HeadName = str
+else:
+    # The command line offers what is registered.
+    HeadName = Literal[(AUTO, *HEADS)]
 
 C = TypeVar("C", bound="ScoreConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """Settings of one run; every field, also of the parts, is a flag of the same name."""
+    """Settings of one run."""
 
     model: Path
     """Hugging Face checkpoint directory, as downloaded (safetensors)."""
@@ -31,7 +38,7 @@ class ScoreConfig:
     """Folder for what the run leaves."""
     adapter: tuple[Path, ...] = ()
     """PEFT LoRA adapter folder; repeat for several, which then share one sweep of the base weights."""
-    head: Literal["auto", "binary", "contrast", "yes-no", "letters", "loglik"] = "auto"
+    head: HeadName = "auto"
     """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
     debias: Literal["none", "rotate"] = "none"
     """rotate shows the options in every cyclic order and averages (head letters)."""

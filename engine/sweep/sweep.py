@@ -135,6 +135,9 @@ def sweep_lane(shared: _Shared, group: int, worker: LaneWorker) -> None:
 
 def _share(job: SweepJob, folder: Path, advance: Advance) -> _Shared:
     model, coordinator = job.model, Coordinator()
+    # A job that was planned before another one ran has no memory for what that one left.
+    for layer in set(model.resident) - set(job.plan.resident_layers):
+        del model.resident[layer]
     num_layers, num_groups = model.checkpoint.num_layers, len(job.groups)
     num_streamed = num_layers - len(job.plan.resident_layers)
     order = ReadingOrder(

@@ -13,7 +13,15 @@ from strata.engine.config import PlanConfig
 from strata.engine.machine.profile import load_profile
 from strata.engine.model.decoder import build_decoder
 from strata.engine.plan.costs import shape_costs
-from strata.engine.plan.shapes import LLAMA2_70B, SHAPES, TINY, read_shape, shape_workload, to_llama_config
+from strata.engine.plan.shapes import (
+    LLAMA2_70B,
+    SHAPES,
+    TINY,
+    JobSize,
+    read_shape,
+    shape_workload,
+    to_llama_config,
+)
 from strata.engine.types import InputError
 from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.workloads.flops import useful_flops
@@ -84,7 +92,8 @@ def test_flops_of_a_shape_are_the_useful_ones(name):
     shape = SHAPES[name]
     model = to_llama_config(shape)
     costs = shape_costs(model, build_decoder(model, torch.float16), "fp16", torch.float16, "dense")
-    work = shape_workload(config(tokens=500, options=4, option_tokens=30), 7, costs, shape.vocab_size)
+    job = JobSize(num_questions=7, tokens=500, options=4, option_tokens=30)
+    work = shape_workload(job, costs, shape.vocab_size)
     size = QuestionSize(prefix_tokens=380, option_tokens=30, num_options=4)
     useful = useful_flops(shape, size, scored_tokens=4)
     assert work.gemm_flops + work.attention_flops == pytest.approx(7 * useful, rel=1e-12)
