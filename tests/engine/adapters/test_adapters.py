@@ -23,7 +23,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from strata.engine.adapters import lora as adapters_module
+from strata.engine.adapters import lora as lora_module
 from strata.engine.adapters.adapter_file import check_shapes, read_adapter
 from strata.engine.adapters.lora import Adapter, LoraWeights, dora_gain, merge
 from strata.engine.adapters.lora_linear import lora_linear, set_active, wrap_linears
@@ -196,7 +196,7 @@ def test_merge_in_row_blocks_and_in_place(monkeypatch: pytest.MonkeyPatch) -> No
     untouched = weight.clone()
     whole, gain = merge(weight, lora), dora_gain(weight, lora)
     assert torch.equal(weight, untouched)
-    monkeypatch.setattr(adapters_module, "_BLOCK_BYTES", 5 * 16 * 4)
+    monkeypatch.setattr(lora_module, "_BLOCK_BYTES", 5 * 16 * 4)
     torch.testing.assert_close(dora_gain(weight, lora), gain)
     torch.testing.assert_close(merge(weight, lora, out=weight), whole)
     torch.testing.assert_close(weight, whole)
