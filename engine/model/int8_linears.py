@@ -3,7 +3,7 @@
 Data flow of a module: x [1, T, K] -> codes and a scale a token, made once for all modules that read the same
 x (q, k and v; gate and up) -> integer product with the weight's codes [N, K] -> [1, T, N] in x's dtype. Which
 matrices stay dense: a mixture's router, and what is too small to gain. Knows nothing of files.
-Independent check: kernels/int8_linear/reference.py, and the float32 model (tests/engine/test_int8.py).
+Independent check: kernels/int8_linear/reference.py, and the float32 model (tests/engine/model/test_int8.py).
 """
 
 from __future__ import annotations

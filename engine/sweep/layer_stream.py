@@ -132,6 +132,11 @@ class LayerStream:
             placed.slot.computed.append(torch.cuda.current_stream(device).record_event())
         self._coordinator.update(lambda: self._free(key, placed))
 
+    def settle(self) -> None:
+        """Waits for copies that are under way: layers that are kept may be used by a later stream."""
+        for stream in self._streams.values():
+            stream.synchronize()
+
     def _needed(self) -> Iterator[tuple[int, int]]:
         for sweep, layers in enumerate(self._order.sweeps):
             for layer in layers:

@@ -92,6 +92,7 @@ def run_sweep(job: SweepJob, folder: Path, advance: Advance = lambda tokens: Non
             yield _sweep_group(shared, group)
     finally:
         shared.coordinator.stop()
+        shared.stream.settle()
 
 
 def _sweep_group(shared: _Shared, group: int) -> SweptGroup:
