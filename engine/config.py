@@ -79,6 +79,7 @@ class ScoreConfig:
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""
         self.machine.check()
+        self.plan.check()
         if self.int8_check_questions < 0:
             raise InputError(f"--int8-check-questions: {self.int8_check_questions}; expected 0 or more")
         if self.deadline is not None:

@@ -69,6 +69,7 @@ class Scorer:
         settings = machine or MachineSettings()
         settings.check()
         session = session or Session(folder=Path(tempfile.gettempdir()))
+        session.overrides.check()
         if source is None:
             source = FileSource()
             if settings.cache_dir is not None:

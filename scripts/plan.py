@@ -26,6 +26,7 @@ def run_plan(config: PlanConfig) -> int:
     Raises:
         InputError: neither a checkpoint with questions nor a shape, or what makes either meaningless.
     """
+    config.check()
     if config.shape is not None:
         from strata.scripts.plan_shape import run_plan_shape
 
@@ -35,7 +36,6 @@ def run_plan(config: PlanConfig) -> int:
         raise InputError(f"{absent}: missing; expected --model DIR and --questions FILE, or --shape")
     if is_encoder(config.model):
         raise InputError(f"--model: {config.model} is an encoder, which has no sweep; expected a decoder")
-    config.check()
     warnings = RunWarnings(strict=config.strict)
     session = Session(warnings=warnings, overrides=config.plan, folder=config.out)
     questions = read_questions(

@@ -14,11 +14,7 @@ StoreKind = Literal["device", "ram", "disk"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOverrides:
-    """What the user fixes; None leaves the choice to the planner. Every field is a flag of the same name.
-
-    Raises:
-        InputError: a number that is too small.
-    """
+    """What the user fixes; None leaves the choice to the planner. Every field is a flag of the same name."""
 
     micro_batch_tokens: int | None = None
     """Fix the planner's choice: tokens a micro-batch."""
@@ -29,7 +25,8 @@ class PlanOverrides:
     hidden_store: StoreKind | None = None
     """Fix the planner's choice: where hidden states wait between layers."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError when a number is too small."""
         for name, least in (("micro_batch_tokens", 1), ("num_groups", 1), ("resident_layers", 0)):
             setting = getattr(self, name)
             if setting is not None and setting < least:

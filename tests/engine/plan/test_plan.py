@@ -133,7 +133,7 @@ def test_what_the_user_fixes_may_not_fit(tiny_costs):
 )
 def test_what_makes_no_sense_is_refused(name, setting):
     with pytest.raises(InputError, match=f"^--{name.replace('_', '-')}: {setting} is too small"):
-        PlanOverrides(**{name: setting})
+        PlanOverrides(**{name: setting}).check()
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 7, 80])

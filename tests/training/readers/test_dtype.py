@@ -32,7 +32,7 @@ def set_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes this machine one whose CPU has these flags."""
 
     def pretend(flags: str) -> None:
-        monkeypatch.setattr(machine_devices, "cpu_flags", lambda: flags)
+        monkeypatch.setattr(machine_devices, "read_cpuinfo", lambda: flags)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
 
     return pretend
