@@ -1,0 +1,74 @@
+"""The wheel holds every module and data file, and works where nothing else of the project is."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("engine", "kernels", "training", "retrieval", "scripts")
+DATA = (
+    "strata/engine/machine/profiles/kaggle-2xt4.json",
+    "strata/engine/results/report.html.jinja",
+    "strata/scripts/demo_data/questions.csv",
+    "strata/scripts/demo_data/model/model.safetensors",
+    "strata/training/demo_corpus/train.sh",
+)
+# Runs a command with the modules of one folder alone: an installed strata must not fill the gaps.
+RUNNER = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+sys.path.insert(0, sys.argv.pop(1))
+import strata
+strata.__path__ = [sys.path[0] + "/strata"]
+from strata.scripts.cli import main
+raise SystemExit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built beside it and unpacked."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "results")
+        )
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True)
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(out / "unpacked")
+    return out / "unpacked"
+
+
+def run(unpacked: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUNNER, str(unpacked), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_every_module_is_in_the_wheel(unpacked):
+    ours = {path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    packed = {path.relative_to(unpacked / "strata") for path in (unpacked / "strata").rglob("*.py")}
+    assert packed == ours
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data_files_are_in_the_wheel(unpacked, name):
+    assert (unpacked / name).is_file()
+
+
+def test_the_wheel_scores(unpacked, checkpoint, questions, tmp_path):
+    flags = ["--model", str(checkpoint("llama-gqa")), "--questions", str(questions), "--out", "run"]
+    done = run(unpacked, "score", *flags, "--devices", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").is_file()
+    shape = ["--shape", "llama2-7b", "--questions", "9", "--profile", "cpu"]
+    assert run(unpacked, "plan", *shape, cwd=tmp_path).returncode == 0
