@@ -12,8 +12,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
@@ -69,12 +71,20 @@ class DecoderMembers:
         """Their names."""
         return tuple(member.name for member in self.model.members)
 
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's, read when it is first needed.
+
+        Raises:
+            InputError: there is none that transformers can read.
+        """
+        return read_tokenizer(self.settings[0].model)
+
     def render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
         """The prompts of questions; see `OpenMembers`."""
         member, checkpoint = self.settings[0], self.model.checkpoint
-        tokenizer = read_tokenizer(member.model)
         given = member.read(questions)
-        prompts = render_prompts(given, self.prompting, tokenizer, self.session.warnings, source=source)
+        prompts = render_prompts(given, self.prompting, self.tokenizer, self.session.warnings, source=source)
         largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
         vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
         if largest >= vocabulary:
@@ -114,8 +124,7 @@ class DecoderMembers:
         """Sums of continuations' log-probabilities, and whether each is the greedy one; see `Scorer`."""
         if not pairs:
             return []
-        tokenizer = read_tokenizer(self.settings[0].model)
-        prompts = render_continuations(pairs, tokenizer, window=self.prompting.window)
+        prompts = render_continuations(pairs, self.tokenizer, window=self.prompting.window)
         job = replace(self, head=CONTINUATION).prepare(prompts, GroupGoal())
         rows = {int(row.question.id): row for group in job.groups(Deadline()) for row in group}
         ordered = [rows[number] for number in range(len(pairs))]
