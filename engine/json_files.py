@@ -1,0 +1,144 @@
+"""JSON that was checked before anybody uses it: encoding, size, depth and digits first, then a schema.
+
+Data flow: bytes -> `parse_json`: plain values, or one line that names the file -> `check_schema`: an object
+of a pydantic model, or one line that names the file, the key and the value. Knows no file format of its own:
+each room keeps the schemas of what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from strata.engine.types import InputError
+
+MAX_BYTES = 256 << 20
+MAX_DEPTH = 64
+SHOWN_CHARACTERS = 60
+
+
+class Schema(BaseModel):
+    """A base for schemas: types are not coerced, keys that it does not name are kept and not looked at."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+AnySchema = TypeVar("AnySchema", bound=Schema)
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES, unique_keys: bool = False) -> Any:
+    """The values of a JSON file.
+
+    Args:
+        path: the file.
+        max_bytes: a larger file is refused unread.
+        unique_keys: refuse an object that has a key twice, of which Python would keep the last.
+
+    Raises:
+        InputError: unreadable, too large, not UTF-8, not JSON, or nested too deeply.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise InputError(f"{path}: {size} bytes; expected JSON of at most {max_bytes}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_json(data, str(path), unique_keys=unique_keys)
+
+
+def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES, unique_keys: bool = False) -> dict[str, Any]:
+    """The values of a JSON file that holds one object; arguments and errors are those of `read_json`.
+
+    Raises:
+        InputError: as `read_json`, or it holds something else.
+    """
+    content = read_json(path, max_bytes=max_bytes, unique_keys=unique_keys)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def parse_json(data: bytes | str, where: str, *, unique_keys: bool = False) -> Any:
+    """The values of a JSON text.
+
+    Args:
+        data: the text, or its bytes as UTF-8, with or without a byte order mark.
+        where: what the error begins with: a file, and the line where that helps.
+        unique_keys: refuse an object that has a key twice.
+
+    Raises:
+        InputError: not UTF-8, not JSON, a number of thousands of digits, or nested deeper than MAX_DEPTH.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_unique if unique_keys else None)
+    except RecursionError:
+        raise _too_deep(where) from None
+    except ValueError as error:
+        raise InputError(f"{where}: cannot be read as JSON ({error})") from None
+    if _is_deeper(content, MAX_DEPTH):
+        raise _too_deep(where)
+    return content
+
+
+def check_schema(schema: type[AnySchema], content: object, where: str) -> AnySchema:
+    """The content as an object of the schema.
+
+    Args:
+        schema: what is expected.
+        content: plain values, as `read_json` gives them.
+        where: what the error begins with, usually the file.
+
+    Raises:
+        InputError: the first thing that does not fit: the key's path, what is expected, what was found.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        expected = first["msg"][:1].lower() + first["msg"][1:]
+        found = "" if first["type"] == "missing" else f", found {shown(first['input'])}"
+        raise InputError(f"{where}: {key + ': ' if key else ''}{expected}{found}") from None
+
+
+def shown(value: object) -> str:
+    """A value for an error message: on one line, cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        values[key] = value
+    return values
+
+
+def _is_deeper(content: object, max_depth: int) -> bool:
+    level: list[object] = [content]
+    for _ in range(max_depth):
+        level = [value for item in level for value in _values(item) if isinstance(value, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _values(item: object) -> Iterable[object]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
+
+
+def _too_deep(where: str) -> InputError:
+    return InputError(f"{where}: nested too deeply; expected JSON of at most {MAX_DEPTH} levels")
