@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from strata.engine.adapters.adapter_config import CONFIG_NAME
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
 from strata.engine.heads.registry import choose_head
@@ -23,6 +24,8 @@ from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.checksums import read_checksums
 from strata.engine.weights.formats.registry import ignored_settings
 from strata.engine.weights.tensor_reader import TensorReader
+
+MAX_NAMED = 4
 
 
 def open_decoder_members(
@@ -47,7 +50,7 @@ def open_decoder_members(
     """
     first = members[0]
     checkpoint = open_checkpoint(first.model)
-    for line in ignored_settings(checkpoint.quantization):
+    for line in (*ignored_settings(checkpoint.quantization), *left_aside(checkpoint)):
         session.warnings.say(line)
     checksums = read_checksums(checkpoint.path) if settings.verify else None
     adapters = _read_adapters(members, checkpoint)
@@ -80,6 +83,24 @@ def open_decoder_members(
         session=session,
         is_verified=not settings.verify,
     )
+
+
+def left_aside(checkpoint: Checkpoint) -> list[str]:
+    """What lies in the checkpoint's folder and is not used, a line each."""
+    lines = []
+    if checkpoint.unused:
+        shown = ", ".join(checkpoint.unused[:MAX_NAMED])
+        more = f" and {len(checkpoint.unused) - MAX_NAMED} more" if len(checkpoint.unused) > MAX_NAMED else ""
+        lines.append(
+            f"{checkpoint.path}: {len(checkpoint.unused)} stored tensor(s) are not used, as "
+            f"{checkpoint.config.model_type!r} has no place for them: {shown}{more}"
+        )
+    if (checkpoint.path / CONFIG_NAME).is_file():
+        lines.append(
+            f"{checkpoint.path / CONFIG_NAME}: an adapter lies beside the full model and is not applied; "
+            f"--adapter {checkpoint.path} applies it"
+        )
+    return lines
 
 
 def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:

@@ -9,23 +9,16 @@ tables merge the experts of older mixture-of-experts checkpoints.
 from __future__ import annotations
 
 import copy
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
+from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint_folder import (
@@ -39,9 +32,9 @@ from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
 from strata.engine.weights.tensor_reader import TensorReader
+from strata.engine.weights.transformers_names import HEAD_WEIGHTS, ModelNames, Placed, read_model_names
 
-LAYER_NAME = re.compile(r"^layers\.(\d+)\.(.+)$")
-HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight")
+EMBEDDING, PROJECTION = "embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,12 +67,23 @@ class WeightSource:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """Config and weight sources of one directory; `quantization` is what the config says of the format."""
+    """Config and weight sources of one directory.
+
+    Attributes:
+        path: the directory.
+        config: the decoder's.
+        weights: by name.
+        quantization: what the config says of the format; empty for a plain checkpoint.
+        is_tied: without a stored vocabulary projection, the input embedding is it.
+        unused: stored names of weights that no part of transformers' model has a place for.
+    """
 
     path: Path
     config: PreTrainedConfig
     weights: dict[str, WeightSource]
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    is_tied: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -108,10 +112,10 @@ class Checkpoint:
 
     @property
     def output_embedding(self) -> str | None:
-        """Name of the vocabulary projection [V, D]: the input embedding when tied; None without one."""
-        if "lm_head.weight" in self.weights:
-            return "lm_head.weight"
-        return "embed_tokens.weight" if self.config.tie_word_embeddings else None
+        """Name of the vocabulary projection [V, D]: a stored one, else the tied embedding; None without."""
+        if PROJECTION in self.weights:
+            return PROJECTION
+        return EMBEDDING if self.is_tied else None
 
     def layer_sources(self, layer: int) -> dict[str, WeightSource]:
         """Weights of a decoder layer by their name inside the layer."""
@@ -154,7 +158,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: no such directory, no config, a format strata does not read, a missing or truncated
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
-    config, quantization = _read_decoder_config(path)
+    whole = read_config(path)
+    config, quantization = _decoder_config(whole, path / CONFIG_FILE)
     stored = _stored_tensors(path)
     with closing(TensorReader()) as reader:
         try:
@@ -162,12 +167,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         except InputError as error:
             named = str(path) in str(error)
             raise InputError(str(error) if named else f"{path / CONFIG_FILE}: {error}") from None
-    weights = _name_weights(collected, config.model_type)
-    if "embed_tokens.weight" not in weights:
+    names = read_model_names(whole)
+    weights = _name_weights(collected, names)
+    if EMBEDDING not in weights:
         raise InputError(
             f"{path}: no tensor embed_tokens.weight; expected a decoder with layers, embed_tokens, norm"
         )
-    checkpoint = Checkpoint(path=path, config=config, weights=weights, quantization=quantization)
+    checkpoint = Checkpoint(
+        path=path,
+        config=config,
+        weights=weights,
+        quantization=quantization,
+        is_tied=names.is_tied,
+        unused=_unused(collected, names),
+    )
     _check_beside_layers(checkpoint)
     return checkpoint
 
@@ -189,13 +202,12 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
             )
 
 
-def _read_decoder_config(path: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def _decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The decoder's config, and its `quantization_config`, empty for a plain checkpoint."""
-    whole = read_config(path)
     config = whole.get_text_config()
     if not all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
         raise InputError(
-            f"{path / CONFIG_FILE}: no num_hidden_layers and hidden_size; expected a decoder's config"
+            f"{file}: no num_hidden_layers and hidden_size; expected a decoder's config"
         )
     quantization = getattr(config, "quantization_config", None) or getattr(whole, "quantization_config", None)
     if hasattr(config, "quantization_config"):
@@ -218,35 +230,31 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
-def _name_weights(stored: Iterable[StoredWeight], model_type: str) -> dict[str, WeightSource]:
-    mapping: list[Any] = get_checkpoint_conversion_mapping(model_type) or []
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    renamed = [
-        (weight, *rename_source_key(weight.name, renamings, converters))
-        for weight in sorted(stored, key=lambda weight: dot_natural_key(weight.name))
-    ]
-    prefix = _base_prefix(name for _, name, _ in renamed)
-    parts: dict[str, list[tuple[StoredWeight, str]]] = defaultdict(list)
-    for weight, name, pattern in renamed:
-        if name.startswith(prefix) or name in HEAD_WEIGHTS:
-            parts[name.removeprefix(prefix) if name not in HEAD_WEIGHTS else name].append(
-                (weight, pattern or "")
-            )
-    return {
-        name: WeightSource(name=name, parts=tuple(found), converter=_converter_of(found[0][1], converters))
-        for name, found in parts.items()
+def _name_weights(stored: Iterable[StoredWeight], names: ModelNames) -> dict[str, WeightSource]:
+    """The decoder's and the heads' weights, the vocabulary projection and the embedding tied if they are."""
+    found: dict[str, list[tuple[StoredWeight, Placed]]] = defaultdict(list)
+    for weight in sorted(stored, key=lambda weight: dot_natural_key(weight.name)):
+        placed = names.place(weight.name)
+        if placed.name is not None and (placed.is_known or placed.name in HEAD_WEIGHTS):
+            found[placed.name].append((weight, placed))
+    weights = {
+        name: WeightSource(
+            name=name,
+            parts=tuple((weight, placed.pattern) for weight, placed in parts),
+            converter=parts[0][1].converter,
+        )
+        for name, parts in found.items()
     }
+    if names.is_tied and EMBEDDING not in weights and PROJECTION in weights:
+        weights[EMBEDDING] = replace(weights.pop(PROJECTION), name=EMBEDDING)
+    return weights
 
 
-def _base_prefix(names: Iterable[str]) -> str:
-    for name in names:
-        if name.endswith("embed_tokens.weight"):
-            return name.removesuffix("embed_tokens.weight")
-    return ""
-
-
-def _converter_of(pattern: str, converters: list[WeightConverter]) -> WeightConverter | None:
-    return next(
-        (converter for converter in converters if pattern and pattern in converter.source_patterns), None
+def _unused(stored: Iterable[StoredWeight], names: ModelNames) -> tuple[str, ...]:
+    """Names of stored weights that transformers' model has no parameter for, and would tell of."""
+    placed = ((weight.name, names.place(weight.name)) for weight in stored)
+    return tuple(
+        name
+        for name, place in placed
+        if not place.is_known and place.name not in HEAD_WEIGHTS and not names.is_ignored(place)
     )
