@@ -14,7 +14,7 @@ from strata.engine.config import PlanConfig
 from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import profiled_machine
 from strata.engine.machine.profile import MachineProfile, load_profile
-from strata.engine.model.decoder import build_decoder
+from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.plan.costs import StorageFormat, shape_costs
 from strata.engine.plan.planner import plan_sweep
 from strata.engine.plan.shapes import JobSize, linear_kinds, read_shape, shape_workload
@@ -89,7 +89,7 @@ def plan_shape(config: PlanConfig, profile: MachineProfile) -> list[ShapePlan]:
     plans = []
     for linear in linear_kinds(config.machine.dtype, profile):
         machine = profiled_machine(config.machine, profile, torch.float16, linear)
-        decoder = build_decoder(model, machine.dtype)
+        decoder = build_rehearsed(model, machine.dtype)
         for storage in storages:
             costs = shape_costs(model, decoder, storage, machine.dtype, linear)
             work = shape_workload(size, costs, model.vocab_size)

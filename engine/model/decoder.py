@@ -26,7 +26,6 @@ from strata.engine.model.families import (
 )
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.types import InputError
-from strata.kernels.prefix_attention.tile import Tile
 
 AttentionInterface.register(ATTENTION_NAME, attend_prefix_tree)
 
@@ -57,8 +56,13 @@ class Decoder:
 
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of a layer's dense weights."""
-        named = {name: tuple(weight.shape) for name, weight in self.layers[layer].named_parameters()}
+        named = {name: tuple(weight.shape) for name, weight in self.layers[layer].state_dict().items()}
         return {name: shape for name, shape in named.items() if not name.endswith(".weight_scale")}
+
+    def buffer_names(self, layer: int) -> frozenset[str]:
+        """Names of a layer's stored weights that no training changes, such as a router's correction."""
+        parameters = dict(self.layers[layer].named_parameters())
+        return frozenset(name for name in self.layers[layer].state_dict() if name not in parameters)
 
     def int8_names(self, layer: int) -> frozenset[str]:
         """Names of a layer's weights that are computed with in int8."""
@@ -88,9 +92,14 @@ class Decoder:
 
     def embed(self, table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Embeddings [T, D] from a table [U, D] of the rows in use and row numbers [T] into it."""
-        embed_tokens = self.base.get_submodule("embed_tokens")
-        assign_weights(embed_tokens, {"weight": table})
-        return embed_tokens(rows)
+        assign_weights(self.base.get_submodule("embed_tokens"), {"weight": table})
+        return self.embed_rows(rows)
+
+    def embed_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """What enters the first layer [T, D], of rows [T] of the table that the embedding has."""
+        embedded = self.base.get_submodule("embed_tokens")(rows)
+        multiplier = getattr(self.config, "embedding_multiplier", None)
+        return embedded if multiplier in (None, 1) else embedded * multiplier
 
     def normalize(self, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
         """The final norm of hidden_states [S, D]."""
@@ -109,6 +118,9 @@ class Decoder:
             for name, weight in module._parameters.items():
                 if weight is not None:
                     module._parameters[name] = nn.Parameter(weight.to("meta"), requires_grad=False)
+        for name in self.buffer_names(layer):
+            owner, leaf = _owner(self.layers[layer], name)
+            owner._buffers[leaf] = owner.get_buffer(leaf).to("meta")
 
     def run_layer(
         self, layer: int, hidden_states: torch.Tensor, position_ids: torch.Tensor, call: AttentionCall
@@ -151,8 +163,8 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     """The modules of a checkpoint's base model, weights on the meta device, buffers computed in a dtype.
 
     Raises:
-        InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or
-            that asks for an attention strata does not have.
+        InputError: an architecture that is not a decoder with layers, embed_tokens, norm and rotary_emb, or a
+            setting that strata does not have. Whether the layers compute what they should, `rehearse` tells.
     """
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
@@ -166,49 +178,29 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     base.requires_grad_(False)
     # The padding row is a row like any other here, and a table of the rows in use may be shorter than its id.
     base.embed_tokens.padding_idx = None
-    decoder = Decoder(config=config, base=base.eval(), layers=base.layers)
-    _rehearse(decoder, dtype)
-    return decoder
-
-
-def _rehearse(decoder: Decoder, dtype: torch.dtype) -> None:
-    """Runs the first layer's attention on the meta device: a family strata cannot run shows before any work.
-
-    Raises:
-        InputError: it cannot run.
-    """
-    config, meta = decoder.config, torch.device("meta")
-    tile = Tile(rows=(0, 2), key_ranges=((0, 2),), num_keys=2, num_unmasked=0, causal=True, visible=None)
-    call = AttentionCall(tiles_of=lambda max_rows, window: (tile,), carried=None)
-    layer = decoder.layers[0]
-    stubs = [(name, module) for name, module in layer.named_children() if name in MLP_NAMES]
-    try:
-        with refuse_what_transformers_cannot(config):
-            decoder.prepare_rope(1, torch.device("cpu"), dtype)
-            for name, _ in stubs:
-                setattr(layer, name, _Zero(config.hidden_size))
-            hidden = torch.empty(2, config.hidden_size, dtype=dtype, device=meta)
-            tables = decoder.rope_tables
-            decoder.rope_tables = {kind: (cos.to(meta), sin.to(meta)) for kind, (cos, sin) in tables.items()}
-            decoder.run_layer(0, hidden, torch.zeros(2, dtype=torch.int64, device=meta), call)
-    finally:
-        for name, module in stubs:
-            setattr(layer, name, module)
-        decoder.rope_tables = {}
+    return Decoder(config=config, base=base.eval(), layers=base.layers)
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Makes tensors the parameters of a module, without copying.
+    """Makes tensors the parameters and stored buffers of a module, without copying.
 
     Raises:
         KeyError: a name the module does not have.
     """
     for name, tensor in weights.items():
-        owner_name, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(owner_name)
-        if leaf not in owner._parameters:
+        owner, leaf = _owner(module, name)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        elif leaf in owner._buffers:
+            owner._buffers[leaf] = tensor
+        else:
             raise KeyError(f"{type(module).__name__} has no parameter {name}")
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that a weight belongs to, and its name there."""
+    owner_name, _, leaf = name.rpartition(".")
+    return module.get_submodule(owner_name), leaf
 
 
 def _stub_out(

@@ -36,10 +36,10 @@ def refuse_what_transformers_cannot(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def _ends_in_transformers(error: BaseException) -> bool:
-    """Whether transformers' code, or what it called of others, raised the error, and not ours."""
+    """Whether transformers' code, its hub library's, or what they called raised the error, and not ours."""
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [module.partition(".")[0] for module in modules]
-    return next(name for name in reversed(packages) if name in ("strata", "transformers")) == "transformers"
+    return next(name for name in reversed(packages) if name in ("strata", *LIBRARIES)) != "strata"
 
 
 def _not_supported(config: PreTrainedConfig, error: BaseException) -> InputError:
@@ -69,11 +69,8 @@ def rope_type(config: PreTrainedConfig) -> str:
 
 UNSUPPORTED_SETTINGS = {
     "use_bidirectional_attention": (None, False),
-    "logit_scale": (None, 1.0),
-    "logits_scaling": (None, 1.0),
     "attention_chunk_size": (None,),
     "alibi": (None, False),
-    "embedding_multiplier": (None, 1, 1.0),
 }
 
 FAMILY_ERRORS = (
@@ -87,5 +84,7 @@ FAMILY_ERRORS = (
     ValueError,
 )
 """What transformers raises when a family is built or run in a way that it is not made for."""
+
+LIBRARIES = ("transformers", "huggingface_hub")
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -14,8 +14,9 @@ import torch
 from strata.engine.adapters.adapter_file import check_shapes
 from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.adapters.lora_linear import set_active, wrap_linears
-from strata.engine.model.decoder import Decoder, build_decoder
+from strata.engine.model.decoder import Decoder
 from strata.engine.model.layer_loader import LayerLoader, Weights, make_loader
+from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -141,7 +142,7 @@ def open_model(
 
 
 def _build(checkpoint: Checkpoint, computing: Computing) -> Decoder:
-    decoder = build_decoder(checkpoint.config, computing.dtype)
+    decoder = build_rehearsed(checkpoint.config, computing.dtype)
     if computing.int8:
         decoder.quantize_linears()
     return decoder

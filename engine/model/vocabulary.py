@@ -10,12 +10,13 @@ tokens' rows are read, and the result is logits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn.functional import linear
 
+from strata.engine.model.final_logits import FinalLogits, final_logits
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.safetensors_file import StoredTensor
@@ -27,15 +28,11 @@ READOUT_ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VocabularyProjection:
-    """The stored output embedding [V, D] of a checkpoint, its bias [V] if any, and the final soft cap."""
+    """The stored output embedding [V, D] of a checkpoint, its bias [V] if any, and what follows them."""
 
     stored: StoredTensor
     bias: StoredTensor | None
-    softcap: float | None
-
-    def cap(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits after the final soft cap; the same without one."""
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+    final: FinalLogits = field(default_factory=FinalLogits)
 
     def bytes_needed(self, token_ids: np.ndarray, *, normalized: bool) -> int:
         """Bytes read for targets with these token ids."""
@@ -60,7 +57,7 @@ def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
     return VocabularyProjection(
         stored=checkpoint.require_plain(name),
         bias=checkpoint.require_plain("lm_head.bias") if has_bias else None,
-        softcap=getattr(checkpoint.config, "final_logit_softcapping", None),
+        final=final_logits(checkpoint.config),
     )
 
 
@@ -121,7 +118,7 @@ def target_logits(
         wanted = np.flatnonzero(np.isin(token_ids, ids))
         for first in range(0, len(readouts), READOUT_ROWS):
             part = slice(first, min(first + READOUT_ROWS, len(readouts)))
-            logits = projection.cap(linear(readouts[part].to(device, torch.float32), weight, block_bias))
+            logits = projection.final(linear(readouts[part].to(device, torch.float32), weight, block_bias))
             if normalized:
                 whole.see(part, logits, int(ids[0]))
             here = wanted[(rows[wanted] >= part.start) & (rows[wanted] < part.stop)]

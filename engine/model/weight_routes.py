@@ -40,11 +40,17 @@ class LayerForm:
         shapes: of its dense weights.
         dtype: of those that stay dense.
         int8: names of the matrices that are codes "name" [N, K] and float32 scales "name_scale" [N].
+        buffers: names of those that are no parameters; transformers keeps them in float32.
     """
 
     shapes: Shapes
     dtype: torch.dtype
     int8: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """Of one weight."""
+        return torch.float32 if name in self.buffers else self.dtype
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,7 +185,12 @@ def route_layers(
         route_layer(
             checkpoint,
             layer,
-            LayerForm(shapes=decoder.layer_shapes(layer), dtype=dtype, int8=decoder.int8_names(layer)),
+            LayerForm(
+                shapes=decoder.layer_shapes(layer),
+                dtype=dtype,
+                int8=decoder.int8_names(layer),
+                buffers=decoder.buffer_names(layer),
+            ),
             adapters[0].layers[layer] if len(adapters) == 1 else {},
         )
         for layer in range(checkpoint.num_layers)
@@ -216,10 +227,10 @@ def _route_weight(source: WeightSource, name: str, form: LayerForm, lora: LoraWe
     return WeightRoute(
         source=source,
         shape=form.shapes[name],
-        dtype=form.dtype,
+        dtype=form.dtype_of(name),
         to_int8=to_int8,
         lora=lora,
-        steps=_steps(source, form.dtype, to_int8=to_int8, merges=lora is not None),
+        steps=_steps(source, form.dtype_of(name), to_int8=to_int8, merges=lora is not None),
     )
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import dot_natural_key
 
-from strata.engine.model.decoder import build_decoder
+from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantization_settings, small_files
 from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
@@ -148,7 +148,7 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
     Raises:
         InputError: an architecture strata does not run, or a weight that the checkpoint lacks.
     """
-    decoder = build_decoder(checkpoint.config)
+    decoder = build_rehearsed(checkpoint.config)
     decoder.quantize_linears()
     packed: set[str] = set()
     experts: set[str] = set()

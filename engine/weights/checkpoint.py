@@ -204,11 +204,12 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
 
 def _decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The decoder's config, and its `quantization_config`, empty for a plain checkpoint."""
-    config = whole.get_text_config()
+    try:
+        config = whole.get_text_config()
+    except ValueError as error:
+        raise InputError(f"{file}: {str(error).splitlines()[0]}") from None
     if not all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
-        raise InputError(
-            f"{file}: no num_hidden_layers and hidden_size; expected a decoder's config"
-        )
+        raise InputError(f"{file}: no num_hidden_layers and hidden_size; expected a decoder's config")
     quantization = getattr(config, "quantization_config", None) or getattr(whole, "quantization_config", None)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -103,9 +103,7 @@ class ModelNames:
     def _rename(
         self, stored: str, renamings: Iterable[WeightRenaming], converters: Iterable[WeightConverter]
     ) -> tuple[str, str | None]:
-        return rename_source_key(
-            stored, list(renamings), list(converters), self.base_prefix, self.parameters
-        )
+        return rename_source_key(stored, list(renamings), list(converters), self.base_prefix, self.parameters)
 
     def _own_name(self, parameter: str) -> str | None:
         if self.head is not None and parameter.startswith(self.head):

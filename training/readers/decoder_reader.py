@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from strata.engine.heads.registry import HEADS
+from strata.engine.model.final_logits import final_logits
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
 from strata.engine.prompts.tokenizer import read_tokenizer
@@ -126,8 +127,8 @@ class DecoderReader:
         if trains_classifier(task):
             weight = self.trained.classifier_weight
             return classifier_scores(task, readouts, batch.targets, batch.examples, weight)
-        softcap = getattr(self.checkpoint.config, "final_logit_softcapping", None)
-        found = token_log_probabilities(readouts, batch.targets, self.trained.lm_head, softcap)
+        final = final_logits(self.checkpoint.config)
+        found = token_log_probabilities(readouts, batch.targets, self.trained.lm_head, final)
         return group_targets(task, found, batch.targets, batch.examples)
 
     def loss_of(self, readouts: torch.Tensor, batch: PackedBatch, num_units: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from strata.engine.heads.classifier import contrast_scores
+from strata.engine.model.final_logits import FinalLogits
 from strata.engine.tree.targets import TargetTable
 from strata.training.tasks import Task
 from strata.training.types import Example
@@ -63,7 +64,7 @@ def classifier_scores(
 
 
 def token_log_probabilities(
-    readouts: torch.Tensor, targets: TargetTable, lm_head: torch.nn.Module, softcap: float | None
+    readouts: torch.Tensor, targets: TargetTable, lm_head: torch.nn.Module, final: FinalLogits
 ) -> torch.Tensor:
     """Log-probability [n] of every target, float32, over the whole vocabulary.
 
@@ -74,18 +75,15 @@ def token_log_probabilities(
     parts = []
     for first in range(0, len(rows), LOGIT_ROWS):
         part = slice(first, first + LOGIT_ROWS)
-        arguments = (readouts[rows[part]], token_ids[part], lm_head, softcap)
+        arguments = (readouts[rows[part]], token_ids[part], lm_head, final)
         parts.append(torch.utils.checkpoint.checkpoint(_log_probabilities, *arguments, use_reentrant=False))
     return torch.cat(parts)
 
 
 def _log_probabilities(
-    readouts: torch.Tensor, token_ids: torch.Tensor, lm_head: torch.nn.Module, softcap: float | None
+    readouts: torch.Tensor, token_ids: torch.Tensor, lm_head: torch.nn.Module, final: FinalLogits
 ) -> torch.Tensor:
-    logits = lm_head(readouts).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return -F.cross_entropy(logits, token_ids, reduction="none")
+    return -F.cross_entropy(final(lm_head(readouts).float()), token_ids, reduction="none")
 
 
 def group_targets(

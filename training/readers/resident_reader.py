@@ -53,7 +53,7 @@ class ResidentReader(DecoderReader):
     def read_out(self, packed: PackedBatch, seed: int) -> torch.Tensor:
         """Readouts [S, D] of a micro-batch, in the autograd graph."""
         decoder = self.trained.decoder
-        hidden = decoder.base.get_submodule("embed_tokens")(packed.token_ids)
+        hidden = decoder.embed_rows(packed.token_ids)
         last = len(decoder.layers) - 1
         for layer in range(last + 1):
             run = partial(run_last_layer if layer == last else run_layer, decoder, layer)

@@ -25,8 +25,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from strata.engine.model.attention import ATTENTION_NAME
-from strata.engine.model.decoder import Decoder, build_decoder
+from strata.engine.model.decoder import Decoder
 from strata.engine.model.families import refuse_unsupported
+from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
@@ -127,7 +128,7 @@ def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.dev
         )
         options["device_map"] = {"": str(device)}
     refuse_unsupported(checkpoint.config)
-    build_decoder(checkpoint.config)  # refuses families whose layers do not fit, before any weight is read
+    build_rehearsed(checkpoint.config)  # refuses families whose layers do not fit, before any weight is read
     with _quiet_loading():
         base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
     if config.base_storage != "nf4":

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strata.engine.model import vocabulary
+from strata.engine.model.final_logits import FinalLogits
 from strata.engine.model.vocabulary import (
     TargetTokens,
     VocabularyProjection,
@@ -50,7 +51,9 @@ def project(tmp_path):
             logits += tensors["bias"].double()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        return VocabularyProjection(stored=stored["weight"], bias=stored.get("bias"), softcap=softcap), logits
+        return VocabularyProjection(
+            stored=stored["weight"], bias=stored.get("bias"), final=FinalLogits(softcap=softcap)
+        ), logits
 
     return make
 
@@ -137,7 +140,7 @@ def test_readouts_in_half_precision_are_projected_in_float32(project):
 def test_a_projection_of_its_own(checkpoint):
     projection = vocabulary_projection(open_checkpoint(checkpoint("llama-gqa")))
     assert projection.stored.name == "lm_head.weight"
-    assert (projection.bias, projection.softcap) == (None, None)
+    assert (projection.bias, projection.final) == (None, FinalLogits())
 
 
 def test_a_tied_projection_is_the_input_embedding(checkpoint):
@@ -149,7 +152,8 @@ def test_a_tied_projection_is_the_input_embedding(checkpoint):
 def test_a_soft_cap_is_read_from_the_config(checkpoint):
     model = checkpoint("gemma2")
     expected = json.loads((model / "config.json").read_text())["final_logit_softcapping"]
-    assert vocabulary_projection(open_checkpoint(model)).softcap == expected == 7.0
+    assert vocabulary_projection(open_checkpoint(model)).final == FinalLogits(softcap=expected)
+    assert expected == 7.0
 
 
 def test_a_bias_is_found(checkpoint, tmp_path):
