@@ -82,7 +82,7 @@ def run_without_window(original):
     return run
 
 
-def run_stretched(original):
+def run_squeezed(original):
     return lambda self, layer, hidden, positions, call: original(
         self, layer, hidden, positions * (1 + layer), call
     )
@@ -98,7 +98,7 @@ def keys_of_nothing(original):
 
 OURS = {
     "a window forgotten": ("gemma3", "run_layer", run_without_window, "layer 0 differs"),
-    "positions stretched": ("llama-gqa", "run_layer", run_stretched, "layer 1 differs"),
+    "positions squeezed": ("llama-gqa", "run_layer", run_squeezed, "layer 1 differs"),
     "an embedding scaled": ("llama-gqa", "embed_rows", embed_twice, "what enters layer 0 differs"),
     "keys lost": ("llama-gqa", "run_layer_keys", keys_of_nothing, "the keys and values of layer 0 differs"),
 }
