@@ -19,8 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
-from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_json_object, read_manifest
+from strata.retrieval.index.manifest import (
+    CHUNKS_PART,
+    Manifest,
+    check_part,
+    check_version,
+    read_manifest,
+    read_own_json,
+)
+from strata.retrieval.index.schemas import EncoderSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, VectorShard, num_columns
 from strata.retrieval.index_config import Codes
 
@@ -146,17 +155,15 @@ def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
 def read_description(index: Path, name: str, manifest: Manifest) -> Mapping[str, Any]:
     """What encoder.json says; refuses another version, and vectors of other chunks than the index holds."""
     path = vector_folder(index, name) / ENCODER_FILE
-    content = read_json_object(path, expected="what `strata index --encoder` writes")
-    if content.get("format_version") != VECTORS_VERSION:
-        raise InputError(
-            f"{path}: format_version is {content.get('format_version')!r}; expected {VECTORS_VERSION}: "
-            "encode the index again"
-        )
-    missing = {"dim", "normalised", "stored", "shard_rows", "chunks_sha256"} - set(content)
-    if missing:
-        raise InputError(f"{path}: no key {min(missing)!r}; expected what `strata index --encoder` writes")
-    if content["chunks_sha256"] != chunks_digest(manifest):
+    content = read_own_json(path, expected="what `strata index --encoder` writes")
+    check_version(path, content, VECTORS_VERSION, "encode the index again")
+    found = check_schema(EncoderSchema, content, str(path))
+    if found.chunks_sha256 != chunks_digest(manifest):
         raise InputError(f"{path}: made of other chunks than the index holds; encode the index again")
+    if sum(found.shard_rows) != manifest.num_chunks:
+        raise InputError(
+            f"{path}: shard_rows: {sum(found.shard_rows)} in all; expected the index's {manifest.num_chunks}"
+        )
     return content
 
 
