@@ -21,6 +21,7 @@ import numpy as np
 
 from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
+from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import (
     CHUNKS_PART,
     Manifest,
@@ -140,11 +141,12 @@ def scale_path(path: Path) -> Path:
 
 def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Maps a .npy file copy-on-write; raises InputError when it is not of this shape and dtype."""
-    try:
+
+    def tell(reason: str) -> InputError:
+        return InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again")
+
+    with library_errors(tell):
         array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again") from None
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise InputError(
             f"{path}: {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}"

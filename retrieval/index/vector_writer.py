@@ -13,6 +13,7 @@ import numpy as np
 from strata.engine.files import flush_to_disk
 from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
+from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import read_own_json, write_json
 from strata.retrieval.index.schemas import ProgressSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, num_columns
@@ -106,10 +107,12 @@ def _partial(path: Path) -> Path:
 def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
     if mode == "w+":
         return np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
-    try:
+
+    def tell(reason: str) -> InputError:
+        return InputError(f"{path}: cannot be read ({reason}); remove it to begin this shard again")
+
+    with library_errors(tell):
         found = np.lib.format.open_memmap(path, mode=mode)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to begin this shard again") from None
     if found.shape != shape or found.dtype != dtype:
         raise InputError(
             f"{path}: {found.dtype} {list(found.shape)}; expected {np.dtype(dtype)} {list(shape)}"
