@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.engine.types import InputError
+from strata.retrieval.library_errors import one_line
 
 OPENERS: Mapping[str, Callable[[Any], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -46,11 +47,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     lines = _bounded_lines(path, io.BufferedReader(expanded))
                     yield from _watch_ratio(path, stored, lines)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be decompressed ({error})") from None
+        raise InputError(f"{path}: cannot be decompressed ({one_line(error)})") from None
     except OSError as error:
         # bz2 raises it without a number for bytes that are not its own.
         verb = "decompressed" if error.errno is None else "read"
-        raise InputError(f"{path}: cannot be {verb} ({error.strerror or error})") from None
+        raise InputError(f"{path}: cannot be {verb} ({error.strerror or one_line(error)})") from None
 
 
 def _bounded_lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[int, bytes]]:

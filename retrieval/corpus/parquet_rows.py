@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strata.engine.types import InputError
+from strata.retrieval.library_errors import library_errors
 
 BATCH_ROWS = 256
 MAX_RATIO = 300
@@ -43,16 +44,13 @@ def read_parquet_rows(path: Path, wanted: Collection[str | None]) -> Iterator[tu
 
 
 def _read_batches(path: Path, wanted: Collection[str | None]) -> Iterator[pa.RecordBatch]:
-    try:
+    with library_errors(lambda reason: InputError(f"{path}: cannot be read as Parquet ({reason})")):
         schema = pq.read_schema(path)
         texts = [field.name for field in schema if _is_text(field.type)]
         with pq.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
             columns = [name for name in schema.names if name in wanted]
             _refuse_bombs(path, file.metadata, columns)
             yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as Parquet ({reason})") from None
 
 
 def _is_text(type: pa.DataType) -> bool:
@@ -77,8 +75,5 @@ def _refuse_bombs(path: Path, metadata: pq.FileMetaData, columns: Collection[str
 
 
 def _value(column: pa.Array, place: int, told: str) -> Any:
-    try:
+    with library_errors(lambda reason: InputError(f"{told}: the value cannot be read ({reason})")):
         return column[place].as_py()
-    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{told}: the value cannot be read ({reason})") from None

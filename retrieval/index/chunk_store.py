@@ -17,6 +17,7 @@ from strata.engine.files import write_atomically
 from strata.engine.json_files import shown
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import CHUNKS_PART, MANIFEST_FILE, Manifest, check_part, read_manifest
+from strata.retrieval.library_errors import one_line
 from strata.retrieval.types import Chunk
 
 ROWS_PER_GROUP = 1_000
@@ -214,5 +215,5 @@ def _read_chunks(path: Path, table: pa.Table) -> list[Chunk]:
 
 def broken_shard(path: Path, error: Exception | str) -> InputError:
     """The error of a shard that cannot be read."""
-    reason = " ".join(str(error).split())
+    reason = error if isinstance(error, str) else one_line(error)
     return InputError(f"{path}: cannot be read as a shard of chunks ({reason}); build the index again")

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from strata.engine.types import InputError
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.model_folder import WEIGHTS_ONLY, check_model_folder
 from strata.retrieval.index.packaged_encoder import PACKAGES, check_paraphrases, find_packaged_model
+from strata.retrieval.library_errors import library_errors
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from strata.engine.types import InputError
 from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import add_part
 from strata.retrieval.index_config import Language
+from strata.retrieval.library_errors import library_errors, one_line
 from strata.retrieval.types import ReportCount
 
 TANTIVY_PART = "tantivy"
@@ -61,7 +61,7 @@ def _write_index(store: ChunkStore, folder: Path, language: Language, report: Re
         raise
     except ValueError as error:
         # tantivy's only error here: the disk refuses.
-        raise OutputError(errno.EIO, " ".join(str(error).split()), str(folder)) from error
+        raise OutputError(errno.EIO, one_line(error), str(folder)) from error
 
 
 def _add_shards(store: ChunkStore, index: Any, num_done: int, report: ReportCount) -> None:

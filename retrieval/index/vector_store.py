@@ -21,7 +21,6 @@ import numpy as np
 
 from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import (
     CHUNKS_PART,
     Manifest,
@@ -33,6 +32,7 @@ from strata.retrieval.index.manifest import (
 from strata.retrieval.index.schemas import EncoderSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, VectorShard, num_columns
 from strata.retrieval.index_config import Codes
+from strata.retrieval.library_errors import library_errors
 
 VECTORS_VERSION = 1
 ENCODER_FILE = "encoder.json"

@@ -13,11 +13,11 @@ import numpy as np
 from strata.engine.files import flush_to_disk
 from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import read_own_json, write_json
 from strata.retrieval.index.schemas import ProgressSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, num_columns
 from strata.retrieval.index.vector_store import map_array, scale_path
+from strata.retrieval.library_errors import library_errors
 
 
 class VectorWriter:

@@ -16,8 +16,8 @@ import numpy as np
 
 from strata.engine.types import InputError
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.model_folder import WEIGHTS_ONLY, check_model_folder
+from strata.retrieval.library_errors import library_errors
 from strata.retrieval.refine.fuse import scale_to_unit
 from strata.retrieval.refine.hits import rank_hits
 from strata.retrieval.types import Hit

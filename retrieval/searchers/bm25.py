@@ -30,11 +30,11 @@ from strata.engine.types import InputError
 from strata.retrieval.corpus.analyzer import Vocabulary, make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
-from strata.retrieval.index.library_errors import library_errors
 from strata.retrieval.index.manifest import check_part, read_manifest, read_part
 from strata.retrieval.index.schemas import TantivySchema
 from strata.retrieval.index.tantivy_index import ANALYZER, LOCK_PREFIX, TANTIVY_PART
 from strata.retrieval.index_config import Language
+from strata.retrieval.library_errors import library_errors
 from strata.retrieval.rankings import Candidates, rank_candidates
 from strata.retrieval.types import Ranking
 

@@ -27,5 +27,11 @@ def library_errors(tell: Callable[[str], InputError]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise tell(reason[:MAX_REASON_CHARS]) from error
+        raise tell(one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message on one line, cut where it is long, without characters a terminal might obey."""
+    printable = "".join(character if character.isprintable() else " " for character in str(error))
+    reason = " ".join(printable.split()) or type(error).__name__
+    return reason if len(reason) <= MAX_REASON_CHARS else f"{reason[:MAX_REASON_CHARS]}..."
