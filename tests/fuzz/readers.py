@@ -93,7 +93,8 @@ def write_adapter_config(folder: Path) -> bytes:
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "bias": "none",
         "use_dora": False, "use_rslora": False, "target_modules": ["q_proj", "v_proj"],
-        "modules_to_save": None, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"^model.*v_proj": 16}, "fan_in_fan_out": False,
+        "modules_to_save": None, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"^model.*v_proj": 16},
+        "fan_in_fan_out": False,
     }  # fmt: skip
     return json.dumps(config).encode()
 
