@@ -12,12 +12,13 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model test lint clean
+.PHONY: help venv demo demo-model test fuzz lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
 	@echo "make demo-model  train that model again, from nothing (about half an hour on two cores)"
 	@echo "make test    run the tests"
+	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
 	@echo "make lint    check formatting, style, types and spelling"
 	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
 	@echo "make clean   remove $(VENV), caches and build folders; runs/ stays"
@@ -51,6 +52,11 @@ demo-model: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+FUZZ_INPUTS ?= 1000000
+
+fuzz: $(INSTALLED)
+	FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_KEEP=tests/fuzz/found $(BIN)/python -m pytest -o timeout=0 tests/fuzz
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

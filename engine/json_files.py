@@ -101,7 +101,7 @@ def check_schema(schema: type[AnySchema], content: object, where: str) -> AnySch
         return schema.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(_shown_part(part) for part in first["loc"])
         expected = first["msg"][:1].lower() + first["msg"][1:]
         found = "" if first["type"] == "missing" else f", found {shown(first['input'])}"
         raise InputError(f"{where}: {key + ': ' if key else ''}{expected}{found}") from None
@@ -114,6 +114,11 @@ def shown(value: object) -> str:
     except ValueError:
         text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
+def _shown_part(part: int | str) -> str:
+    text = str(part)
+    return text if text.isprintable() and len(text) <= SHOWN_CHARACTERS else shown(text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ ROWS = {
     "kernels": ("prefix_attention dequant int8_linear",),
     "training": ("types", "tasks", "config", "data readers", "loop open_reader run_plan", "demo_corpus"),
     "retrieval": (
-        "types",
+        "types library_errors",
         "index_config rankings",
         "corpus search_config",
         "index queries",

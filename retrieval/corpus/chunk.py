@@ -6,16 +6,18 @@ Nothing is lost: the chunks of a page hold its text, white space aside. Knows no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from strata.retrieval.types import Chunk, Page
 
 Measure = Callable[[Sequence[str]], Sequence[int]]
 """The lengths of texts, in whatever unit chunks are limited in."""
 
+# A run of marks is tried from its first only: tried from each, a run of n takes n * n looks.
 SENTENCE_END = re.compile(
-    r"""(?P<mark>[.!?\u2026]+["'\u201d\u2019)\]]*)\s+   # Latin: white space has to follow
+    r"""(?P<mark>(?<![.!?\u2026])[.!?\u2026]+["'\u201d\u2019)\]]*)\s+   # Latin: white space has to follow
       | [\u3002\uff01\uff1f\uff61\u0964]["'\u201d\u2019\u300d\u300f\uff09]*\s*   # CJK and Devanagari: not so
     """,
     re.VERBOSE,
@@ -30,6 +32,7 @@ ABBREVIATIONS = frozenset((
 ))
 # fmt: on
 LONGEST_ABBREVIATION = 12
+PARTS_PER_BLOCK = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,7 @@ def chunk_page(page: Page, limit: ChunkLimit) -> Iterator[Chunk]:
     """Yields a page's chunks in reading order; none when it has no text. No chunk spans two sections."""
     number = 0
     for section, text in page.sections or (("", page.text),):
-        for piece in merge_parts(split_sentences(text), limit):
+        for piece in merge_parts(_sentences(text), limit):
             yield Chunk(id=f"{page.id}#{number}", page=page.id, title=page.title, section=section, text=piece)
             number += 1
 
@@ -74,7 +77,11 @@ def searchable_text(chunk: Chunk) -> str:
 
 def split_sentences(text: str) -> list[str]:
     """Cuts a text into sentences without white space around them; a line break always ends one."""
-    return [sentence for line in text.splitlines() for sentence in _sentences_of(line)]
+    return list(_sentences(text))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    return (sentence for line in text.splitlines() for sentence in _sentences_of(line))
 
 
 def _sentences_of(line: str) -> Iterator[str]:
@@ -103,25 +110,36 @@ def _ends_sentence(line: str, start: int, end: re.Match[str]) -> bool:
     return not is_initial and word.lower() not in ABBREVIATIONS
 
 
-def merge_parts(parts: Sequence[str], limit: ChunkLimit) -> list[str]:
+def merge_parts(parts: Iterable[str], limit: ChunkLimit) -> Iterator[str]:
     """Joins neighbouring parts by a space as long as the whole fits; cuts a part that alone is too long.
+
+    Peak memory: PARTS_PER_BLOCK parts, or the words of the longest one.
 
     Args:
         parts: texts in reading order, e.g. sentences.
         limit: the longest a result may be.
 
-    Returns:
+    Yields:
         Texts within the limit, in reading order.
     """
-    fitting = [piece for part in parts for piece in _cut_to_fit(part, limit)]
-    groups = _group(fitting, limit)
+    rest = iter(parts)
+    open_group: list[str] = []
+    while block := list(islice(rest, PARTS_PER_BLOCK)):
+        *groups, open_group = _group([*open_group, *_cut_long(block, limit)], limit)
+        yield from _join(groups, limit)
+    yield from _join([open_group] if open_group else [], limit)
+
+
+def _cut_long(parts: Sequence[str], limit: ChunkLimit) -> Iterator[str]:
+    for part, length in zip(parts, limit.measure(parts), strict=True):
+        yield from (part,) if length <= limit.max_length else _cut_to_fit(part, limit)
+
+
+def _join(groups: list[list[str]], limit: ChunkLimit) -> Iterator[str]:
     joined = [" ".join(group) for group in groups]
     lengths = limit.measure(joined) if joined else []
-    return [
-        text
-        for group, whole, length in zip(groups, joined, lengths, strict=True)
-        for text in ([whole] if length <= limit.max_length or len(group) == 1 else _halve(group, limit))
-    ]
+    for group, whole, length in zip(groups, joined, lengths, strict=True):
+        yield from (whole,) if length <= limit.max_length or len(group) == 1 else _halve(group, limit)
 
 
 def _group(parts: list[str], limit: ChunkLimit) -> list[list[str]]:
@@ -138,18 +156,22 @@ def _group(parts: list[str], limit: ChunkLimit) -> list[list[str]]:
     return groups
 
 
-def _halve(group: list[str], limit: ChunkLimit) -> list[str]:
+def _halve(group: list[str], limit: ChunkLimit) -> Iterator[str]:
     """For token counts that do not add up: merges each half of a group that turned out too long."""
     middle = len(group) // 2
-    return merge_parts(group[:middle], limit) + merge_parts(group[middle:], limit)
+    yield from merge_parts(group[:middle], limit)
+    yield from merge_parts(group[middle:], limit)
 
 
-def _cut_to_fit(part: str, limit: ChunkLimit) -> list[str]:
+def _cut_to_fit(part: str, limit: ChunkLimit) -> Iterator[str]:
     """The part itself, or its words merged again, or a long word's halves."""
     if limit.measure([part])[0] <= limit.max_length or len(part) == 1:
-        return [part]
+        yield part
+        return
     words = part.split()
     if len(words) > 1:
-        return merge_parts(words, limit)
+        yield from merge_parts(words, limit)
+        return
     middle = len(part) // 2
-    return _cut_to_fit(part[:middle], limit) + _cut_to_fit(part[middle:], limit)
+    yield from _cut_to_fit(part[:middle], limit)
+    yield from _cut_to_fit(part[middle:], limit)

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from strata.engine.json_files import shown
 from strata.engine.types import InputError
 from strata.retrieval.types import Page
 
 ARTICLES = 0
 """The namespace of articles; talk, user and category pages have others."""
+
+MAX_HEADINGS = 5_000
+"""One that is not found costs a look through the whole text."""
 
 NUM_LOOKED_AT = 8
 """Characters before a heading in which the end of a sentence has to be."""
@@ -26,23 +30,33 @@ class CirrusRecords:
     """Turns a dump's records, in order, into pages; remembers the id that stands before a document."""
 
     def __init__(self) -> None:
-        self._id: str | None = None
+        self._id = ""
 
     def pages(self, record: Mapping[str, Any], place: str) -> list[Page]:
         """The page a record holds: none for a line that only names an id, and outside the articles.
 
         Raises:
-            InputError: a document without `title` or `text`.
+            InputError: a document without `title` or `text`, or with something else in a field of text.
         """
         if isinstance(record.get("index"), Mapping):
-            self._id = str(record["index"].get("_id", ""))
+            self._id = _id_text(record["index"].get("_id"), place)
             return []
         document = record.get("_source", record)
-        id = str(record.get("_id") or self._id or document.get("page_id") or "")
-        self._id = None
+        if not isinstance(document, Mapping):
+            raise InputError(f"{place}: _source is a {type(document).__name__}; expected a JSON object")
+        id = _id_text(record.get("_id") or self._id or document.get("page_id"), place)
+        self._id = ""
         if document.get("namespace", ARTICLES) != ARTICLES:
             return []
         return [_page(document, id, place)]
+
+
+def _id_text(value: object, place: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int)):
+        raise InputError(f"{place}: _id is a {type(value).__name__}; expected text or a number")
+    return _clean(str(value))
 
 
 def _page(document: Mapping[str, Any], id: str, place: str) -> Page:
@@ -50,9 +64,14 @@ def _page(document: Mapping[str, Any], id: str, place: str) -> Page:
         if not isinstance(document.get(name), str):
             raise InputError(f"{place}: no {name}; expected a CirrusSearch document")
     title, text = (_clean(document[name]) for name in ("title", "text"))
-    headings = [_clean(heading) for heading in document.get("heading") or () if isinstance(heading, str)]
-    opening = _clean(document.get("opening_text") or "")
-    return Page(id=id or title, title=title, text=text, sections=tuple(cut_sections(text, opening, headings)))
+    opening, headings = document.get("opening_text") or "", document.get("heading") or ()
+    if not isinstance(opening, str):
+        raise InputError(f"{place}: opening_text is a {type(opening).__name__}; expected text")
+    if not isinstance(headings, (list, tuple)) or len(headings) > MAX_HEADINGS:
+        raise InputError(f"{place}: heading is {shown(headings)}; expected a list of {MAX_HEADINGS} at most")
+    headings = [_clean(heading) for heading in headings if isinstance(heading, str)]
+    sections = tuple(cut_sections(text, _clean(opening), headings))
+    return Page(id=id or title, title=title, text=text, sections=sections)
 
 
 def _clean(text: str) -> str:

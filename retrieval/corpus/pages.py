@@ -6,27 +6,20 @@ nothing of chunks or indexes.
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
-import json
-import lzma
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from strata.engine.json_files import parse_json
 from strata.engine.types import InputError
 from strata.retrieval.corpus.cirrus import CirrusRecords
+from strata.retrieval.corpus.lines import OPENERS, read_lines
+from strata.retrieval.corpus.parquet_rows import read_parquet_rows
 from strata.retrieval.corpus.records import USUAL_NAMES, FieldNames, page_of_record
 from strata.retrieval.index_config import CorpusFormat
 from strata.retrieval.types import Page
 
-OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 SUFFIXES: Mapping[str, CorpusFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -36,7 +29,11 @@ SUFFIXES: Mapping[str, CorpusFormat] = {
     ".md": "text",
 }
 BEIR_FILE = "corpus.jsonl"
-PARQUET_BATCH_ROWS = 256
+MAX_ID_CHARS = 2_000
+MAX_TITLE_CHARS = 10_000
+MAX_PAGE_CHARS = 16 << 20
+"""Ten times the longest page of Wikipedia, three times a long novel; its sentences are in memory at once."""
+
 MAX_TEXT_PAGE_CHARS = 1 << 20
 """A plain text file is one page; a longer one is cut after the line that reaches so many characters."""
 
@@ -111,7 +108,7 @@ def read_pages(
         names: for JSONL and Parquet, where id, title and text are.
 
     Raises:
-        InputError: naming file and line, when something is missing or cannot be read.
+        InputError: naming file and line or row, when something is missing, too long or cannot be read.
     """
     for _, page in read_placed_pages(paths, format=format, names=names):
         yield page
@@ -122,12 +119,33 @@ def read_placed_pages(
 ) -> Iterator[tuple[str, Page]]:
     """The same with the place that each page is at: file and line or row, for messages."""
     for file in list_corpus_files(paths, format):
-        yield from _read_file(file, names or FieldNames())
+        for place, page in _read_file(file, names or FieldNames()):
+            check_lengths(page, place)
+            yield place, page
+
+
+def check_lengths(page: Page, place: str) -> None:
+    """Refuses a page that would take all memory: its id and title are repeated in each of its chunks.
+
+    Raises:
+        InputError: naming the place and what is too long.
+    """
+    lengths = [("id", page.id, MAX_ID_CHARS), ("title", page.title, MAX_TITLE_CHARS)]
+    lengths += [("text", page.text, MAX_PAGE_CHARS)]
+    lengths += [("a heading", heading, MAX_TITLE_CHARS) for heading, _ in page.sections]
+    for name, text, longest in lengths:
+        if len(text) > longest:
+            raise InputError(f"{place}: {name} has {len(text)} characters; expected {longest} at most")
+    if sum(len(text) for _, text in page.sections) > MAX_PAGE_CHARS:
+        raise InputError(f"{place}: sections have more than {MAX_PAGE_CHARS} characters in all")
 
 
 def _read_file(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str, Page]]:
     if file.format == "parquet":
-        yield from _read_parquet(file, names)
+        wanted = {*USUAL_NAMES, names.id, names.title, names.text}
+        for row, record in read_parquet_rows(file.path, wanted):
+            place = f"{file.path}: row {row}"
+            yield place, page_of_record(record, names, place, f"{file.name}:{row}")
     elif file.format == "text":
         yield from _read_text(file)
     else:
@@ -144,26 +162,11 @@ def _read_json_pages(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str,
             yield place, page_of_record(record, names, place, f"{file.name}:{line}")
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from one, line) of a file, decompressed by its suffix."""
-    opener: Any = OPENERS.get(path.suffix.lower(), open)
-    try:
-        file: BinaryIO
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be decompressed ({error})") from None
-
-
 def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: line {number}: not JSON ({error})") from None
+        record = parse_json(line, f"{path}: line {number}")
         if not isinstance(record, dict):
             raise InputError(f"{path}: line {number}: a {type(record).__name__}; expected a JSON object")
         yield number, record
@@ -173,7 +176,7 @@ def _read_text(file: CorpusFile) -> Iterator[tuple[str, Page]]:
     """A file is a page; beyond MAX_TEXT_PAGE_CHARS it is cut between lines, `name~1` follows `name`."""
     lines: list[str] = []
     num_chars = num_pages = 0
-    for number, line in _read_lines(file.path):
+    for number, line in read_lines(file.path):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -189,19 +192,3 @@ def _read_text(file: CorpusFile) -> Iterator[tuple[str, Page]]:
 def _text_page(file: CorpusFile, number: int, lines: list[str]) -> Page:
     id = f"{file.name}~{number}" if number else file.name
     return Page(id=id, title=file.path.name.split(".")[0], text="".join(lines))
-
-
-def _read_parquet(file: CorpusFile, names: FieldNames) -> Iterator[tuple[str, Page]]:
-    path, row = file.path, 0
-    try:
-        with pq.ParquetFile(path) as parquet:
-            wanted = {*USUAL_NAMES, names.id, names.title, names.text}
-            columns = [name for name in parquet.schema_arrow.names if name in wanted]
-            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH_ROWS, columns=columns):
-                for record in batch.to_pylist():
-                    row += 1
-                    place = f"{path}: row {row}"
-                    yield place, page_of_record(record, names, place, f"{file.name}:{row}")
-    except pa.ArrowException as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as Parquet ({reason})") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from strata.engine.json_files import shown
 from strata.engine.types import InputError
 from strata.retrieval.types import Page
 
@@ -14,6 +15,8 @@ TITLE_NAMES = ("title",)
 TEXT_NAMES = ("text", "contents", "content", "body", "passage")
 SECTIONS_NAME = "sections"
 USUAL_NAMES = (*ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, SECTIONS_NAME)
+NUM_LISTED = 20
+"""How many fields a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,9 @@ def page_of_record(record: Mapping[str, Any], names: FieldNames, place: str, def
     sections = _sections(record.get(SECTIONS_NAME), place)
     text_name = _name(record, names.text, TEXT_NAMES, place, "--text-field")
     if text_name is None and not sections:
-        has = ", ".join(record) or "nothing"
         raise InputError(
-            f"{place}: no text; expected one of {', '.join(TEXT_NAMES)} (or --text-field); it has {has}"
+            f"{place}: no text; expected one of {', '.join(TEXT_NAMES)} (or --text-field); it has "
+            f"{_listed(record)}"
         )
     title_name = _name(record, names.title, TITLE_NAMES, place, "--title-field")
     id_name = _name(record, names.id, ID_NAMES, place, "--id-field")
@@ -65,8 +68,13 @@ def _name(
     if named is None:
         return next((name for name in usual if name in record), None)
     if named not in record:
-        raise InputError(f"{place}: no field {named!r} ({flag}); it has {', '.join(record) or 'nothing'}")
+        raise InputError(f"{place}: no field {named!r} ({flag}); it has {_listed(record)}")
     return named
+
+
+def _listed(record: Mapping[str, Any]) -> str:
+    names = [shown(name) for name in list(record)[:NUM_LISTED]]
+    return ", ".join([*names, *(["..."] if len(record) > NUM_LISTED else [])]) or "nothing"
 
 
 def _text(value: Any, place: str, name: str) -> str:
@@ -92,5 +100,5 @@ def _section(entry: Any, place: str) -> tuple[str, str]:
     elif isinstance(entry, (list, tuple)) and len(entry) == 2:
         heading, text = entry
     else:
-        raise InputError(f"{place}: a section is {entry!r:.60}; expected heading and text")
+        raise InputError(f"{place}: a section is {shown(entry)}; expected heading and text")
     return _text(heading, place, "a heading").strip(), _text(text, place, "a section's text")

@@ -27,8 +27,11 @@ from strata.retrieval.index.manifest import (
     MANIFEST_FILE,
     Manifest,
     read_manifest,
+    read_part,
     write_manifest,
 )
+from strata.retrieval.index.resume import skip_written_pages
+from strata.retrieval.index.schemas import ChunksSchema
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.types import Page
 
@@ -77,11 +80,12 @@ def build_index(config: IndexConfig, report: ReportStage = lambda stage, num_don
         build_tantivy(ChunkStore(config.out), config.language, lambda num_done: report("chunks", num_done))
     remove_work(config.out)
     manifest = read_manifest(config.out)
+    chunks = read_part(config.out, manifest, CHUNKS_PART, ChunksSchema)
     return BuildReport(
         manifest=manifest,
         num_resumed_chunks=num_resumed,
-        num_empty_pages=manifest.parts[CHUNKS_PART]["num_empty_pages"],
-        num_dropped_pages=manifest.parts[CHUNKS_PART]["num_dropped_pages"],
+        num_empty_pages=chunks.num_empty_pages,
+        num_dropped_pages=chunks.num_dropped_pages,
     )
 
 
@@ -106,14 +110,14 @@ def read_config_pages(config: IndexConfig) -> Iterator[Page]:
 def write_chunks(config: IndexConfig, journal: BuildJournal, report: ReportStage) -> None:
     """Writes every shard that the journal does not have yet, and enters each into it."""
     progress = journal.progress
+    # Pages that earlier shards hold are read again as well: their ids count.
+    distinct = refuse_repeats(read_config_pages(config), lambda: read_config_places(config))
+    pages = skip_written_pages(journal, distinct)
     if progress.is_whole:
         return
     limit = chunk_limit(config)
     dropped = _near_duplicates(config, report)
     writer = ChunkWriter(config.out, config.chunks_per_shard, num_shards=len(progress.files))
-    # Pages that earlier shards hold are read again as well: their ids count.
-    distinct = refuse_repeats(read_config_pages(config), lambda: read_config_places(config))
-    pages = islice(distinct, progress.num_pages, None)
     for number, page in enumerate(pages, start=progress.num_pages):
         is_dropped = bool(dropped[number]) if len(dropped) else False
         is_empty = not is_dropped and not _add_page(page, limit, writer, journal)

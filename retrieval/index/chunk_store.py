@@ -7,15 +7,17 @@ shard is searched.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strata.engine.files import write_atomically
+from strata.engine.json_files import shown
 from strata.engine.types import InputError
-from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_manifest
+from strata.retrieval.index.manifest import CHUNKS_PART, MANIFEST_FILE, Manifest, check_part, read_manifest
+from strata.retrieval.library_errors import one_line
 from strata.retrieval.types import Chunk
 
 ROWS_PER_GROUP = 1_000
@@ -98,13 +100,19 @@ class ChunkStore:
 
     def _open(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
-        self._files = [folder / file for file in sorted(manifest.parts[CHUNKS_PART]["files"])]
+        self._files = shard_paths(folder, manifest.parts[CHUNKS_PART]["files"], MANIFEST_FILE)
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self.shard_rows = tuple(_num_rows(path) for path in self._files)
+        self.shard_rows = tuple(count_rows(path) for path in self._files)
         if sum(self.shard_rows) != manifest.num_chunks:
             raise InputError(
-                f"{folder}: {sum(self.shard_rows)} chunks in the shards; expected {manifest.num_chunks}"
+                f"{folder / MANIFEST_FILE}: num_chunks is {manifest.num_chunks}, and the shards hold "
+                f"{sum(self.shard_rows)}; build the index again"
             )
+        for path, num_rows in zip(self._files[:-1], self.shard_rows[:-1], strict=True):
+            if num_rows != self.shard_rows[0]:
+                raise InputError(
+                    f"{path}: {num_rows} chunks; expected {self.shard_rows[0]} as in the first shard"
+                )
 
     def __len__(self) -> int:
         return sum(self.shard_rows)
@@ -135,8 +143,7 @@ class ChunkStore:
             raise IndexError(f"row {row} of an index of {len(self)} chunks")
         shard = row // self.shard_rows[0]
         group, place = divmod(row - shard * self.shard_rows[0], ROWS_PER_GROUP)
-        record = self._group(shard, group).slice(place, 1).to_pylist()[0]
-        return Chunk(**record)
+        return _read_chunks(self._files[shard], self._group(shard, group).slice(place, 1))[0]
 
     def _group(self, shard: int, group: int) -> pa.Table:
         if (shard, group) not in self._groups:
@@ -150,19 +157,45 @@ class ChunkStore:
         """Yields a shard's chunks in order, one row group in memory at a time."""
         num_groups = -(-self.shard_rows[shard] // ROWS_PER_GROUP)
         for group in range(num_groups):
-            for record in _read_group(self._files[shard], group).to_pylist():
-                yield Chunk(**record)
+            yield from _read_chunks(self._files[shard], _read_group(self._files[shard], group))
 
     def __iter__(self) -> Iterator[Chunk]:
         for shard in range(self.num_shards):
             yield from self.read_shard(shard)
 
 
-def _num_rows(path: Path) -> int:
+def shard_paths(folder: Path, files: Collection[str], listed_in: str) -> list[Path]:
+    """The shards that a manifest or journal lists, in order.
+
+    Raises:
+        InputError: it lists another file, or leaves one out.
+    """
+    for number, file in enumerate(sorted(files)):
+        if file != shard_file(number):
+            raise InputError(
+                f"{folder / listed_in}: the chunks' file {number} is {shown(file)}; expected "
+                f"{shard_file(number)!r}"
+            )
+    return [folder / shard_file(number) for number in range(len(files))]
+
+
+def count_rows(path: Path) -> int:
+    """The number of a shard's chunks, by its footer.
+
+    Raises:
+        InputError: it is broken, or no shard of chunks.
+    """
     try:
-        return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
+        metadata = pq.read_metadata(path)
+        found = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise broken_shard(path, error) from None
+    if not found.equals(SCHEMA):
+        raise broken_shard(path, f"its columns are {shown(found.names)}; expected text in {list(FIELDS)}")
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if any(num_rows != ROWS_PER_GROUP for num_rows in rows[:-1]):
+        raise broken_shard(path, f"row groups of other than {ROWS_PER_GROUP} rows")
+    return sum(rows)
 
 
 def _read_group(path: Path, group: int) -> pa.Table:
@@ -173,7 +206,14 @@ def _read_group(path: Path, group: int) -> pa.Table:
         raise broken_shard(path, error) from None
 
 
-def broken_shard(path: Path, error: Exception) -> InputError:
+def _read_chunks(path: Path, table: pa.Table) -> list[Chunk]:
+    try:
+        return [Chunk(**record) for record in table.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise broken_shard(path, error) from None
+
+
+def broken_shard(path: Path, error: Exception | str) -> InputError:
     """The error of a shard that cannot be read."""
-    reason = " ".join(str(error).split())
+    reason = error if isinstance(error, str) else one_line(error)
     return InputError(f"{path}: cannot be read as a shard of chunks ({reason}); build the index again")

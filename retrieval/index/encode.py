@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from strata.engine.json_files import shown
 from strata.engine.types import InputError
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.encoders import Encoder
-from strata.retrieval.index.manifest import Manifest, add_part, read_json_object, read_manifest, write_json
+from strata.retrieval.index.manifest import Manifest, add_part, read_manifest, read_own_json, write_json
 from strata.retrieval.index.vector_shard import store_vectors
 from strata.retrieval.index.vector_store import (
     ENCODER_FILE,
@@ -99,12 +100,13 @@ def claim_folder(folder: Path, description: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, description)
         return
-    found = read_json_object(path, expected="what `strata index --encoder` writes")
+    found = read_own_json(path, expected="what `strata index --encoder` writes")
     for key in sorted({*found, *description} - {"model"}):
         if found.get(key) != description.get(key):
             raise InputError(
-                f"{path}: made with {key} = {found.get(key)!r}, now it is {description.get(key)!r}; expected "
-                "the same encoder and settings (remove the folder to encode again)"
+                f"{path}: made with {key} = {shown(found.get(key))}, now it is "
+                f"{shown(description.get(key))}; expected the same encoder and settings (remove the folder "
+                "to encode again)"
             )
 
 

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from strata.engine.types import InputError
+from strata.retrieval.index.model_folder import WEIGHTS_ONLY, check_model_folder
 from strata.retrieval.index.packaged_encoder import PACKAGES, check_paraphrases, find_packaged_model
+from strata.retrieval.library_errors import library_errors
 
 logger = logging.getLogger(__name__)
 
@@ -183,15 +185,21 @@ class SentenceEncoder:
 def _load(settings: EncoderSettings, packaged: Path | None) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    try:
-        model = SentenceTransformer(str(packaged or settings.model), device=settings.device)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
+    place = Path(packaged or settings.model)
+    if place.is_dir():
+        check_model_folder(place)
+
+    def tell(reason: str) -> InputError:
+        return InputError(
             f"{settings.model}: cannot be loaded as a sentence-transformers model ({reason}); expected a "
             "folder of one, a name in the local Hugging Face cache, or, with the extra "
             f'"strata-score[encoder]", {" or ".join(PACKAGES)}'
-        ) from None
+        )
+
+    with library_errors(tell):
+        model = SentenceTransformer(
+            str(place), device=settings.device, trust_remote_code=False, model_kwargs=WEIGHTS_ONLY
+        )
     if settings.max_tokens is not None:
         model.max_seq_length = min(settings.max_tokens, model.max_seq_length or settings.max_tokens)
     return model

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from strata.engine.json_files import check_schema, shown
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import (
     CHUNKS_PART,
@@ -20,11 +21,13 @@ from strata.retrieval.index.manifest import (
     MANIFEST_FILE,
     check_digest,
     check_size,
+    check_version,
     file_entry,
-    read_json_object,
     read_manifest,
+    read_own_json,
     write_json,
 )
+from strata.retrieval.index.schemas import JournalSchema
 
 JOURNAL_FILE = "building.json"
 WORK_FOLDER = "building"
@@ -127,8 +130,8 @@ def _refuse_other(path: Path, found: tuple[Any, Any], wanted: tuple[Any, Any]) -
     for name in wanted[0]:
         if found[0].get(name) != wanted[0][name]:
             raise InputError(
-                f"{path}: made with {name} = {found[0].get(name)!r}, now it is {wanted[0][name]!r}; expected "
-                "the same settings, or another --out"
+                f"{path}: made with {name} = {shown(found[0].get(name))}, now it is "
+                f"{shown(wanted[0][name])}; expected the same settings, or another --out"
             )
     if list(found[1]) != list(wanted[1]):
         raise InputError(f"{path}: made of another corpus or of files changed since; expected another --out")
@@ -138,19 +141,11 @@ def _read_progress(
     folder: Path, settings: Mapping[str, Any], corpus: Sequence[Mapping[str, Any]]
 ) -> BuildProgress:
     path = folder / JOURNAL_FILE
-    content = read_json_object(path, expected="the journal of an interrupted build")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format_version is {content.get('format_version')!r}; expected {FORMAT_VERSION}: "
-            "remove the folder and build again"
-        )
-    try:
-        _refuse_other(path, (content["settings"], content["corpus"]), (settings, corpus))
-        progress = BuildProgress(**{entry.name: content[entry.name] for entry in fields(BuildProgress)})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not a journal ({type(error).__name__}: {error}); remove the folder"
-        ) from None
+    content = read_own_json(path, expected="the journal of an interrupted build")
+    check_version(path, content, FORMAT_VERSION, "remove the folder and build again")
+    check_schema(JournalSchema, content, str(path))
+    _refuse_other(path, (content["settings"], content["corpus"]), (settings, corpus))
+    progress = BuildProgress(**{entry.name: content[entry.name] for entry in fields(BuildProgress)})
     for file, entry in progress.files.items():
         check_size(folder / file, entry["bytes"])
     for file in list(progress.files)[-1:]:

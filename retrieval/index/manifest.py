@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from strata.engine.files import read_utf8, write_text_atomically
+from strata.engine.files import write_text_atomically
+from strata.engine.json_files import AnySchema, check_schema, read_json_object, shown
 from strata.engine.types import InputError
+from strata.retrieval.index.schemas import ManifestSchema
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -45,39 +47,43 @@ def read_manifest(folder: Path) -> Manifest:
     """Reads an index folder's manifest.
 
     Raises:
-        InputError: there is none (no index, or an unfinished one), it is broken, or of another version.
+        InputError: there is none (no index, or an unfinished one), it is of another version, or a value of it
+            is not what it has to be.
     """
     path = folder / MANIFEST_FILE
-    content = read_json_object(path, expected="a folder that `strata index` finished")
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: format_version is {version!r}; expected {FORMAT_VERSION}: build the index again"
-        )
-    try:
-        return Manifest(
-            settings=dict(content["settings"]),
-            corpus=tuple(content["corpus"]),
-            num_pages=int(content["num_pages"]),
-            num_chunks=int(content["num_chunks"]),
-            parts={name: {**part, "files": dict(part["files"])} for name, part in content["parts"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not an index manifest ({type(error).__name__}: {error})") from None
+    content = read_own_json(path, expected="a folder that `strata index` finished")
+    check_version(path, content, FORMAT_VERSION, "build the index again")
+    check_schema(ManifestSchema, content, str(path))
+    return Manifest(
+        settings=content["settings"],
+        corpus=tuple(content["corpus"]),
+        num_pages=content["num_pages"],
+        num_chunks=content["num_chunks"],
+        parts=content["parts"],
+    )
 
 
-def read_json_object(path: Path, expected: str) -> dict[str, Any]:
-    """Reads a JSON file that holds one object; raises InputError naming it and what was expected."""
+def read_own_json(path: Path, expected: str) -> dict[str, Any]:
+    """Reads a JSON file that `strata index` wrote; raises InputError naming it and what was expected."""
     if not path.exists():
         raise InputError(f"{path}: not found; expected {expected}")
-    text = read_utf8(path)
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}); expected {expected}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
-    return content
+    return read_json_object(path)
+
+
+def check_version(path: Path, content: Mapping[str, Any], version: int, remedy: str) -> None:
+    """Refuses a file of another format version."""
+    found = content.get("format_version")
+    if found != version:
+        raise InputError(f"{path}: format_version is {shown(found)}; expected {version}: {remedy}")
+
+
+def read_part(folder: Path, manifest: Manifest, name: str, schema: type[AnySchema]) -> AnySchema:
+    """What a part notes of itself.
+
+    Raises:
+        InputError: it notes something else than the schema says.
+    """
+    return check_schema(schema, manifest.parts[name], f"{folder / MANIFEST_FILE}: parts.{name}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
 
 import tantivy
 
+from strata.engine.files import OutputError
+from strata.engine.types import InputError
 from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.manifest import add_part
 from strata.retrieval.index_config import Language
+from strata.retrieval.library_errors import library_errors, one_line
 from strata.retrieval.types import ReportCount
 
 TANTIVY_PART = "tantivy"
@@ -46,12 +50,21 @@ def build_tantivy(
 
 
 def _write_index(store: ChunkStore, folder: Path, language: Language, report: ReportCount) -> None:
-    index = _open_partial(folder, language)
-    num_done = index.searcher().num_docs
+    index, num_done = _open_partial(folder, language)
     if num_done not in [store.first_row(shard) for shard in range(store.num_shards + 1)]:
         # Not a state that commits after whole shards can leave: another corpus, or damage.
         shutil.rmtree(folder)
-        index, num_done = _open_partial(folder, language), 0
+        index, num_done = _open_partial(folder, language)
+    try:
+        _add_shards(store, index, num_done, report)
+    except InputError:
+        raise
+    except ValueError as error:
+        # tantivy's only error here: the disk refuses.
+        raise OutputError(errno.EIO, one_line(error), str(folder)) from error
+
+
+def _add_shards(store: ChunkStore, index: Any, num_done: int, report: ReportCount) -> None:
     writer = index.writer(WRITER_BYTES)
     for shard in range(store.num_shards):
         if store.first_row(shard) >= num_done:
@@ -66,15 +79,21 @@ def _write_index(store: ChunkStore, folder: Path, language: Language, report: Re
     writer.wait_merging_threads()
 
 
-def _open_partial(folder: Path, language: Language) -> Any:
+def _open_partial(folder: Path, language: Language) -> tuple[Any, int]:
+    """The index that was begun and its documents; a new one where none was, or where it is damaged."""
+    try:
+        with library_errors(lambda reason: InputError(f"{folder}: cannot be read ({reason})")):
+            return _open(folder, language)
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return _open(folder, language)
+
+
+def _open(folder: Path, language: Language) -> tuple[Any, int]:
     folder.mkdir(parents=True, exist_ok=True)
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("text", tokenizer_name=ANALYZER, index_option="freq")
     builder.add_unsigned_field("row", fast=True)
-    try:
-        index = tantivy.Index(builder.build(), path=str(folder))
-    except ValueError:
-        shutil.rmtree(folder)
-        return _open_partial(folder, language)
+    index = tantivy.Index(builder.build(), path=str(folder))
     index.register_tokenizer(ANALYZER, make_analyzer(language))
-    return index
+    return index, index.searcher().num_docs

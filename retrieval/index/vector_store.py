@@ -19,10 +19,20 @@ from typing import Any
 
 import numpy as np
 
+from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
-from strata.retrieval.index.manifest import CHUNKS_PART, Manifest, check_part, read_json_object, read_manifest
+from strata.retrieval.index.manifest import (
+    CHUNKS_PART,
+    Manifest,
+    check_part,
+    check_version,
+    read_manifest,
+    read_own_json,
+)
+from strata.retrieval.index.schemas import EncoderSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, VectorShard, num_columns
 from strata.retrieval.index_config import Codes
+from strata.retrieval.library_errors import library_errors
 
 VECTORS_VERSION = 1
 ENCODER_FILE = "encoder.json"
@@ -131,11 +141,12 @@ def scale_path(path: Path) -> Path:
 
 def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Maps a .npy file copy-on-write; raises InputError when it is not of this shape and dtype."""
-    try:
+
+    def tell(reason: str) -> InputError:
+        return InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again")
+
+    with library_errors(tell):
         array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again") from None
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise InputError(
             f"{path}: {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}"
@@ -146,17 +157,15 @@ def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
 def read_description(index: Path, name: str, manifest: Manifest) -> Mapping[str, Any]:
     """What encoder.json says; refuses another version, and vectors of other chunks than the index holds."""
     path = vector_folder(index, name) / ENCODER_FILE
-    content = read_json_object(path, expected="what `strata index --encoder` writes")
-    if content.get("format_version") != VECTORS_VERSION:
-        raise InputError(
-            f"{path}: format_version is {content.get('format_version')!r}; expected {VECTORS_VERSION}: "
-            "encode the index again"
-        )
-    missing = {"dim", "normalised", "stored", "shard_rows", "chunks_sha256"} - set(content)
-    if missing:
-        raise InputError(f"{path}: no key {min(missing)!r}; expected what `strata index --encoder` writes")
-    if content["chunks_sha256"] != chunks_digest(manifest):
+    content = read_own_json(path, expected="what `strata index --encoder` writes")
+    check_version(path, content, VECTORS_VERSION, "encode the index again")
+    found = check_schema(EncoderSchema, content, str(path))
+    if found.chunks_sha256 != chunks_digest(manifest):
         raise InputError(f"{path}: made of other chunks than the index holds; encode the index again")
+    if sum(found.shard_rows) != manifest.num_chunks:
+        raise InputError(
+            f"{path}: shard_rows: {sum(found.shard_rows)} in all; expected the index's {manifest.num_chunks}"
+        )
     return content
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from strata.engine.files import flush_to_disk
+from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
-from strata.retrieval.index.manifest import read_json_object, write_json
+from strata.retrieval.index.manifest import read_own_json, write_json
+from strata.retrieval.index.schemas import ProgressSchema
 from strata.retrieval.index.vector_shard import DTYPES, VectorKind, num_columns
 from strata.retrieval.index.vector_store import map_array, scale_path
+from strata.retrieval.library_errors import library_errors
 
 
 class VectorWriter:
@@ -57,16 +60,17 @@ class VectorWriter:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partials = [_partial(self._path)] + ([_partial(scale_path(self._path))] if self._has_scales else [])
         if self._progress.exists() and all(path.exists() for path in partials):
-            content = read_json_object(self._progress, expected="the progress of an interrupted encoding")
-            self.num_written = self._checked_progress(content.get("num_rows"))
+            content = read_own_json(self._progress, expected="the progress of an interrupted encoding")
+            self.num_written = self._checked_progress(content)
         mode = "r+" if self.num_written else "w+"
         self._codes = _map(partials[0], mode, self._shape, self._dtype)
         self._scales = _map(partials[1], mode, self._shape[:1], np.float32) if self._has_scales else None
 
-    def _checked_progress(self, num_rows: object) -> int:
-        if not isinstance(num_rows, int) or not 0 <= num_rows <= self._shape[0]:
+    def _checked_progress(self, content: object) -> int:
+        num_rows = check_schema(ProgressSchema, content, str(self._progress)).num_rows
+        if num_rows > self._shape[0]:
             raise InputError(
-                f"{self._progress}: num_rows is {num_rows!r}; expected 0 to {self._shape[0]}: remove the file"
+                f"{self._progress}: num_rows: {num_rows}; expected {self._shape[0]} at most: remove the file"
             )
         return num_rows
 
@@ -103,10 +107,12 @@ def _partial(path: Path) -> Path:
 def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
     if mode == "w+":
         return np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
-    try:
+
+    def tell(reason: str) -> InputError:
+        return InputError(f"{path}: cannot be read ({reason}); remove it to begin this shard again")
+
+    with library_errors(tell):
         found = np.lib.format.open_memmap(path, mode=mode)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove it to begin this shard again") from None
     if found.shape != shape or found.dtype != dtype:
         raise InputError(
             f"{path}: {found.dtype} {list(found.shape)}; expected {np.dtype(dtype)} {list(shape)}"

@@ -6,18 +6,23 @@ them once. Knows nothing of indexes or engines.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from strata.engine.types import InputError
 from strata.retrieval.corpus.chunk import searchable_text, split_sentences
+from strata.retrieval.index.model_folder import WEIGHTS_ONLY, check_model_folder
+from strata.retrieval.library_errors import library_errors
 from strata.retrieval.refine.fuse import scale_to_unit
 from strata.retrieval.refine.hits import rank_hits
 from strata.retrieval.types import Hit
+
+logger = logging.getLogger(__name__)
 
 
 class TextScorer(Protocol):
@@ -150,18 +155,22 @@ class CrossEncoderScorer:
 
         if not (model / "config.json").is_file():
             raise InputError(f"{model}: no config.json there; expected the folder of a cross-encoder")
-        try:
+        check_model_folder(model)
+        with library_errors(lambda reason: _not_loaded(model, reason)):
             self._model = CrossEncoder(
-                str(model), device=device, max_length=max_tokens, local_files_only=True
+                str(model),
+                device=device,
+                max_length=max_tokens,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs=WEIGHTS_ONLY,
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{model}: cannot be loaded as a cross-encoder ({reason})") from error
-        if (num_labels := self._model.num_labels) != 1:
+            num_labels = self._model.num_labels
+        if num_labels != 1:
             raise InputError(
                 f"{model}: gives {num_labels} scores a pair; expected a reranker, which gives one"
             )
-        self._batch_size = batch_size
+        self._batch_size = batch_size if _can_pad(self._model, model) else 1
         self._show_progress = show_progress
 
     def __call__(self, queries: Sequence[str], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
@@ -178,3 +187,24 @@ class CrossEncoderScorer:
         )
         ends = np.cumsum([len(group) for group in texts])
         return np.split(np.asarray(flat, dtype=np.float32), ends[:-1])
+
+
+def _not_loaded(model: Path, reason: str) -> InputError:
+    return InputError(f"{model}: cannot be loaded as a cross-encoder ({reason})")
+
+
+def _can_pad(cross_encoder: Any, folder: Path) -> bool:
+    """Whether pairs can be padded to one length; if not, prepares the tokenizer for one pair at a time.
+
+    A decoder reads its score at the last token that is no padding. Where the model names no padding token,
+    one that may end a text (that of the end, or any stand-in) would move that place, so each pair goes alone.
+    """
+    tokenizer, config = cross_encoder.tokenizer, cross_encoder.model.config
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        config.pad_token_id = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+    if tokenizer.pad_token is not None and config.pad_token_id is not None:
+        return True
+    logger.warning("%s: no padding token; pairs are scored one by one", folder)
+    # The library asks for one even where nothing is padded.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return False

@@ -30,9 +30,11 @@ from strata.engine.types import InputError
 from strata.retrieval.corpus.analyzer import Vocabulary, make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
-from strata.retrieval.index.manifest import check_part, read_manifest
+from strata.retrieval.index.manifest import check_part, read_manifest, read_part
+from strata.retrieval.index.schemas import TantivySchema
 from strata.retrieval.index.tantivy_index import ANALYZER, LOCK_PREFIX, TANTIVY_PART
 from strata.retrieval.index_config import Language
+from strata.retrieval.library_errors import library_errors
 from strata.retrieval.rankings import Candidates, rank_candidates
 from strata.retrieval.types import Ranking
 
@@ -75,19 +77,23 @@ class TantivyBm25:
     def __init__(self, folder: Path, *, digests: bool | None = None) -> None:
         manifest = read_manifest(folder)
         check_part(folder, manifest, TANTIVY_PART, digests=digests)
-        self._analyzer = make_analyzer(manifest.parts[TANTIVY_PART]["language"])
+        self._folder, self._manifest = folder, manifest
+        self._analyzer = make_analyzer(read_part(folder, manifest, TANTIVY_PART, TantivySchema).language)
         self._link_folder = link_read_only(folder / TANTIVY_PART)
         place = self._link_folder.name if self._link_folder else folder / TANTIVY_PART
-        try:
+        with library_errors(self._name_damage):
             self._index = tantivy.Index.open(str(place))
-        except (ValueError, OSError) as error:
-            raise InputError(f"{folder / TANTIVY_PART}: cannot be opened ({error}); build it again") from None
-        self._index.register_tokenizer(ANALYZER, self._analyzer)
-        self._searcher = self._index.searcher()
+            self._index.register_tokenizer(ANALYZER, self._analyzer)
+            self._searcher = self._index.searcher()
         if self._searcher.num_docs != manifest.num_chunks:
             raise InputError(
                 f"{folder / TANTIVY_PART}: {self._searcher.num_docs} chunks; expected {manifest.num_chunks}"
             )
+
+    def _name_damage(self, reason: str) -> InputError:
+        """The error of a part that tantivy cannot read: its damaged file's, if there is one."""
+        check_part(self._folder, self._manifest, TANTIVY_PART, digests=True)
+        return InputError(f"{self._folder / TANTIVY_PART}: cannot be read ({reason}); build it again")
 
     def search(self, queries: Sequence[str], top_k: int) -> Ranking:
         """Ranks the chunks that share a token with the query; repeated tokens count again.
@@ -98,6 +104,9 @@ class TantivyBm25:
 
         Returns:
             Rows and BM25 scores; a query without a known token gets an empty ranking.
+
+        Raises:
+            InputError: a file of the part turns out to be damaged.
         """
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             candidates = list(threads.map(lambda query: self._candidates(query, top_k), queries))
@@ -108,8 +117,9 @@ class TantivyBm25:
         if not counts:
             return NO_CANDIDATES
         terms = [(tantivy.Occur.Should, self._term_query(*entry)) for entry in counts.items()]
-        hits = self._hits(tantivy.Query.boolean_query(terms), top_k)
-        rows = self._searcher.fast_field_values("row", [address for _, address in hits])
+        with library_errors(self._name_damage):
+            hits = self._hits(tantivy.Query.boolean_query(terms), top_k)
+            rows = self._searcher.fast_field_values("row", [address for _, address in hits])
         return np.array(rows, dtype=np.int64), np.array([score for score, _ in hits])
 
     def _term_query(self, token: str, count: int) -> Any:

@@ -65,6 +65,16 @@ def test_what_does_not_fit_a_schema_is_told_with_its_key(content: object, told: 
     assert "\n" not in str(caught.value)
 
 
+def test_a_key_of_many_characters_or_lines_is_cut() -> None:
+    class Table(Schema):
+        rows: dict[str, int]
+
+    with pytest.raises(InputError) as caught:
+        check_schema(Table, {"rows": {"a\nb" * 1000: "x"}}, "f")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 def test_keys_that_a_schema_does_not_name_are_kept() -> None:
     checked = check_schema(Shape, {"layers": 3, "more": "x"}, "f")
     assert checked.layers == 3

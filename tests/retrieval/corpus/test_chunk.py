@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strata.retrieval.corpus import chunk
 from strata.retrieval.corpus.chunk import (
+    SENTENCE_END,
     chunk_page,
     limit_characters,
     limit_tokens,
@@ -89,7 +93,34 @@ def test_no_chunk_spans_sections_and_each_keeps_title_and_heading() -> None:
 
 def test_a_character_of_more_tokens_than_the_limit_stays_whole() -> None:
     limit = limit_tokens(2, lambda texts: [3 * len(text) for text in texts])
-    assert merge_parts(["ab"], limit) == ["a", "b"]
+    assert list(merge_parts(["ab"], limit)) == ["a", "b"]
+
+
+@given(PROSE, st.integers(1, 40), st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_parts_in_blocks_are_merged_as_all_at_once(text: str, max_chars: int, block: int) -> None:
+    limit = limit_characters(max_chars)
+    whole = list(chunk_page(page(text), limit))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk, "PARTS_PER_BLOCK", block)
+        assert list(chunk_page(page(text), limit)) == whole
+
+
+@given(st.text(alphabet=".!?\"' \n\u3002a", max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_runs_of_marks_end_sentences_wherever_they_are_looked_at_from(text: str) -> None:
+    """The check: the pattern that may begin at any mark of a run, which is slow and says the same."""
+    slow = re.compile(SENTENCE_END.pattern.replace("(?<![.!?\\u2026])", ""), re.VERBOSE)
+    assert slow.pattern != SENTENCE_END.pattern
+    found = [[match.span() for match in pattern.finditer(text)] for pattern in (SENTENCE_END, slow)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["." * (10 << 20), ".'" * (5 << 20), "\n" * (1 << 20), ". a" * (1 << 18)])
+def test_ten_megabytes_of_marks_take_seconds(text: str) -> None:
+    chunks = list(chunk_page(page(text), limit_characters(512)))
+    assert sum(len("".join(chunk.text.split())) for chunk in chunks) == len("".join(text.split()))
 
 
 def test_a_megabyte_without_a_space_is_cut() -> None:

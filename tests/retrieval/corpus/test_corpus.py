@@ -101,13 +101,13 @@ def test_named_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json}", "line 2: not JSON"),
+        ("{not json}", "line 2: cannot be read as JSON"),
         ("[1]", "line 2: a list; expected a JSON object"),
-        ('{"foo": "x"}', "line 2: no text; .*it has foo"),
+        ('{"foo": "x"}', "line 2: no text; .*it has 'foo'"),
         ('{"text": 5}', "line 2: text is a int; expected text"),
         ('{"text": "x", "sections": "y"}', "line 2: sections is a str"),
         ('{"text": "x", "sections": [1]}', "line 2: a section is 1"),
-        ("\udcff", "line 2: not JSON"),
+        ("\udcff", "line 2: cannot be read as JSON"),
     ],
 )
 def test_broken_lines_are_named(tmp_path: Path, line: str, message: str) -> None:

@@ -25,7 +25,10 @@ from strata.retrieval.index.manifest import (
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_manifest(
-        tmp_path, Manifest(settings={"a": 1}, corpus=({"path": "x", "bytes": 2},), num_pages=3, num_chunks=4)
+        tmp_path,
+        Manifest(
+            settings={"language": "none"}, corpus=({"path": "x", "bytes": 2},), num_pages=3, num_chunks=4
+        ),
     )
     (tmp_path / "dense").mkdir()
     (tmp_path / "dense" / "0.npy").write_bytes(b"12345")
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_comes_back_as_written(folder: Path) -> None:
     manifest = read_manifest(folder)
-    assert (manifest.settings, manifest.corpus) == ({"a": 1}, ({"path": "x", "bytes": 2},))
+    assert (manifest.settings, manifest.corpus) == ({"language": "none"}, ({"path": "x", "bytes": 2},))
     assert (manifest.num_pages, manifest.num_chunks) == (3, 4)
     entry = {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
     assert manifest.parts == {"dense/e5": {"files": {"dense/0.npy": entry}, "dim": 384}}
@@ -49,7 +52,7 @@ def test_comes_back_as_written(folder: Path) -> None:
         ("[]", "holds a list"),
         ('{"format_version": 2}', "format_version is 2; expected 1"),
         ("{}", "format_version is None; expected 1"),
-        ('{"format_version": 1}', "not an index manifest"),
+        ('{"format_version": 1}', "settings: field required"),
     ],
 )
 def test_other_manifests_are_refused(folder: Path, content: str, message: str) -> None:
@@ -60,7 +63,7 @@ def test_other_manifests_are_refused(folder: Path, content: str, message: str) -
 
 def test_a_manifest_of_other_bytes_is_refused(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(b"{}\n\xff")
-    with pytest.raises(InputError, match=r"manifest\.json, line 2: byte 0xff at offset 3 is not UTF-8"):
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be read as JSON .*byte 0xff in position 3"):
         read_manifest(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,6 +152,51 @@ def test_cross_encoder_gives_the_model_s_own_logits(cross_encoder: Path) -> None
             assert float(score) == pytest.approx(logit, abs=1e-5)
 
 
+@pytest.fixture(scope="module", params=[None, "</s>", "<pad>"])
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained Llama with one score a text, its tokenizer without or with a padding token."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("decoder")
+    words = ["<unk>", "</s>", "<pad>", "cats", "dogs", "purr", "bark", "do"]
+    tokenizer = Tokenizer(models.WordLevel({word: id for id, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token=request.param
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_labels=1,
+        pad_token_id=None,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_decoder_gives_a_pair_the_same_score_alone_and_among_others(decoder: Path) -> None:
+    """The check: the model's own forward pass of each pair alone, unpadded."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    queries, texts = ["do cats purr", "do"], [["cats purr", "dogs", "bark </s>"], ["bark bark dogs do cats"]]
+    scores = CrossEncoderScorer(decoder, device="cpu")(queries, texts)
+    model = AutoModelForSequenceClassification.from_pretrained(decoder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    for query, group, values in zip(queries, texts, scores, strict=True):
+        for text, score in zip(group, values, strict=True):
+            with torch.no_grad():
+                ids = tokenizer(query, text, return_tensors="pt")["input_ids"]
+                logit = model(input_ids=ids).logits.item()
+            assert float(score) == pytest.approx(logit, abs=1e-5)
+
+
 def test_cross_encoder_cuts_a_text_longer_than_its_window(cross_encoder: Path) -> None:
     scores = CrossEncoderScorer(cross_encoder, device="cpu")(["cats"], [["purr " * 5000, "bark"]])
     assert len(scores[0]) == 2
@@ -159,3 +205,43 @@ def test_cross_encoder_cuts_a_text_longer_than_its_window(cross_encoder: Path) -
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config\.json"):
         CrossEncoderScorer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[" * 9999, "config.json: nested too deeply"),
+        (
+            "config.json",
+            '{"num_hidden_layers": 1000000000}',
+            "config.json: num_hidden_layers: input should be less",
+        ),
+        (
+            "config.json",
+            '{"model_type": "bert", "hidden_size": "x"}',
+            "config.json: hidden_size: input should be",
+        ),
+        ("config.json", '{"model_type": "evil"}', "cannot be loaded as a cross-encoder"),
+        ("config.json", '{"model_type": "bert", "hidden_size": 7}', "cannot be loaded as a cross-encoder"),
+        ("tokenizer_config.json", "[]", "cannot be loaded as a cross-encoder"),
+        ("tokenizer.json", "{}", "cannot be loaded as a cross-encoder"),
+        ("model.safetensors", "x", "cannot be loaded as a cross-encoder"),
+        ("modules.json", '[{"type": "os.path"}]', "modules.json: 0.type: 'os.path'; expected a class of"),
+    ],
+)
+def test_a_broken_cross_encoder_is_one_line(
+    cross_encoder: Path, tmp_path: Path, file: str, content: str, message: str
+) -> None:
+    folder = shutil.copytree(cross_encoder, tmp_path / "model")
+    (folder / file).write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        CrossEncoderScorer(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_pickle_is_not_loaded(cross_encoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(cross_encoder, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded as a cross-encoder"):
+        CrossEncoderScorer(folder)
