@@ -72,6 +72,7 @@ _KNOWN_SETTINGS = frozenset(
 )
 # Initialisations that subtract the adapter's start from the base weights: PEFT repeats that at every load.
 _BASE_CHANGING_INITS = ("pissa", "corda", "olora", "loftq", "lora_ga")
+_HEADS = ("score", "classifier")
 _VOCABULARY_MODULES = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "word_embeddings")
 
 _PREFIX = "base_model.model."
@@ -90,7 +91,8 @@ class AdapterConfig:
     """The settings of a LoRA adapter that decide what it computes.
 
     The patterns map a regular expression for the end of a module's full name (model.layers.3.mlp.up_proj) to
-    its rank and alpha; the first that matches wins, as in PEFT.
+    its rank and alpha; the first that matches wins, as in PEFT. `declares_head` says that a classification
+    head was trained along.
     """
 
     rank: int
@@ -99,6 +101,7 @@ class AdapterConfig:
     use_dora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    declares_head: bool = False
 
     def rank_of(self, module_name: str) -> int:
         """Rank r of the module of that full name."""
@@ -147,6 +150,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             key: _read_alpha(file, f"alpha_pattern[{key!r}]", value)
             for key, value in _read_pattern(file, settings, "alpha_pattern").items()
         },
+        declares_head=_declares_head(settings),
     )
 
 
@@ -229,6 +233,11 @@ def _refuse_saved_modules(file: Path, modules: Iterable[str]) -> None:
                 f"{file}: modules_to_save names {module!r}; "
                 "only a classification head ('score') can be replaced"
             )
+
+
+def _declares_head(settings: Mapping[str, Any]) -> bool:
+    saved = settings.get("modules_to_save") or ()
+    return settings.get("task_type") == "SEQ_CLS" or any(name.split(".")[-1] in _HEADS for name in saved)
 
 
 def _read_flag(file: Path, settings: dict[str, Any], name: str) -> bool:

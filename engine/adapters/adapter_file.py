@@ -42,6 +42,7 @@ def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
         layers=_build_layers(file, tensors, roles, config, num_layers),
         score=_find_score(file, tensors, roles, hidden_size),
         num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        declares_head=config.declares_head,
     )
 
 

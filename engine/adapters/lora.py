@@ -50,7 +50,7 @@ class Adapter:
 
     `layers` holds, for each decoder layer, the LoraWeights by module path in the layer ("self_attn.q_proj").
     `score` [num_labels, D], or [1, 2 D] for --head contrast, is the trained classification head, if any.
-    `num_bytes` counts all tensors.
+    `num_bytes` counts all tensors. `declares_head` says that a head was trained along, there or not.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Adapter:
     layers: tuple[dict[str, LoraWeights], ...]
     score: Tensor | None
     num_bytes: int
+    declares_head: bool = False
 
     @property
     def module_paths(self) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from strata.engine.encoders.encoder import EncoderShape
+from strata.engine.prompts.lost_options import what_is_lost
 from strata.engine.prompts.tokenizer import read_tokenizer
-from strata.engine.types import Branch, InputError, Prompt, Question, RunWarnings, Target
+from strata.engine.types import LETTERS, Branch, InputError, Prompt, Question, RunWarnings, Target
 
 BATCH_QUESTIONS = 64
 """Questions tokenized at a time."""
@@ -135,10 +136,22 @@ class EncoderTokenizer:
                 (question.context if room > 0 else "", text) for room, text in zip(rooms, texts, strict=True)
             ]
         rows = iter(self._tokenize(pairs))
+        for question in questions:
+            self._report_lost_options(question)
         return [
             self._build(question, [next(rows) for _ in question.options], num_cut)
             for question, num_cut in zip(questions, cut, strict=True)
         ]
+
+    def _report_lost_options(self, question: Question) -> None:
+        encoded = self.tokenizer(list(question.options), add_special_tokens=False)["input_ids"]
+        told: set[str] = set()
+        for letter, option, ids in zip(LETTERS, question.options, encoded, strict=False):
+            kind = what_is_lost(ids, self.tokenizer.unk_token_id) if option else None
+            if kind is not None and kind not in told:
+                told.add(kind)
+                place = f"{self._source}, row {question.row}, option {letter}"
+                self._warnings.odd_row(kind, question.id, place)
 
     def _count(self, texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -8,14 +8,15 @@ from dataclasses import replace
 from strata.engine.adapters.adapter_config import CONFIG_NAME
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
-from strata.engine.heads.registry import choose_head
+from strata.engine.heads.registry import AUTO, choose_head
 from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
-from strata.engine.members.readings import score_shape
+from strata.engine.members.readings import declared_head, score_shape
 from strata.engine.model.open_model import Computing, open_model
+from strata.engine.model.window import model_window
 from strata.engine.prompts.render import PromptSettings
 from strata.engine.prompts.templates import load_template
 from strata.engine.types import InputError
@@ -56,13 +57,19 @@ def open_decoder_members(
     adapters = _read_adapters(members, checkpoint)
     width = checkpoint.config.hidden_size
     where = f"{checkpoint.path} and its adapters"
-    head = choose_head(first.head, score_shape(checkpoint, adapters), width, where)
+    shape = score_shape(checkpoint, adapters)
+    if shape is None:
+        _refuse_absent_head(first.head, declared_head(checkpoint, adapters))
+    head = choose_head(first.head, shape, width, where)
+    window = model_window(checkpoint.config)
+    if window.note:
+        session.warnings.say(window.note)
     prompting = PromptSettings(
         template=load_template(first.template, head=head),
         head=head,
         debias=first.debias,
         max_tokens=first.max_tokens,
-        window=getattr(checkpoint.config, "max_position_embeddings", None),
+        window=window.num_tokens,
     )
     file = checkpoint.require("norm.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
@@ -101,6 +108,15 @@ def left_aside(checkpoint: Checkpoint) -> list[str]:
             f"--adapter {checkpoint.path} applies it"
         )
     return lines
+
+
+def _refuse_absent_head(setting: str, declared: str | None) -> None:
+    """Refuses to score without a head that was trained, unless the user names another."""
+    if setting == AUTO and declared is not None:
+        raise InputError(
+            f"{declared} declares a trained head, but no score.weight is in the file; "
+            "expected one, or --head with the name of a head that needs none"
+        )
 
 
 def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ class Member:
         debias: none or rotate.
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
-        label: what it is called, where its adapter's folder does not tell it apart.
+        label: what it is called; None for its adapter's folder, or as much of the path as tells it apart.
     """
 
     model: Path
@@ -59,19 +60,63 @@ class Member:
         return [replace(question, context="") for question in questions]
 
 
+def _refuse_repeated_adapters(members: Sequence[Member]) -> None:
+    first: dict[tuple[Path, Member], Path] = {}
+    for member in members:
+        if member.adapter is None:
+            continue
+        other = first.setdefault((member.adapter.resolve(), member.prompting), member.adapter)
+        if other is not member.adapter:
+            raise InputError(
+                f"--adapter: {other} and {member.adapter} are one folder; expected different ones"
+            )
+
+
+def name_members(members: Sequence[Member]) -> list[Member]:
+    """The members, with labels where adapters' folders have one name: the shortest paths that differ.
+
+    The paths are the given ones, so that a symlink's name counts; `runs/r1/adapter` and `runs/r2/adapter`
+    become `r1/adapter` and `r2/adapter`.
+
+    """
+    num_called = Counter(member.name for member in members)
+    alike: dict[str, list[Path]] = {}
+    for member in members:
+        if member.label is None and member.adapter is not None and num_called[member.name] > 1:
+            alike.setdefault(member.name, []).append(member.adapter.absolute())
+    shown = {path: name for paths in alike.values() for path, name in _shortest_names(paths).items()}
+    return [
+        replace(member, label=shown[member.adapter.absolute()])
+        if member.adapter is not None and member.label is None and member.name in alike
+        else member
+        for member in members
+    ]
+
+
+def _shortest_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """The paths' last parts, as many as tell them apart."""
+    for num_parts in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-num_parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return dict(zip(paths, names, strict=True))
+    return {path: str(path) for path in paths}
+
+
 def group_members(members: Sequence[Member]) -> list[list[Member]]:
     """Members that share model and prompts, and so a sweep, together; in order of first appearance.
 
     Raises:
-        InputError: no member, or two of one name.
+        InputError: no member, two of one name, or an adapter that is given twice.
     """
     if not members:
         raise InputError("members: none given; expected at least one")
+    _refuse_repeated_adapters(members)
+    members = name_members(members)
     names = [member.name for member in members]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         what = "adapters" if all(member.adapter for member in members) else "members"
-        raise InputError(f"--adapter: two {what} are called {twice!r}; expected folders of different names")
+        raise InputError(f"--adapter: two {what} are called {twice!r}; expected different ones")
     groups: dict[tuple[Member, bool], list[Member]] = {}
     for member in members:
         groups.setdefault((member.prompting, member.adapter is None), []).append(member)

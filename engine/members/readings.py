@@ -12,13 +12,17 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from strata.engine.adapters.adapter_config import CONFIG_NAME
 from strata.engine.adapters.lora import Adapter
 from strata.engine.model.vocabulary import TargetLogits, TargetTokens, target_logits, vocabulary_projection
 from strata.engine.tree.targets import TargetTable
 from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE
 from strata.engine.weights.tensor_reader import TensorReader
 
 SCORE_WEIGHT = "score.weight"
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
+"""How architectures with a classification head are called at their end."""
 
 
 def score_shape(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> tuple[int, ...] | None:
@@ -27,6 +31,17 @@ def score_shape(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> tuple[in
         return tuple(adapters[0].score.shape)
     source = checkpoint.weights.get(SCORE_WEIGHT)
     return source.parts[0][0].shape if source else None
+
+
+def declared_head(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> str | None:
+    """The file that says a classification head was trained, an adapter's before the model's."""
+    for adapter in adapters:
+        if adapter.declares_head:
+            return str(adapter.path / CONFIG_NAME)
+    for name in getattr(checkpoint.config, "architectures", None) or ():
+        if str(name).endswith(CLASSIFIERS):
+            return f"{checkpoint.path / CONFIG_FILE} ({name})"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import uuid4
 
-import jinja2
-
 from strata.engine.heads.head import Draft, Head
+from strata.engine.prompts.sandbox import RENDERING_ERRORS, render_bounded
 from strata.engine.prompts.templates import DEFAULT_LABELS, Template, compile_template, find_variables
 from strata.engine.types import LETTERS, InputError, Question
 
@@ -86,8 +85,8 @@ class DraftWriter:
         if option is not None:
             variables["option"] = option
         try:
-            return self._compiled.render(variables)
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            return render_bounded(self._compiled, variables)
+        except RENDERING_ERRORS as error:
             raise InputError(
                 f"template {self._name}: cannot be rendered (question id {question.id!r}): {error}"
             ) from error

@@ -14,6 +14,7 @@ import numpy as np
 
 from strata.engine.heads.head import Draft, Head
 from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.lost_options import report_lost_options
 from strata.engine.prompts.templates import Template
 from strata.engine.prompts.tokenizer import JointTokenizer
 from strata.engine.prompts.truncation import FittedQuestion, TokenizedDraft, fit_questions
@@ -84,13 +85,15 @@ def render_prompts(
         settings: head, template and bounds.
         tokenizer: a fast tokenizer; its special tokens are added, but none at the end.
         warnings: where settings without effect go, and "longer than the window" and "longer than
-            --max-tokens": questions too long even without context, which are scored whole.
+            --max-tokens": questions too long even without context, which are scored whole; "option of
+            unknown tokens only" and "option of no tokens".
         source: the name of the question file, for messages.
 
     Returns:
         One Prompt a question, in order, with the branches that the head drafts. A branch's `token_ids` end
         before its last target. Its `text` is complete: tokenized, it begins with `token_ids` and the last
-        target (and goes on where a template does after the option).
+        target (and goes on where a template does after the option). A text that brings the tokenizer's BOS
+        token has it once, where the tokenizer alone would make two.
 
     Raises:
         InputError: a label that becomes no token or unknown tokens only, labels that become the same
@@ -109,8 +112,21 @@ def render_prompts(
         )
         for one in fitted:
             _report_length(one, settings, source, warnings)
+            report_lost_options(one, joint_tokenizer.unknown_id, source, warnings)
             prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
+    _warn_of_starts(settings, joint_tokenizer, warnings)
     return prompts
+
+
+def _warn_of_starts(settings: PromptSettings, tokenizer: JointTokenizer, warnings: RunWarnings) -> None:
+    name = settings.template.name
+    if tokenizer.has_brought_start:
+        warnings.say(f"template {name}: it brings the tokenizer's BOS token, which is not added again")
+    if tokenizer.has_repeated_start:
+        warnings.say(
+            f"template {name}: the tokenizer's BOS token stands in prompts more than once, "
+            "in the template or in a question's text"
+        )
 
 
 def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:

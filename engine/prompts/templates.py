@@ -17,11 +17,12 @@ from pathlib import Path
 
 import jinja2
 import jinja2.meta
-import jinja2.sandbox
 import yaml
 
 from strata.engine.files import read_utf8
 from strata.engine.heads.head import Head
+from strata.engine.json_files import shown
+from strata.engine.prompts.sandbox import BoundedEnvironment
 from strata.engine.types import InputError
 
 VARIABLES = ("context", "prompt", "option", "options")
@@ -94,9 +95,11 @@ BUILT_IN = {
     "letters": Template(name="letters", text=_LETTERS, lists_options=True),
 }
 
-_ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
+_ENVIRONMENT = BoundedEnvironment(
     keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False
 )
+MAX_TEMPLATE_CHARACTERS = 1_000_000
+MAX_YAML_DEPTH = 8
 
 
 def load_template(given: str | Template | None, *, head: Head) -> Template:
@@ -166,6 +169,10 @@ def _read_template(name: str) -> Template:
             f"--template {name!r}: no such file, and expected one of {', '.join(BUILT_IN)} or a file"
         )
     text, labels = read_utf8(path), None
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        raise InputError(
+            f"template {name}: {len(text):,} characters; expected at most {MAX_TEMPLATE_CHARACTERS:,}"
+        )
     if path.suffix.lower() in (".yaml", ".yml"):
         text, labels = _parse_yaml_template(name, text)
     if not text.strip():
@@ -174,10 +181,29 @@ def _read_template(name: str) -> Template:
     return Template(name=name, text=text, labels=labels, lists_options=lists_options)
 
 
+class _PlainLoader(yaml.BaseLoader):
+    """Scalars as text, no alias, since those can expand without end, and few levels.
+
+    As text, for YAML would otherwise read the labels yes and no as booleans.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(problem="aliases are not allowed", problem_mark=mark)
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            raise yaml.composer.ComposerError(problem="nested too deeply", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def _parse_yaml_template(name: str, text: str) -> tuple[str, tuple[str, str] | None]:
     try:
-        # BaseLoader keeps every scalar as text: YAML would otherwise read the labels yes and no as booleans.
-        fields = yaml.load(text, Loader=yaml.BaseLoader)
+        fields = yaml.load(text, Loader=_PlainLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -188,13 +214,15 @@ def _parse_yaml_template(name: str, text: str) -> tuple[str, tuple[str, str] | N
         raise InputError(f"template {name}: expected a YAML mapping with the key 'text'")
     unknown = sorted(set(fields) - {"text", "labels"})
     if unknown:
-        raise InputError(f"template {name}: unknown key {unknown[0]!r}, expected text and labels")
+        raise InputError(f"template {name}: unknown key {shown(unknown[0])}, expected text and labels")
     return fields["text"], _parse_labels(name, fields["labels"]) if "labels" in fields else None
 
 
 def _parse_labels(name: str, labels: object) -> tuple[str, str]:
     if not isinstance(labels, list) or len(labels) != 2 or not all(isinstance(x, str) and x for x in labels):
-        raise InputError(f"template {name}, key 'labels': {labels!r}, expected two texts such as [yes, no]")
+        raise InputError(
+            f"template {name}, key 'labels': {shown(labels)}, expected two texts such as [yes, no]"
+        )
     if labels[0] == labels[1]:
         raise InputError(
             f"template {name}, key 'labels': both are {labels[0]!r}, expected two different texts"

@@ -46,7 +46,15 @@ class Tokens:
 
 
 class JointTokenizer:
-    """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end."""
+    """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end.
+
+    A text that brings the special tokens of the start itself, as chat templates do, does not get them twice.
+
+    Attributes:
+        unknown_id: the token of what the vocabulary lacks, if any.
+        has_brought_start: a text has brought the special tokens of the start itself.
+        has_repeated_start: one of them stands somewhere else in a text, too.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Copies a fast tokenizer; the given one is left as it is.
@@ -67,6 +75,9 @@ class JointTokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
         self._num_appended = self._count_appended()
+        self._start = self._find_start()
+        self.has_brought_start = False
+        self.has_repeated_start = False
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenizes each text as a whole."""
@@ -79,12 +90,32 @@ class JointTokenizer:
         offsets = self._backend.encode("a").offsets
         return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
+    def _find_start(self) -> np.ndarray:
+        """Ids [P] of the special tokens that are put before a text."""
+        encoding = self._backend.encode("a")
+        num_special = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
+        return np.array(encoding.ids[:num_special], dtype=np.int32)
+
+    def _num_doubled(self, ids: np.ndarray) -> int:
+        """How many tokens at the start stand there a second time, brought by the text."""
+        num_start = len(self._start)
+        if not num_start:
+            return 0
+        brought = np.array_equal(ids[num_start : 2 * num_start], self._start)
+        self.has_brought_start |= brought
+        expected = 1 + int(brought)
+        self.has_repeated_start |= int(np.count_nonzero(ids == self._start[0])) > expected
+        return num_start if brought else 0
+
     def _convert(self, encoding: Encoding) -> Tokens:
         num_tokens = len(encoding) - self._num_appended
         spans = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)[:num_tokens]
         ids = np.array(encoding.ids, dtype=np.int32)[:num_tokens]
+        first = self._num_doubled(ids)
         return Tokens(
-            ids=ids, starts=np.ascontiguousarray(spans[:, 0]), ends=np.ascontiguousarray(spans[:, 1])
+            ids=ids[first:],
+            starts=np.ascontiguousarray(spans[first:, 0]),
+            ends=np.ascontiguousarray(spans[first:, 1]),
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import transformers as hf
+from tokenizers.normalizers import Replace
 
 from strata.engine.encoders.encoder import measure_encoder
 from strata.engine.encoders.rows import EncoderTokenizer, batch_by_length
@@ -64,3 +65,12 @@ def test_replace_keeps_rows(encoder: Callable[..., Path]) -> None:
     writer = EncoderTokenizer(folder, shape, None, RunWarnings(), source="file")
     (prompt,) = writer.encode([Question(id="1", prompt="Which?", options=("a", "b"), context="The moon.")])
     assert replace(prompt, num_truncated_tokens=2).token_types is prompt.token_types
+
+
+def test_options_that_the_tokenizer_loses_are_told(encoder: Callable[..., Path]) -> None:
+    folder, warnings = encoder("bert"), RunWarnings()
+    shape = measure_encoder(hf.AutoConfig.from_pretrained(folder))
+    writer = EncoderTokenizer(folder, shape, None, warnings, source="file")
+    writer.tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    writer.encode([Question(id="7", prompt="What?", options=("\u200b", "the sea", ""), context="The moon.")])
+    assert warnings.rows == {"option of no tokens": ["7"]}
