@@ -86,8 +86,8 @@ def run_sweep(job: SweepJob, folder: Path, advance: Advance = lambda tokens: Non
     for device, decoder in zip(job.model.devices, job.model.decoders, strict=True):
         decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.model.dtype)
     shared = _share(job, folder, advance)
-    shared.coordinator.start(shared.stream.read_all, "layer-reader")
     try:
+        shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(job.groups)):
             yield _sweep_group(shared, group)
     finally:
