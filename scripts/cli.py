@@ -13,6 +13,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from strata.engine.config import PlanConfig, ScoreConfig
+from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 from strata.engine.pack.config import PackConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
@@ -158,8 +159,13 @@ def run_command(arguments: list[str]) -> int:
     except InputError as error:
         print(f"strata: {error}", file=sys.stderr)
         return 2
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, MemoryRanOutError) as error:
         print(f"strata: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"strata: memory ran out ({first_sentence(error)})", file=sys.stderr)
         return 1
 
 
