@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +13,13 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from strata.engine.config import PlanConfig, ScoreConfig
+from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 from strata.engine.pack.config import PackConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.bench.cli import bench_app
+from strata.scripts.stoppable import run_stoppable
 from strata.training.config import TrainConfig
 
 DISTRIBUTION = "strata-score"
@@ -133,11 +133,22 @@ def bench() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0 done, 2 bad input or usage, 1 anything else."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs a command and returns its exit status.
+
+    Args:
+        arguments: those of the process by default, which then is expected to end.
+
+    Returns:
+        0 done, 2 bad input or usage, 130 stopped by SIGINT, 143 by SIGTERM, 1 anything else.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return run_stoppable(lambda: run_command(given), until_exit=arguments is None)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs a command and returns its exit status; a stop is the caller's to tell."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    stop_on_sigterm()
     try:
         if arguments == ["--version"]:
             print(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}")
@@ -148,19 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"strata: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("strata: interrupted", file=sys.stderr)
-        return 1
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, MemoryRanOutError) as error:
         print(f"strata: {error}", file=sys.stderr)
         return 1
-
-
-def stop_on_sigterm() -> None:
-    """Makes SIGTERM end a run as Ctrl-C does, so that run.json tells of it."""
-    if threading.current_thread() is threading.main_thread():
-        # Not raise_signal(SIGINT): a job in the background of a script ignores that one.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"strata: memory ran out ({first_sentence(error)})", file=sys.stderr)
+        return 1
 
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:

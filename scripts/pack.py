@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from strata.engine.pack.config import GIB, PackConfig
 from strata.engine.pack.pack import PackReport, interrupted_line, pack_checkpoint
 
@@ -18,10 +16,8 @@ def run_pack(config: PackConfig) -> int:
     """Packs and prints a summary. Returns the exit status."""
     try:
         report = pack_checkpoint(config)
-    except KeyboardInterrupt:
-        if line := interrupted_line(config.out):
-            print(f"strata: {line}", file=sys.stderr)
-        raise
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(interrupted_line(config.out) or "") from interrupt
     for line in describe_pack(report, config):
         print(line)
     return 0

@@ -21,7 +21,7 @@ ALLOWED = {
 # The rooms of each folder, row by row: a room imports rooms of earlier rows only.
 ROWS = {
     "engine": (
-        "types progress",
+        "types progress memory_errors",
         "files json_files deadline tree",
         "adapters questions heads weights results",
         "prompts machine model",

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from strata.engine.deadline import Deadline
 from strata.engine.encoders.encoder import adapter_name
 from strata.engine.encoders.rows import EncoderPrompt, pad_rows
+from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 
 
 class EncoderLane:
@@ -30,6 +31,9 @@ class EncoderLane:
         device: where it is.
         tokenizer: pads.
         num_adapters: each is a member; with 0 the model itself is the only one.
+
+    Attributes:
+        num_halved: batches that were cut in two so far, since memory ran out.
     """
 
     def __init__(
@@ -37,17 +41,36 @@ class EncoderLane:
     ) -> None:
         self._model, self._device, self._tokenizer = model, device, tokenizer
         self._num_adapters = num_adapters
+        self.num_halved = 0
         self._dtype = next(model.parameters()).dtype
 
     def score(self, prompts: Sequence[EncoderPrompt]) -> tuple[list[list[np.ndarray]], bool]:
-        """Logits of a batch.
+        """Logits of a batch; one for which memory runs out is cut in two.
 
         Returns:
             [O] float64 for every member and question, and whether float32 was needed to keep them finite.
 
         Raises:
             FloatingPointError: not finite in float32 either.
+            MemoryRanOutError: a question alone does not fit.
         """
+        try:
+            return self._score(prompts)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(prompts) == 1:
+                raise MemoryRanOutError(
+                    f"memory ran out ({first_sentence(error)}) with one question at a time; expected more "
+                    f"free memory, or --max-tokens below {prompts[0].longest_tokens}"
+                ) from error
+        self.num_halved += 1
+        middle = (len(prompts) + 1) // 2
+        halves = [self.score(part) for part in (prompts[:middle], prompts[middle:])]
+        members = [first + last for first, last in zip(*(found for found, _ in halves), strict=True)]
+        return members, any(needed_float32 for _, needed_float32 in halves)
+
+    def _score(self, prompts: Sequence[EncoderPrompt]) -> tuple[list[list[np.ndarray]], bool]:
         inputs = pad_rows(prompts, self._tokenizer, self._device)
         counts = [len(prompt.branches) for prompt in prompts]
         members, needed_float32 = [], False
@@ -78,11 +101,15 @@ def choice_logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredBatch:
-    """A batch's logits: `members` holds [O] float64 for every member and question."""
+    """A batch's logits: `members` holds [O] float64 for every member and question.
+
+    `num_halved` counts how often it, or a part of it, was cut in two to fit in memory.
+    """
 
     prompts: Sequence[EncoderPrompt]
     members: list[list[np.ndarray]]
     needed_float32: bool
+    num_halved: int
     seconds: float
 
     @property
@@ -156,12 +183,18 @@ class _Batches:
 
     def timed(self, lane: EncoderLane, batch: Sequence[EncoderPrompt]) -> ScoredBatch:
         """A batch's logits, and how long they took."""
-        started = perf_counter()
+        started, num_halved = perf_counter(), lane.num_halved
         members, needed_float32 = lane.score(batch)
         seconds = perf_counter() - started
         with self._lock:
             self._longest_s = max(self._longest_s, seconds)
-        return ScoredBatch(prompts=batch, members=members, needed_float32=needed_float32, seconds=seconds)
+        return ScoredBatch(
+            prompts=batch,
+            members=members,
+            needed_float32=needed_float32,
+            num_halved=lane.num_halved - num_halved,
+            seconds=seconds,
+        )
 
     def stop(self) -> None:
         """No more batches are given out."""

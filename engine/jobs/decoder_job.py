@@ -21,6 +21,7 @@ from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
+from strata.engine.jobs.describe import describe_halvings, describe_overflows
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
 from strata.engine.members.ensemble import average_members
@@ -239,6 +240,7 @@ class DecoderJob:
         """What the sweep took."""
         tokens = sum(group.tokens_computed for group in self.swept)
         overflows = [overflow for group in self.swept for overflow in group.overflows]
+        halvings = [halving for group in self.swept for halving in group.halvings]
         plan = self.sweep.plan
         return Measured(
             num_questions=self.num_scored,
@@ -246,7 +248,9 @@ class DecoderJob:
             flops=plan.flops * tokens / plan.tokens,
             bytes_read=self.bytes_read,
             float32_micro_batches=len(overflows),
-            overflow=_describe_overflows(overflows),
+            overflow=describe_overflows(overflows),
+            halved_micro_batches=len(halvings),
+            halving=describe_halvings(halvings),
             prefix_sharing=self.prefix_sharing,
             weight_stream=WeightStream(
                 weights_wait_s=sum(group.weights_wait_s for group in self.swept),
@@ -286,13 +290,3 @@ class DecoderJob:
             reader=self.opened.model.reader,
             device=self.opened.model.devices[0],
         )
-
-
-def _describe_overflows(overflows: Sequence[tuple[int, int]]) -> str:
-    if not overflows:
-        return ""
-    layers = sorted({layer for layer, _ in overflows})
-    return (
-        f"{len(overflows)} micro-batch(es) were not finite in the compute dtype, "
-        f"first in layer {layers[0]}; they were computed in float32 from there on"
-    )

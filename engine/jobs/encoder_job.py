@@ -221,6 +221,7 @@ class EncoderJob:
         """What the batches took."""
         tokens = sum(batch.num_tokens for batch in self.done)
         num_float32 = sum(batch.needed_float32 for batch in self.done)
+        num_halved = sum(batch.num_halved for batch in self.done)
         return Measured(
             num_questions=sum(len(batch.prompts) for batch in self.done),
             tokens_computed=tokens,
@@ -230,6 +231,11 @@ class EncoderJob:
             overflow=f"{num_float32} micro-batch(es) were not finite in {self.machine.dtype}; "
             "they were computed in float32"
             if num_float32
+            else "",
+            halved_micro_batches=num_halved,
+            halving=f"memory ran out {num_halved} time(s): batches were cut in two; "
+            f"a smaller --micro-batch-tokens than {self.micro_batch_tokens} fits from the start"
+            if num_halved
             else "",
             padding_tokens=sum(batch.num_padding_tokens for batch in self.done),
         )

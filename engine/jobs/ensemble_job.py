@@ -114,6 +114,8 @@ class EnsembleJob:
             bytes_read=sum(one.bytes_read for one in found),
             float32_micro_batches=sum(one.float32_micro_batches for one in found),
             overflow="; ".join(one.overflow for one in found if one.overflow),
+            halved_micro_batches=sum(one.halved_micro_batches for one in found),
+            halving="; ".join(one.halving for one in found if one.halving),
         )
 
     def _average(self, last: QuestionScores, known: Sequence[dict[str, QuestionScores]]) -> QuestionScores:

@@ -140,6 +140,8 @@ class Measured:
         bytes_read: of weights.
         float32_micro_batches: computed again in float32, since they were not finite.
         overflow: what to say of these; empty when there are none.
+        halved_micro_batches: cut in two and computed again, since memory ran out.
+        halving: what to say of these; empty when there are none.
         prefix_sharing: None for models that share nothing between options.
         weight_stream: None for models that are read whole.
         padding_tokens: computed in vain; None where nothing is padded.
@@ -151,6 +153,8 @@ class Measured:
     bytes_read: int
     float32_micro_batches: int
     overflow: str = ""
+    halved_micro_batches: int = 0
+    halving: str = ""
     prefix_sharing: PrefixSharing | None = None
     weight_stream: WeightStream | None = None
     padding_tokens: int | None = None

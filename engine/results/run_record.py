@@ -87,12 +87,22 @@ class RunRecord:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if error is None:
-            self.status = "done"
+            self._finish()
+        elif self._has_begun or not isinstance(error, InputError):
+            self._tell(error)
+
+    def _finish(self) -> None:
+        self.status = "done"
+        try:
             self._write()
-            return
-        if isinstance(error, InputError) and not self._has_begun:
-            return
-        self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        except KeyboardInterrupt as interrupt:
+            self._tell(interrupt)
+            raise
+
+    def _tell(self, error: BaseException) -> None:
+        self.status = "interrupted" if _is_interrupt(error) else "failed"
+        if self.status == "interrupted" and not self._has_begun and self.path.exists():
+            return  # what is there is still true of the run that left it
         self.error = {"type": type(error).__name__, "message": " ".join(str(error).split())}
         self._write_beside_an_error()
 
@@ -105,3 +115,10 @@ class RunRecord:
 
     def _write(self) -> None:
         write_text_atomically(self.path, json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n")
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt is what began it: modules interrupted while being imported say ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -65,6 +65,7 @@ def _counts(measured: Measured) -> dict[str, object]:
         "tokens_computed": measured.tokens_computed,
         "bytes_read": measured.bytes_read,
         "float32_micro_batches": measured.float32_micro_batches,
+        "halved_micro_batches": measured.halved_micro_batches,
     }
     for part in (measured.prefix_sharing, measured.weight_stream):
         counts |= {} if part is None else asdict(part)
@@ -90,8 +91,9 @@ def describe_cache(source: ByteSource, warnings: RunWarnings) -> dict[str, objec
 
 def report_oddities(job: Job, memory_bytes: int, warnings: RunWarnings) -> None:
     """Says what a user should know of a run's numbers and memory."""
-    if overflow := job.measure().overflow:
-        warnings.say(overflow)
+    measured = job.measure()
+    for message in filter(None, (measured.overflow, measured.halving)):
+        warnings.say(message)
     budgets = job.machine.budgets
     allowed = min(budgets.device_bytes, budgets.host_bytes)
     if job.machine.on_cpu and memory_bytes > allowed + LIBRARY_BYTES:

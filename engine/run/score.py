@@ -88,8 +88,8 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
                 {"resumed_questions": len(done)} | describe_cache(scorer.source, warnings) | int8
             )
         report_oddities(job, memory.peak_bytes - memory.baseline_bytes, warnings)
-    finished = record.as_dict()
-    write_report(out / "report.html", finished, scores)
+        finished = record.as_dict() | {"status": "done"}
+        write_report(out / "report.html", finished, scores)
     return ScoreRun(scores=scores, record=finished, out=out)
 
 

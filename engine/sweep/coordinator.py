@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,7 @@ class Coordinator:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._error: BaseException | None = None
-        self._threads: list[threading.Thread] = []
+        self._ended: dict[threading.Thread, threading.Event] = {}
 
     def update(self, change: Callable[[], None]) -> None:
         """Makes a change of shared state visible and wakes those who wait for it."""
@@ -46,10 +47,14 @@ class Coordinator:
             self._condition.notify_all()
 
     def stop(self) -> None:
-        """Ends every wait and every thread of the run; returns when they are gone."""
+        """Ends every wait and every thread of the run; returns when they are gone.
+
+        Raises:
+            KeyboardInterrupt: it came meanwhile; the threads are gone all the same.
+        """
         self.fail(AbortedError())
-        for thread in self._threads:
-            thread.join()
+        self._join(list(self._ended))
+        atexit.unregister(self.stop)
 
     def guard(self, work: Callable[[], None]) -> Callable[[], None]:
         """The same work, whose exception stops the run."""
@@ -66,9 +71,21 @@ class Coordinator:
 
     def start(self, task: Callable[[], None], name: str) -> threading.Thread:
         """Runs a task in the background; its exception stops the run."""
-        thread = threading.Thread(target=self.guard(task), name=name, daemon=True)
+        if not self._ended:
+            # Should an interrupt ever keep `stop` from being called: a thread that still computes while
+            # Python shuts down takes the process with it.
+            atexit.register(self.stop)
+        ended = threading.Event()
+
+        def work() -> None:
+            try:
+                self.guard(task)()
+            finally:
+                ended.set()
+
+        thread = threading.Thread(target=work, name=name, daemon=True)
         thread.start()
-        self._threads.append(thread)
+        self._ended[thread] = ended
         return thread
 
     def run(self, tasks: Sequence[Callable[[], None]], name: str) -> None:
@@ -79,20 +96,29 @@ class Coordinator:
                 stopped.
         """
         threads = [self.start(task, f"{name}-{index}") for index, task in enumerate(tasks)]
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
-        except KeyboardInterrupt as interrupt:
-            self.fail(interrupt)
-            for thread in threads:
-                thread.join()
+        self._join(threads)
         self.raise_failure()
 
     def raise_failure(self) -> None:
         """Raises the run's first error, if there is one."""
         if self._error is not None:
             raise self._error
+
+    def _join(self, threads: Sequence[threading.Thread]) -> None:
+        """Waits until threads are gone; an interrupt stops them, and is raised when they are."""
+        # Not Thread.join alone: interrupted, it takes a running thread for one that has ended (Python 3.11).
+        interrupt: KeyboardInterrupt | None = None
+        for thread in threads:
+            is_waiting = True
+            while is_waiting:
+                try:
+                    is_waiting = not self._ended[thread].wait(0.2)
+                except KeyboardInterrupt as error:
+                    interrupt = interrupt or error
+                    self.fail(error)
+            thread.join()
+        if interrupt is not None:
+            raise interrupt
 
     def _check(self) -> None:
         if self._error is not None:

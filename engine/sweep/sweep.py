@@ -3,6 +3,8 @@
 Data flow: SweepJob (open model, tree, plan, lanes) -> a group of lanes at a time, a worker thread a lane ->
 readouts [S, D] a member, one row for each scored stream index in ascending order. Members (adapters) have
 hidden states of their own and share each layer's base weights.
+Where memory runs out (host or device), the micro-batch is cut in two and computed again, down to
+`LEAST_TOKENS`; results stay the same, since the stream may be cut anywhere. Other lanes do not notice.
 Knows nothing of questions, prompts or heads.
 """
 
@@ -16,13 +18,14 @@ from time import perf_counter
 
 import torch
 
+from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 from strata.engine.model.embedding import read_embedding
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import readout_dtype
 from strata.engine.sweep.coordinator import Coordinator
 from strata.engine.sweep.hidden_store import StoreShape, make_store
-from strata.engine.sweep.lane_worker import LaneWorker, Readouts
+from strata.engine.sweep.lane_worker import LEAST_TOKENS, LaneWorker, Readouts
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.sweep.shared_keys import PublicKeys
 from strata.engine.tree.lanes import token_ids_of
@@ -42,7 +45,8 @@ class SweptGroup:
         tokens_computed: in the group, by all members.
         weights_wait_s: in which workers waited for weights.
         weights_read_s: of reading and decoding.
-        overflows: (layer, micro-batch) that were computed in float32.
+        overflows: (layer, first row) of micro-batches that were computed in float32.
+        halvings: (layer, tokens) of micro-batches for which memory ran out: tokens after they were cut.
     """
 
     index: int
@@ -52,6 +56,7 @@ class SweptGroup:
     weights_wait_s: float
     weights_read_s: float
     overflows: tuple[tuple[int, int], ...]
+    halvings: tuple[tuple[int, int], ...]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -82,17 +87,42 @@ def run_sweep(job: SweepJob, folder: Path, advance: Advance = lambda tokens: Non
     Raises:
         InputError: the checkpoint lacks a weight.
         FloatingPointError: hidden states that are not finite even in float32.
+        MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
+    try:
+        yield from _sweep_groups(job, folder, advance)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryRanOutError(_explain(job, error)) from error
+
+
+def _sweep_groups(job: SweepJob, folder: Path, advance: Advance) -> Iterator[SweptGroup]:
     for device, decoder in zip(job.model.devices, job.model.decoders, strict=True):
         decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.model.dtype)
     shared = _share(job, folder, advance)
-    shared.coordinator.start(shared.stream.read_all, "layer-reader")
     try:
+        shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(job.groups)):
             yield _sweep_group(shared, group)
     finally:
         shared.coordinator.stop()
         shared.stream.settle()
+
+
+def _explain(job: SweepJob, error: BaseException) -> str:
+    plan = job.plan
+    settings = {
+        "micro-batch-tokens": plan.micro_batch_tokens > LEAST_TOKENS and LEAST_TOKENS,
+        "resident-layers": bool(plan.resident_layers) and "0",
+        "hidden-store": plan.hidden_store != "disk" and "disk",
+        "num-groups": 2 * plan.num_groups,
+    }
+    smallest = " ".join(f"--{flag} {setting}" for flag, setting in settings.items() if setting)
+    return (
+        f"memory ran out ({first_sentence(error)}), with micro-batches halved down to {LEAST_TOKENS} tokens; "
+        f"expected more free memory, or the smallest run there is: {smallest}"
+    )
 
 
 def _sweep_group(shared: _Shared, group: int) -> SweptGroup:
@@ -112,6 +142,7 @@ def _sweep_group(shared: _Shared, group: int) -> SweptGroup:
         weights_wait_s=stream.wait_s - wait_s,
         weights_read_s=stream.read_s - read_s,
         overflows=tuple(overflow for worker in workers for overflow in worker.overflows),
+        halvings=tuple(halving for worker in workers for halving in worker.halvings),
     )
 
 
@@ -124,11 +155,16 @@ def sweep_lane(shared: _Shared, group: int, worker: LaneWorker) -> None:
             for member in model.members:
                 member.activate(worker.decoder, layer, device, worker.dtype)
                 carried = shared.public.take(member.name, layer, lane, device)
-                for index, batch in enumerate(lane.micro_batches):
+                index = 0
+                while index < len(worker.tiled):
                     shared.coordinator.check()
-                    key_values = worker.run(index, member.name, carried)
+                    try:
+                        key_values, kept = worker.run(index, member.name, carried)
+                    except (MemoryError, RuntimeError) as error:
+                        worker.halve(index, error)
+                        continue
+                    batch, index, carried = worker.tiled[index].batch, index + 1, kept
                     shared.public.publish(member.name, layer, lane, batch, key_values)
-                    carried = worker.keep_carried(index, key_values)
                     shared.advance(batch.num_rows)
             worker.release()
             shared.stream.give_back(group, layer, device)

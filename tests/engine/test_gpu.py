@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from strata.engine.memory_errors import MemoryRanOutError
+
 from ..families import LAYERS_PER_MODEL
 
 pytestmark = [
@@ -94,5 +96,5 @@ def test_a_failing_kernel_ends_the_run(checkpoint, score, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(LaneWorker, "run_layer", run_layer)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryRanOutError):
         score(model=checkpoint("llama-gqa"), head="yes-no", devices="cuda:0", **PLACEMENTS["streamed"])

@@ -46,7 +46,7 @@ def test_a_signal_ends_a_run_and_is_told(number, before, checkpoint, questions, 
     time.sleep(0.3)
     process.send_signal(number)
     _, printed = process.communicate(timeout=60)
-    assert process.returncode == 1, printed
+    assert process.returncode == 128 + number, printed
     assert printed.strip().splitlines()[-1] == "strata: interrupted"
     assert '"interrupted"' in (out / "run.json").read_text()
     assert not (out / "submission.csv").exists()

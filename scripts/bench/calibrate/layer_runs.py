@@ -121,8 +121,7 @@ class TimedLayer:
             worker.assign(0, self.weights)
             carried = None
             for index in range(len(lane.micro_batches)):
-                key_values = worker.run_layer(index, MEMBER, carried)
-                carried = worker.keep_carried(index, key_values)
+                _, carried = worker.run_layer(index, MEMBER, carried)
 
         return TimedRun(
             run=run,

@@ -13,6 +13,7 @@ import transformers as hf
 
 from strata.engine import deadline
 from strata.engine.encoders import batches
+from strata.engine.memory_errors import MemoryRanOutError
 from strata.engine.results.tables import read_scores
 from strata.engine.run.score import ScoreRun
 from strata.engine.types import InputError
@@ -82,3 +83,36 @@ def test_questions_after_the_deadline_get_the_longest_option_first(
     assert (run.out / "partial.jsonl").exists()
     by_id = {row.question.id: row for row in run.scores}
     assert by_id["07"].order[0] == (0 if "07" in unreached else by_id["07"].order[0])
+
+
+def allow_rows(monkeypatch: pytest.MonkeyPatch, num_rows: int) -> None:
+    """Memory ends where a batch has more rows."""
+    plain = batches.choice_logits
+
+    def fail_if_large(model: object, inputs: dict) -> torch.Tensor:
+        if len(inputs["input_ids"]) > num_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(model, inputs)
+
+    monkeypatch.setattr(batches, "choice_logits", fail_if_large)
+
+
+def test_batches_that_do_not_fit_in_memory_are_cut(
+    encoder: Callable[..., Path], score: Callable[..., ScoreRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = score(encoder("bert"))
+    allow_rows(monkeypatch, max(len(question["options"]) for question in QUESTIONS))
+    run = score(encoder("bert"))
+    assert run.record["measured"]["halved_micro_batches"] > 0
+    (message,) = run.record["warnings"]["messages"]
+    assert message.startswith("memory ran out")
+    for cut, once in zip(run.scores, whole.scores, strict=True):
+        np.testing.assert_allclose(cut.scores, once.scores, atol=1e-5)
+
+
+def test_a_question_that_does_not_fit_alone_is_told(
+    encoder: Callable[..., Path], score: Callable[..., ScoreRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_rows(monkeypatch, 0)
+    with pytest.raises(MemoryRanOutError, match=r"one question at a time; .* --max-tokens below \d+"):
+        score(encoder("bert"))

@@ -69,6 +69,41 @@ def test_record_of_a_failing_run_is_written_and_the_error_propagates(tmp_path, e
     assert found["measured"] == {"bytes_read": 12}
 
 
+def test_an_interrupt_that_a_library_reworded_is_still_one(tmp_path):
+    def import_a_module():
+        try:
+            raise KeyboardInterrupt
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+
+    with pytest.raises(ImportError), RunRecord(tmp_path / "run.json", {}):
+        import_a_module()
+    assert load(tmp_path / "run.json")["status"] == "interrupted"
+
+
+def test_an_interrupt_while_the_end_is_told(tmp_path, monkeypatch):
+    calls, write = [], RunRecord._write
+
+    def interrupt_the_last(record):
+        calls.append(record.status)
+        if record.status == "done":
+            raise KeyboardInterrupt
+        write(record)
+
+    monkeypatch.setattr(RunRecord, "_write", interrupt_the_last)
+    with pytest.raises(KeyboardInterrupt), RunRecord(tmp_path / "run.json", {}) as record:
+        record.begin()
+    assert calls == ["running", "done", "interrupted"]
+    assert load(record.path)["status"] == "interrupted"
+
+
+def test_an_interrupt_before_the_beginning_leaves_the_record_of_another_run(tmp_path):
+    (tmp_path / "run.json").write_text('{"status": "done"}')
+    with pytest.raises(KeyboardInterrupt), RunRecord(tmp_path / "run.json", {}):
+        raise KeyboardInterrupt
+    assert load(tmp_path / "run.json") == {"status": "done"}
+
+
 def test_bad_input_leaves_no_folder_before_begin_and_a_record_after(tmp_path):
     record = RunRecord(tmp_path / "out" / "run.json", {})
     with pytest.raises(InputError), record:

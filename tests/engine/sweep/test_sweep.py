@@ -19,6 +19,7 @@ from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.types import InputError
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.cli import main
+from strata.scripts.stoppable import run_stoppable
 
 from .run_folder import assert_run_ended
 
@@ -158,7 +159,7 @@ def test_control_c_stops_every_thread(
     monkeypatch.setattr(LaneWorker, "run_layer", run_layer)
     given = ["score", "--model", str(checkpoint("llama-gqa")), "--questions", str(questions)]
     given += ["--devices", devices, "--out", str(tmp_path / "out"), "--head", "yes-no"]
-    assert main([*given, "--resident-layers", "0", "--micro-batch-tokens", "24"]) == 1
+    assert main([*given, "--resident-layers", "0", "--micro-batch-tokens", "24"]) == 130
     captured = capsys.readouterr()
     assert captured.err.strip() == "strata: interrupted"
     assert_threads_end()
@@ -170,3 +171,30 @@ def test_a_good_run_leaves_no_thread(devices, checkpoint, assert_threads_end, sc
     run = score(model=checkpoint("llama-gqa"), devices=devices, num_groups=2, **STREAMED)
     assert_threads_end()
     assert run.record["status"] == "done"
+
+
+def test_interrupts_while_threads_are_waited_for_leave_none_running():
+    coordinator, may_end = Coordinator(), threading.Event()
+    thread = coordinator.start(may_end.wait, "computes")
+    main_thread = threading.main_thread().ident
+    for after_s in (0.1, 0.2):
+        threading.Timer(after_s, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+    threading.Timer(0.5, may_end.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.stop()
+    assert not thread.is_alive()
+
+
+def test_an_interrupt_that_falls_into_a_destructor_stops_all_the_same(capsys):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0)
+
+    def command():
+        del [Interrupted()][0]
+        time.sleep(20)
+        return 0
+
+    assert run_stoppable(command, until_exit=False) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "strata: interrupted\n"

@@ -1,0 +1,22 @@
+"""The program `strata`: hears SIGINT and SIGTERM before the command line is even loaded."""
+
+from __future__ import annotations
+
+import sys
+
+from strata.scripts.stoppable import run_stoppable
+
+
+def main() -> int:
+    """Runs the command that the program's arguments name; returns its exit status (see `cli.main`)."""
+    return run_stoppable(_run, until_exit=True)
+
+
+def _run() -> int:
+    from strata.scripts.cli import run_command
+
+    return run_command(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
