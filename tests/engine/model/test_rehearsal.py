@@ -84,7 +84,7 @@ def run_without_window(original):
 
 def run_squeezed(original):
     return lambda self, layer, hidden, positions, call: original(
-        self, layer, hidden, positions * (1 + layer), call
+        self, layer, hidden, positions // (1 + layer), call
     )
 
 
