@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from strata.engine.encoders.encoder import EncoderShape
-from strata.engine.prompts.tokenizer import read_tokenizer
+from strata.engine.model_files.library_errors import one_line
+from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE
+from strata.engine.prompts.tokenizer import CANNOT_TOKENIZE, read_tokenizer
 from strata.engine.types import Branch, InputError, Prompt, Question, RunWarnings, Target
 
 BATCH_QUESTIONS = 64
@@ -65,6 +67,7 @@ class EncoderTokenizer:
         *,
         source: str = "the question file",
     ) -> None:
+        self._path = path
         self.tokenizer = read_tokenizer(path)
         self._check(path)
         # What it knows of a window is for one model; ours comes from the config.
@@ -140,8 +143,12 @@ class EncoderTokenizer:
             for question, num_cut in zip(questions, cut, strict=True)
         ]
 
+    def _call(self, *texts: Any, **settings: Any) -> BatchEncoding:
+        with one_line(self._path / TOKENIZER_FILE, CANNOT_TOKENIZE):
+            return self.tokenizer(*texts, **settings)
+
     def _count(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        return [len(ids) for ids in self._call(list(texts), add_special_tokens=False)["input_ids"]]
 
     def _tokenize(self, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, list[int]]]:
         """One row a pair; a row without a context may be longer than the limit."""
@@ -154,7 +161,7 @@ class EncoderTokenizer:
             cut: dict[str, Any] = (
                 {"truncation": "only_first", "max_length": self.limit_tokens} if has_context else {}
             )
-            encoded = self.tokenizer(
+            encoded = self._call(
                 [firsts[place] for place in chosen], [seconds[place] for place in chosen], **cut
             )
             for number, place in enumerate(chosen):
@@ -174,12 +181,10 @@ class EncoderTokenizer:
         return [self._keep_end(text, room) for text in texts]
 
     def _keep_end(self, text: str, num_tokens: int) -> str:
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        offsets = self._call(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         while len(offsets) > num_tokens:
             text = text[max(1, offsets[len(offsets) - num_tokens][0]) :]
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            encoded = self._call(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = encoded["offset_mapping"]
         return text
 
