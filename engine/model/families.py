@@ -77,6 +77,7 @@ UNSUPPORTED_SETTINGS = {
 }
 
 FAMILY_ERRORS = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     IndexError,

@@ -28,19 +28,14 @@ from transformers.core_model_loading import (
 )
 
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint_folder import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    read_config,
-    read_weight_map,
-    weight_files,
-)
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.safetensors_file import StoredTensor
+from strata.engine.weights.shards import read_stored_tensors
 from strata.engine.weights.tensor_reader import TensorReader
 
-LAYER_NAME = re.compile(r"^layers\.(\d+)\.(.+)$")
+LAYER_NAME = re.compile(r"^layers\.([0-9]{1,6})\.(.+)$")
 HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight")
 
 
@@ -155,7 +150,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
     config, quantization = _read_decoder_config(path)
-    stored = _stored_tensors(path)
+    stored = read_stored_tensors(path)
     with closing(TensorReader()) as reader:
         try:
             collected = collect_weights(quantization, stored, reader.read)
@@ -168,8 +163,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path}: no tensor embed_tokens.weight; expected a decoder with layers, embed_tokens, norm"
         )
     checkpoint = Checkpoint(path=path, config=config, weights=weights, quantization=quantization)
+    _check_num_layers(checkpoint)
     _check_beside_layers(checkpoint)
     return checkpoint
+
+
+def _check_num_layers(checkpoint: Checkpoint) -> None:
+    """Refuses a config of more layers than are stored, before a module is built for any."""
+    stored = {int(match[1]) for name in checkpoint.weights if (match := LAYER_NAME.match(name))}
+    if checkpoint.num_layers - 1 not in stored:
+        found = f"layers 0 to {max(stored)}" if stored else "no layers"
+        raise InputError(
+            f"{checkpoint.path / CONFIG_FILE}: num_hidden_layers: {checkpoint.num_layers}, but the weights "
+            f"hold {found}"
+        )
 
 
 def _check_beside_layers(checkpoint: Checkpoint) -> None:
@@ -201,21 +208,6 @@ def _read_decoder_config(path: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config, dict(quantization or {})
-
-
-def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    stored: dict[str, StoredTensor] = {}
-    for file in weight_files(path):
-        stored |= read_header(file)
-    index = path / INDEX_FILE
-    if index.is_file():
-        weight_map = read_weight_map(path)
-        absent = sorted(set(weight_map) - set(stored))
-        if absent:
-            raise InputError(
-                f"{index}: names tensor {absent[0]}, which {weight_map[absent[0]]} does not hold"
-            )
-    return stored
 
 
 def _name_weights(stored: Iterable[StoredWeight], model_type: str) -> dict[str, WeightSource]:
