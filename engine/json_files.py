@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from strata.engine.types import InputError
 
@@ -100,11 +101,34 @@ def check_schema(schema: type[AnySchema], content: object, where: str) -> AnySch
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(_shown_part(part) for part in first["loc"])
-        expected = first["msg"][:1].lower() + first["msg"][1:]
+        first, key = _most_telling(error, content)
+        message = first["msg"].removeprefix("Value error, ")
+        expected = message[:1].lower() + message[1:]
         found = "" if first["type"] == "missing" else f", found {shown(first['input'])}"
         raise InputError(f"{where}: {key + ': ' if key else ''}{expected}{found}") from None
+
+
+def _most_telling(error: ValidationError, content: object) -> tuple[ErrorDetails, str]:
+    """The first error and its key; of a key that may hold this or that, the one that reaches deepest."""
+    found = error.errors(include_url=False)
+    of_first_key = [detail for detail in found if detail["loc"][:1] == found[0]["loc"][:1]]
+    paths = [_path(content, detail) for detail in of_first_key]
+    deepest = max(range(len(paths)), key=lambda place: len(paths[place]))
+    return of_first_key[deepest], ".".join(_shown_part(part) for part in paths[deepest])
+
+
+def _path(content: object, detail: ErrorDetails) -> list[int | str]:
+    """The keys to the value in question, without pydantic's names for the kinds that it may be of."""
+    path: list[int | str] = []
+    for place, part in enumerate(detail["loc"], start=1):
+        is_key = isinstance(content, dict) and part in content
+        is_index = isinstance(content, list) and isinstance(part, int) and part < len(content)
+        if is_key or is_index:
+            content = content[part]  # type: ignore[index]
+        elif detail["type"] != "missing" or place < len(detail["loc"]):
+            continue
+        path.append(part)
+    return path
 
 
 def shown(value: object) -> str:
@@ -113,6 +137,10 @@ def shown(value: object) -> str:
         text = " ".join(repr(value).split())
     except ValueError:
         text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 

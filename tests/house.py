@@ -15,6 +15,7 @@ ALLOWED = {
         "strata.engine.types",
         "strata.engine.files",
         "strata.engine.json_files",
+        "strata.engine.model_files",
     ),
 }
 
@@ -23,6 +24,7 @@ ROWS = {
     "engine": (
         "types progress memory_errors",
         "files json_files deadline tree",
+        "model_files",
         "adapters questions heads weights results",
         "prompts machine model",
         "members plan encoders pack",

@@ -17,14 +17,12 @@ from torch import nn
 from transformers import AutoModelForMultipleChoice, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
+from strata.engine.model_files.config_file import CONFIG_FILE, read_config_json
+from strata.engine.model_files.library_errors import one_line
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint_folder import (
-    CONFIG_FILE,
-    read_config,
-    read_config_json,
-    weight_files,
-)
-from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.checkpoint_folder import read_config, weight_files
+from strata.engine.weights.safetensors_file import read_header
+from strata.engine.weights.shards import read_stored_tensors, refuse_duplicates
 
 FAMILIES = (
     "albert",
@@ -120,7 +118,7 @@ def stored_dtype(path: Path) -> torch.dtype:
     Raises:
         InputError: no safetensors, or a truncated file.
     """
-    return max(_read_headers(path), key=lambda tensor: tensor.num_bytes).floating_dtype
+    return max(read_stored_tensors(path).values(), key=lambda tensor: tensor.num_bytes).floating_dtype
 
 
 def first_weights_file(path: Path) -> Path:
@@ -132,14 +130,15 @@ def first_weights_file(path: Path) -> Path:
     return weight_files(path)[0]
 
 
-def _read_headers(path: Path) -> list[StoredTensor]:
-    return [tensor for file in weight_files(path) for tensor in read_header(file).values()]
-
-
 def measure_encoder(config: PreTrainedConfig) -> EncoderShape:
-    """Shape and window of the model that a config describes; takes no memory."""
-    with torch.device("meta"):
-        model = AutoModelForMultipleChoice.from_config(config)
+    """Shape and window of the model that a config describes; takes no memory.
+
+    Raises:
+        InputError: transformers cannot build it.
+    """
+    where = Path(config.name_or_path or "") / CONFIG_FILE
+    with one_line(where, "transformers cannot build it"), torch.device("meta"):
+        model = AutoModelForMultipleChoice.from_config(config, trust_remote_code=False)
     head = head_modules(model)
     linear = [
         module.weight.numel()
@@ -205,13 +204,16 @@ def load_encoder(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, tuple
     Raises:
         InputError: weights are missing from or do not fit the encoder.
     """
-    _read_headers(path)
-    try:
+    refuse_duplicates(path)
+    with one_line(path, "transformers cannot load it"):
         model, info = AutoModelForMultipleChoice.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     missing = tuple(sorted(info["missing_keys"]))
     head = head_modules(model)
     absent = [name for name in missing if not is_within(name, head)]
@@ -244,15 +246,13 @@ def add_adapters(
         _check_adapter(path, missing)
     adapted: Any = None
     for number, path in enumerate(paths):
-        try:
+        with one_line(f"--adapter: {path}", "does not fit"):
             if adapted is None:
                 adapted = PeftModel.from_pretrained(
                     model, str(path), adapter_name=adapter_name(number), is_trainable=trainable
                 )
             else:
                 adapted.load_adapter(str(path), adapter_name=adapter_name(number))
-        except (ValueError, KeyError, RuntimeError, OSError, TypeError) as error:
-            raise InputError(f"--adapter: {path}: does not fit: {str(error).splitlines()[0]}") from None
     return adapted if trainable else adapted.eval()
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from strata.engine.encoders.encoder import EncoderShape
+from strata.engine.model_files.library_errors import one_line
+from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE
 from strata.engine.prompts.lost_options import what_is_lost
-from strata.engine.prompts.tokenizer import read_tokenizer
+from strata.engine.prompts.tokenizer import CANNOT_TOKENIZE, read_tokenizer
 from strata.engine.types import LETTERS, Branch, InputError, Prompt, Question, RunWarnings, Target
 
 BATCH_QUESTIONS = 64
@@ -66,6 +68,7 @@ class EncoderTokenizer:
         *,
         source: str = "the question file",
     ) -> None:
+        self._path = path
         self.tokenizer = read_tokenizer(path)
         self._check(path)
         # What it knows of a window is for one model; ours comes from the config.
@@ -144,7 +147,7 @@ class EncoderTokenizer:
         ]
 
     def _report_lost_options(self, question: Question) -> None:
-        encoded = self.tokenizer(list(question.options), add_special_tokens=False)["input_ids"]
+        encoded = self._call(list(question.options), add_special_tokens=False)["input_ids"]
         told: set[str] = set()
         for letter, option, ids in zip(LETTERS, question.options, encoded, strict=False):
             kind = what_is_lost(ids, self.tokenizer.unk_token_id) if option else None
@@ -153,8 +156,12 @@ class EncoderTokenizer:
                 place = f"{self._source}, row {question.row}, option {letter}"
                 self._warnings.odd_row(kind, question.id, place)
 
+    def _call(self, *texts: Any, **settings: Any) -> BatchEncoding:
+        with one_line(self._path / TOKENIZER_FILE, CANNOT_TOKENIZE):
+            return self.tokenizer(*texts, **settings)
+
     def _count(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        return [len(ids) for ids in self._call(list(texts), add_special_tokens=False)["input_ids"]]
 
     def _tokenize(self, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, list[int]]]:
         """One row a pair; a row without a context may be longer than the limit."""
@@ -167,7 +174,7 @@ class EncoderTokenizer:
             cut: dict[str, Any] = (
                 {"truncation": "only_first", "max_length": self.limit_tokens} if has_context else {}
             )
-            encoded = self.tokenizer(
+            encoded = self._call(
                 [firsts[place] for place in chosen], [seconds[place] for place in chosen], **cut
             )
             for number, place in enumerate(chosen):
@@ -187,12 +194,10 @@ class EncoderTokenizer:
         return [self._keep_end(text, room) for text in texts]
 
     def _keep_end(self, text: str, num_tokens: int) -> str:
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
+        offsets = self._call(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         while len(offsets) > num_tokens:
             text = text[max(1, offsets[len(offsets) - num_tokens][0]) :]
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            encoded = self._call(text, add_special_tokens=False, return_offsets_mapping=True)
             offsets = encoded["offset_mapping"]
         return text
 

@@ -22,6 +22,7 @@ from strata.engine.prompts.templates import load_template
 from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
+from strata.engine.weights.checkpoint_folder import unread_index
 from strata.engine.weights.checksums import read_checksums
 from strata.engine.weights.formats.registry import ignored_settings
 from strata.engine.weights.tensor_reader import TensorReader
@@ -53,6 +54,8 @@ def open_decoder_members(
     checkpoint = open_checkpoint(first.model)
     for line in (*ignored_settings(checkpoint.quantization), *left_aside(checkpoint)):
         session.warnings.say(line)
+    if (unread := unread_index(checkpoint.path)) is not None:
+        session.warnings.say(unread)
     checksums = read_checksums(checkpoint.path) if settings.verify else None
     adapters = _read_adapters(members, checkpoint)
     width = checkpoint.config.hidden_size

@@ -17,6 +17,7 @@ from strata.engine.machine.machine import StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.types import InputError
+from strata.engine.weights.checkpoint_folder import unread_index
 
 
 def open_encoder_members(
@@ -34,6 +35,8 @@ def open_encoder_members(
     """
     first = members[0]
     refuse_settings(first, settings, session)
+    if (unread := unread_index(first.model)) is not None:
+        session.warnings.say(unread)
     shape = measure_encoder(read_encoder_config(first.model))
     stored = StoredModel(
         dtype=stored_dtype(first.model),

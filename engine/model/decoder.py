@@ -169,7 +169,7 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
     with refuse_what_transformers_cannot(config), init_empty_weights(include_buffers=False):
-        base = AutoModel.from_config(config, dtype=dtype)
+        base = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
     if missing:
         raise InputError(

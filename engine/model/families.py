@@ -74,6 +74,7 @@ UNSUPPORTED_SETTINGS = {
 }
 
 FAMILY_ERRORS = (
+    ArithmeticError,
     AssertionError,
     AttributeError,
     IndexError,

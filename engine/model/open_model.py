@@ -17,6 +17,8 @@ from strata.engine.adapters.lora_linear import set_active, wrap_linears
 from strata.engine.model.decoder import Decoder
 from strata.engine.model.layer_loader import LayerLoader, Weights, make_loader
 from strata.engine.model.rehearsal import build_rehearsed
+from strata.engine.model_files.config_file import CONFIG_FILE
+from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -142,7 +144,11 @@ def open_model(
 
 
 def _build(checkpoint: Checkpoint, computing: Computing) -> Decoder:
-    decoder = build_rehearsed(checkpoint.config, computing.dtype)
+    try:
+        decoder = build_rehearsed(checkpoint.config, computing.dtype)
+    except InputError as error:
+        where = checkpoint.path / CONFIG_FILE if checkpoint.path.is_dir() else checkpoint.path
+        raise InputError(f"{where}: {error}") from None
     if computing.int8:
         decoder.quantize_linears()
     return decoder

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from strata.engine.model_files.config_file import read_config_json
 from strata.engine.pack.config import PackConfig
-from strata.engine.weights.checkpoint_folder import read_config_json
 from strata.engine.weights.checksums import CHECKSUMS_FILE
 
 PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -28,10 +28,10 @@ from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantizati
 from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.checkpoint_folder import SINGLE_FILE, weight_files
+from strata.engine.weights.checkpoint_folder import SINGLE_FILE
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.shards import read_stored_tensors
 from strata.engine.weights.tensor_reader import TensorReader
 
 HEADS = ("lm_head", "score")
@@ -176,9 +176,7 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
 
 def _stored_weights(checkpoint: Checkpoint) -> list[StoredWeight]:
     """Every weight under the name it is stored by, layer after layer."""
-    stored: dict[str, StoredTensor] = {}
-    for file in weight_files(checkpoint.path):
-        stored |= read_header(file)
+    stored = read_stored_tensors(checkpoint.path)
     with closing(TensorReader()) as reader:
         weights = collect_weights(checkpoint.quantization, stored, reader.read)
     quantized = {_module(weight.name) for weight in weights if not isinstance(weight, PlainWeight)}

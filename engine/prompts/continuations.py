@@ -8,10 +8,14 @@ after as many as the prefix alone becomes. An empty prefix is the tokenizer's BO
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from strata.engine.model_files.library_errors import one_line
+from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE
+from strata.engine.prompts.tokenizer import CANNOT_TOKENIZE
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 
 if TYPE_CHECKING:
@@ -43,8 +47,15 @@ def encode_pair(
     """Token ids of the prefix and of the continuation.
 
     Raises:
-        InputError: an empty prefix, and a tokenizer without BOS and EOS.
+        InputError: an empty prefix, and a tokenizer without BOS and EOS; or a text that it cannot tokenize.
     """
+    with one_line(Path(tokenizer.name_or_path) / TOKENIZER_FILE, CANNOT_TOKENIZE):
+        return _encode_pair(prefix, continuation, tokenizer)
+
+
+def _encode_pair(
+    prefix: str, continuation: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
     if not prefix:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if not isinstance(start, int):

@@ -15,6 +15,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
+from strata.engine.model_files.library_errors import one_line
+from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE, check_tokenizer_files
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # Bounds the memory of the tokenizer's own bookkeeping (about 100 bytes a token) and still feeds every core.
 _MAX_BATCH_CHARACTERS = 2**21
+
+CANNOT_TOKENIZE = "the tokenizer cannot tokenize a text"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +71,7 @@ class JointTokenizer:
                 f"tokenizer {type(tokenizer).__name__} is not a fast one, expected a tokenizer.json"
             )
         self.unknown_id: int | None = tokenizer.unk_token_id
+        self._folder = tokenizer.name_or_path
         # Trimmed spans (as in Llama 3) leave white space out, so that a token seems to end before a
         # boundary that it straddles. The ids are the same without.
         whole = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
@@ -80,14 +85,22 @@ class JointTokenizer:
         self.has_repeated_start = False
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """Tokenizes each text as a whole."""
+        """Tokenizes each text as a whole.
+
+        Raises:
+            InputError: the tokenizer cannot.
+        """
         tokens: list[Tokens] = []
         for batch in _batches(texts):
-            tokens += [self._convert(encoding) for encoding in self._backend.encode_batch(batch)]
+            tokens += [self._convert(encoding) for encoding in self._encode(batch)]
         return tokens
 
+    def _encode(self, texts: list[str]) -> list[Encoding]:
+        with one_line(Path(self._folder) / TOKENIZER_FILE, CANNOT_TOKENIZE):
+            return self._backend.encode_batch(texts)
+
     def _count_appended(self) -> int:
-        offsets = self._backend.encode("a").offsets
+        offsets = self._encode(["a"])[0].offsets
         return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
     def _find_start(self) -> np.ndarray:
@@ -133,19 +146,16 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer.
+    """The checkpoint's own tokenizer; no code of the folder is run.
 
     Raises:
         InputError: there is none that transformers can read.
     """
-    files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+    files = (TOKENIZER_FILE, "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
     if not any((path / name).is_file() for name in files):
         raise InputError(
             f"{path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights"
         )
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, ImportError, KeyError) as error:
-        raise InputError(
-            f"{path}: transformers cannot read the tokenizer: {str(error).splitlines()[0]}"
-        ) from None
+    check_tokenizer_files(path)
+    with one_line(path, "transformers cannot read the tokenizer"):
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -9,6 +9,7 @@ tables merge the experts of older mixture-of-experts checkpoints.
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -21,19 +22,15 @@ from transformers import PreTrainedConfig
 from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint_folder import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    read_config,
-    read_weight_map,
-    weight_files,
-)
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.safetensors_file import StoredTensor
+from strata.engine.weights.shards import read_stored_tensors
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.engine.weights.transformers_names import HEAD_WEIGHTS, ModelNames, Placed, read_model_names
 
+LAYER_NAME = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})\.")
 EMBEDDING, PROJECTION = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -160,7 +157,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     whole = read_config(path)
     config, quantization = _decoder_config(whole, path / CONFIG_FILE)
-    stored = _stored_tensors(path)
+    stored = read_stored_tensors(path)
+    _check_num_layers(config, stored, path)
     with closing(TensorReader()) as reader:
         try:
             collected = collect_weights(quantization, stored, reader.read)
@@ -183,6 +181,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
     _check_beside_layers(checkpoint)
     return checkpoint
+
+
+def _check_num_layers(config: PreTrainedConfig, stored: Iterable[str], path: Path) -> None:
+    """Refuses a config of more layers than are stored, before a module is built for any."""
+    found = {int(match[1]) for name in stored if (match := LAYER_NAME.search(name))}
+    if config.num_hidden_layers - 1 > max(found, default=-1):
+        told = f"layers 0 to {max(found)}" if found else "no layers"
+        raise InputError(
+            f"{path / CONFIG_FILE}: num_hidden_layers: {config.num_hidden_layers}, but the weights hold {told}"
+        )
 
 
 def _check_beside_layers(checkpoint: Checkpoint) -> None:
@@ -214,21 +222,6 @@ def _decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConf
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config, dict(quantization or {})
-
-
-def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    stored: dict[str, StoredTensor] = {}
-    for file in weight_files(path):
-        stored |= read_header(file)
-    index = path / INDEX_FILE
-    if index.is_file():
-        weight_map = read_weight_map(path)
-        absent = sorted(set(weight_map) - set(stored))
-        if absent:
-            raise InputError(
-                f"{index}: names tensor {absent[0]}, which {weight_map[absent[0]]} does not hold"
-            )
-    return stored
 
 
 def _name_weights(stored: Iterable[StoredWeight], names: ModelNames) -> dict[str, WeightSource]:

@@ -91,3 +91,23 @@ def test_files_are_refused_by_size_kind_and_absence(tmp_path: Path) -> None:
         read_json_object(file)
     with pytest.raises(InputError, match=r"b\.json: cannot be read \(No such file"):
         read_json(tmp_path / "b.json")
+
+
+class PerLayer(Schema):
+    """A key that holds one value or a list of them."""
+
+    sizes: int | list[int | None] | None = None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ("64", "f: sizes: input should be a valid integer, found '64'"),
+        ([1, "x"], "f: sizes.1: input should be a valid integer, found 'x'"),
+        ({"k" * 100: 1}, "f: sizes: input should be a valid integer, found {'kkk"),
+    ],
+)
+def test_a_key_of_several_kinds_is_told_by_the_key_alone(sizes: object, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_schema(PerLayer, {"sizes": sizes}, "f")
+    assert str(caught.value).startswith(told)

@@ -74,7 +74,7 @@ def test_architectures_unlike_llamas_are_refused(config, missing):
 
 
 def test_a_decoder_without_rotary_embedding_is_refused(monkeypatch):
-    def build(config: hf.LlamaConfig, dtype: torch.dtype) -> nn.Module:
+    def build(config: hf.LlamaConfig, **settings: object) -> nn.Module:
         model = hf.LlamaModel(config)
         del model.rotary_emb
         return model

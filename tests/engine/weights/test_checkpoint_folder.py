@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers.modeling_utils import _get_resolved_checkpoint_files
 
 from strata.engine.encoders.encoder import first_weights_file, is_encoder, read_encoder_config
+from strata.engine.model_files.config_file import read_config_json
 from strata.engine.plan.shapes import read_shape
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.checkpoint_folder import (
     read_config,
-    read_config_json,
     read_weight_map,
+    unread_index,
     weight_files,
 )
 
@@ -32,11 +34,23 @@ def names(folder: Path) -> list[str]:
     return [file.name for file in weight_files(folder)]
 
 
-def test_the_index_comes_first_and_names_each_file_once(tmp_path):
+def test_the_index_names_each_file_once(tmp_path):
     weight_map = {"b": "two.safetensors", "a": "one.safetensors", "c": "two.safetensors"}
-    folder = lay_out(tmp_path, ["model.safetensors", "three.safetensors"], {"weight_map": weight_map})
+    folder = lay_out(tmp_path, ["three.safetensors"], {"weight_map": weight_map})
     assert names(folder) == ["one.safetensors", "two.safetensors"]
     assert read_weight_map(folder) == weight_map
+    assert unread_index(folder) is None
+
+
+def test_the_one_file_comes_before_an_index_as_transformers_has_it(tmp_path):
+    """Independent check: the files that transformers itself resolves."""
+    folder = lay_out(
+        tmp_path, ["model.safetensors", "one.safetensors"], {"weight_map": {"a": "one.safetensors"}}
+    )
+    resolved, _ = _get_resolved_checkpoint_files(folder, None, None, True, None, False)
+    assert [Path(file).name for file in resolved] == names(folder) == ["model.safetensors"]
+    assert "model.safetensors is read" in unread_index(folder)
+    assert "model.safetensors.index.json and its shards are not used" in unread_index(folder)
 
 
 def test_one_file_and_no_other_of_a_like_name(tmp_path):
@@ -49,7 +63,10 @@ def test_one_file_and_no_other_of_a_like_name(tmp_path):
     [
         ([], "found no weights"),
         (["pytorch_model.bin"], "found only pytorch_model.bin, a pickle, which is never loaded"),
-        (["model.fp16.safetensors"], "found no weights"),
+        (
+            ["model.fp16.safetensors", "pytorch_model.bin"],
+            r"found model\.fp16\.safetensors, pytorch_model\.bin",
+        ),
     ],
 )
 def test_no_weights_as_safetensors(files, found, tmp_path):
@@ -59,12 +76,14 @@ def test_no_weights_as_safetensors(files, found, tmp_path):
 
 @pytest.mark.parametrize("index", [{}, [], {"weight_map": 3}, {"weight_map": ["a"]}, "text"])
 def test_an_index_that_is_none_is_named(index, tmp_path):
-    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json: not a safetensors index"):
-        weight_files(lay_out(tmp_path, ["model.safetensors"], index))
+    with pytest.raises(
+        InputError, match=r"model\.safetensors\.index\.json: (not a safetensors index|holds a)"
+    ):
+        weight_files(lay_out(tmp_path, ["one.safetensors"], index))
 
 
 def test_an_encoder_in_shards_is_read_by_its_index(tmp_path):
-    folder = lay_out(tmp_path, ["model.safetensors"], {"weight_map": {"a": "encoder-1.safetensors"}})
+    folder = lay_out(tmp_path, [], {"weight_map": {"a": "encoder-1.safetensors"}})
     assert first_weights_file(folder).name == "encoder-1.safetensors"
 
 

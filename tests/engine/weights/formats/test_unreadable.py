@@ -96,7 +96,7 @@ SETTINGS = [
     ("awq", {"version": "gemv"}, "version is 'gemv'; expected 'gemm'"),
     ("awq", {"zero_point": False}, "zero_point is False; expected true"),
     ("awq", {"bits": 8}, "bits is 8; expected 4"),
-    ("awq", {"group_size": "x"}, "group_size is x"),
+    ("awq", {"group_size": "x"}, "group_size: input should be a valid integer, found 'x'"),
     ("awq", {"group_size": 24}, "expected a multiple of quantization_config's group_size 24"),
     ("awq", {"group_size": 32}, "qzeros has shape"),
     ("bitsandbytes-8bit", {"load_in_8bit": False}, "expects load_in_4bit or load_in_8bit to be true"),
@@ -119,7 +119,7 @@ SETTINGS = [
     ("packed", {"config_groups": {"g": {"weights": PACKED | {"strategy": "token"}}}}, "strategy 'token'"),
     ("packed", {"config_groups": {"g": {"weights": PACKED | {"group_size": 8}}}}, "weight_scale has shape"),
     ("packed", {"config_groups": {"g": {"weights": PACKED | {"num_bits": 8}}}}, "weight_packed has shape"),
-    ("fp8-block", {"weight_block_size": 128}, "weight_block_size is 128"),
+    ("fp8-block", {"weight_block_size": 128}, "weight_block_size: input should be a valid list, found 128"),
     ("fp8-block", {"weight_block_size": [16, 16]}, "weight_scale_inv has shape"),
     ("gptq", {"quant_method": "quip"}, "quant_method 'quip'; expected one of awq"),
 ]
