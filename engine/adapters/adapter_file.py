@@ -15,6 +15,7 @@ from strata.engine.adapters.adapter_config import (
     parse_tensor_name,
     read_adapter_config,
 )
+from strata.engine.adapters.labels import LABELS_NAME, read_labels
 from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.types import InputError
 
@@ -36,12 +37,15 @@ def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
     roles = {name: parse_tensor_name(file, name) for name in tensors}
     if not roles:
         raise InputError(f"{file}: holds no tensors; expected those of a LoRA adapter")
+    score = _find_score(file, tensors, roles, hidden_size)
     return Adapter(
         name=path.resolve().name,
         path=path,
         layers=_build_layers(file, tensors, roles, config, num_layers),
-        score=_find_score(file, tensors, roles, hidden_size),
+        score=score,
         num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        score_bias=_find_score_bias(file, tensors, roles, score),
+        labels=read_labels(path / LABELS_NAME) if (path / LABELS_NAME).is_file() else None,
     )
 
 
@@ -125,6 +129,19 @@ def _find_score(
     return score
 
 
+def _find_score_bias(
+    file: Path, tensors: dict[str, Tensor], roles: dict[str, TensorRole], score: Tensor | None
+) -> Tensor | None:
+    """The bias [labels] of the head; None without one."""
+    name = next((name for name, role in roles.items() if role.kind == "score_bias"), None)
+    if name is None:
+        return None
+    if score is None:
+        raise InputError(f"{file}: holds {name!r} but no weight; expected a classification head with both")
+    _expect_shape(f"{file}: tensor {name!r}", tensors[name], (score.shape[0],))
+    return tensors[name]
+
+
 def _build_layers(
     file: Path,
     tensors: dict[str, Tensor],
@@ -134,7 +151,7 @@ def _build_layers(
 ) -> tuple[dict[str, LoraWeights], ...]:
     found: dict[tuple[int, str, str], dict[str, Tensor]] = {}
     for name, role in roles.items():
-        if role.kind == "score":
+        if role.kind in ("score", "score_bias"):
             continue
         if role.layer_index >= num_layers:
             raise InputError(

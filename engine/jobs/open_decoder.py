@@ -7,11 +7,13 @@ from dataclasses import replace
 
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
-from strata.engine.heads.registry import choose_head
+from strata.engine.heads.head import Head
+from strata.engine.heads.registry import CLASSIFY, choose_head
 from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.labels import check_shared, label_names
 from strata.engine.members.member import Member
 from strata.engine.members.readings import score_shape
 from strata.engine.model.open_model import Computing, open_model
@@ -78,8 +80,28 @@ def open_decoder_members(
         machine=machine,
         model=model,
         session=session,
+        labels=_name_labels(head, members, checkpoint, adapters),
         is_verified=not settings.verify,
     )
+
+
+def _name_labels(
+    head: Head, members: Sequence[Member], checkpoint: Checkpoint, adapters: Sequence[Adapter]
+) -> tuple[tuple[str, ...], ...]:
+    """The label names of each member of head classify; nothing for other heads.
+
+    Raises:
+        InputError: names that are broken, or that members do not share.
+    """
+    if head.name != CLASSIFY:
+        return ()
+    names = []
+    for member, adapter in zip(members, adapters or (None,), strict=True):
+        shape = score_shape(checkpoint, () if adapter is None else (adapter,))
+        assert shape is not None, "the head has been found to fit"
+        names.append(label_names(checkpoint, adapter, shape[0], member.labels))
+    check_shared(names)
+    return tuple(names)
 
 
 def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:

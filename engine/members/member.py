@@ -29,6 +29,7 @@ class Member:
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
         label: what it is called, where its adapter's folder does not tell it apart.
+        labels: file that names the labels of a classifier; None for the names that its folder has.
     """
 
     model: Path
@@ -39,6 +40,7 @@ class Member:
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"
     label: str | None = None
+    labels: Path | None = None
 
     @property
     def name(self) -> str:

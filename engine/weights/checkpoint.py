@@ -41,7 +41,7 @@ from strata.engine.weights.safetensors_file import StoredTensor, read_header
 from strata.engine.weights.tensor_reader import TensorReader
 
 LAYER_NAME = re.compile(r"^layers\.(\d+)\.(.+)$")
-HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight")
+HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight", "score.bias")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,6 +181,8 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
         if name not in checkpoint.weights:
             continue
         stored = checkpoint.require_plain(name)
+        if name == "score.bias" and "score.weight" in checkpoint.weights:
+            expected = expected | {name: checkpoint.require_plain("score.weight").shape[:1]}
         stored.floating_dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
         if name in expected and stored.shape != expected[name]:
             raise InputError(
