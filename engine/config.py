@@ -44,6 +44,10 @@ class ScoreConfig:
     """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
     labels: Path | None = None
     """With --task classify: a file with the labels' names (JSON with id2label, or one a line)."""
+    layers: float | None = None
+    """The head reads after so many layers, or such a share of them (0.5); what lies beyond is not read."""
+    layers_norm: Literal["auto", "yes", "no"] = "auto"
+    """Apply the final norm after those layers: auto does unless the adapter was trained without."""
     submission: Literal["best", "probabilities"] = "best"
     """submission.csv: the three best letters (labels), or of --task classify a probability column a label."""
     debias: Literal["none", "rotate"] = "none"
@@ -116,6 +120,8 @@ class ScoreConfig:
                 debias=self.debias,
                 max_tokens=self.max_tokens,
                 labels=self.labels,
+                layers=self.layers,
+                layers_norm=None if self.layers_norm == "auto" else self.layers_norm == "yes",
             )
             for adapter in self.adapter or (None,)
         ]

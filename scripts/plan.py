@@ -67,6 +67,7 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),
         ("micro-batch", f"{plan.micro_batch_tokens:,} tokens"),
+        ("layers", f"{num_layers}{'' if job.opened.model.normalizes else ', without the final norm'}"),
         ("resident layers", describe_residency(len(plan.resident_layers), num_layers)),
         ("hidden states in", plan.hidden_store),
         ("bytes read", f"{plan.bytes_read:,} ({_size(plan.bytes_read)})"),

@@ -20,13 +20,14 @@ from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.types import InputError
 
 
-def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
+def read_adapter(path: Path, *, hidden_size: int, num_layers: int, num_kept: int | None = None) -> Adapter:
     """Reads and validates an adapter folder written by PEFT.
 
     Args:
         path: folder with adapter_config.json and adapter_model.safetensors.
         hidden_size: D of the model; a score head is [labels, D], or [1, 2 D] for --head contrast.
         num_layers: decoder layers of the model.
+        num_kept: how many of them, from the first, are computed; what the adapter has beyond is left out.
 
     Raises:
         InputError: a file is missing or broken, or holds what strata does not apply exactly as PEFT does.
@@ -41,7 +42,7 @@ def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
     return Adapter(
         name=path.resolve().name,
         path=path,
-        layers=_build_layers(file, tensors, roles, config, num_layers),
+        layers=_build_layers(file, tensors, roles, config, num_layers)[:num_kept],
         score=score,
         num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         score_bias=_find_score_bias(file, tensors, roles, score),

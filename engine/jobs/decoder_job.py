@@ -24,6 +24,7 @@ from strata.engine.heads.head import Head
 from strata.engine.jobs.decoder_notices import describe_overflows, warn_of_plan
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
+from strata.engine.members.cut import Cut
 from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts, MemberReadings
@@ -54,6 +55,7 @@ class DecoderMembers:
         machine: what they run on.
         model: the modules.
         session: of the caller.
+        cut: where the sweep ends.
         labels: the names of each member's labels, for head classify; empty for others.
         is_verified: embedding and projection have been checked whole.
     """
@@ -66,6 +68,7 @@ class DecoderMembers:
     machine: Machine
     model: OpenModel
     session: Session
+    cut: Cut
     labels: tuple[tuple[str, ...], ...] = ()
     is_verified: bool = True
 
@@ -113,7 +116,8 @@ class DecoderMembers:
         """A digest of all that decides the scores; see `OpenMembers`."""
         adapters = (member.adapter for member in self.settings if member.adapter is not None)
         model, template = self.settings[0].model.resolve(), self.prompting.template.name
-        settings = (model, self.head.name, template, self.dtype, *self.labels, *adapters)
+        cut = () if self.cut.is_whole else (self.cut,)
+        settings = (model, self.head.name, template, self.dtype, *self.labels, *cut, *adapters)
         return fingerprint_job(prompts, settings)
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
@@ -207,6 +211,8 @@ class DecoderJob:
             "head": self.opened.head.name,
             "template": self.opened.prompting.template.name,
             "members": list(self.opened.members),
+            "num_layers": self.opened.model.checkpoint.num_layers,
+            "final_norm": self.opened.model.normalizes,
             **asdict(self.prefix_sharing),
             "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
             "budgets": asdict(self.machine.budgets),

@@ -13,6 +13,7 @@ from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.cut import choose_cut
 from strata.engine.members.labels import check_shared, label_names
 from strata.engine.members.member import Member
 from strata.engine.members.readings import score_shape
@@ -23,6 +24,7 @@ from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.checksums import read_checksums
+from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.registry import ignored_settings
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -49,10 +51,14 @@ def open_decoder_members(
     """
     first = members[0]
     checkpoint = open_checkpoint(first.model)
+    num_stored_layers = checkpoint.num_layers
+    cut = choose_cut(members, num_stored_layers)
+    if cut.num_layers is not None:
+        checkpoint = keep_layers(checkpoint, cut.num_layers)
     for line in ignored_settings(checkpoint.quantization):
         session.warnings.say(line)
     checksums = read_checksums(checkpoint.path) if settings.verify else None
-    adapters = _read_adapters(members, checkpoint)
+    adapters = _read_adapters(members, checkpoint, num_stored_layers)
     width = checkpoint.config.hidden_size
     where = f"{checkpoint.path} and its adapters"
     head = choose_head(first.head, score_shape(checkpoint, adapters), width, where)
@@ -68,6 +74,7 @@ def open_decoder_members(
     machine = choose_machine(settings, stored, profile)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     model = open_model(checkpoint, adapters, computing, TensorReader(source, checksums))
+    model.normalizes = cut.normalizes
     model.members = tuple(
         replace(side, name=member.name) for side, member in zip(model.members, members, strict=True)
     )
@@ -80,6 +87,7 @@ def open_decoder_members(
         machine=machine,
         model=model,
         session=session,
+        cut=cut,
         labels=_name_labels(head, members, checkpoint, adapters),
         is_verified=not settings.verify,
     )
@@ -104,7 +112,9 @@ def _name_labels(
     return tuple(names)
 
 
-def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+def _read_adapters(
+    members: Sequence[Member], checkpoint: Checkpoint, num_stored_layers: int
+) -> tuple[Adapter, ...]:
     """The members' adapters, none for the base model alone.
 
     Raises:
@@ -116,7 +126,12 @@ def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[A
             f"members of {checkpoint.path}: some have an adapter and some have none; expected all or none"
         )
     adapters = tuple(
-        read_adapter(path, hidden_size=checkpoint.config.hidden_size, num_layers=checkpoint.num_layers)
+        read_adapter(
+            path,
+            hidden_size=checkpoint.config.hidden_size,
+            num_layers=num_stored_layers,
+            num_kept=checkpoint.num_layers,
+        )
         for path in paths
     )
     with_score = [adapter.name for adapter in adapters if adapter.score is not None]

@@ -43,8 +43,9 @@ class Readouts:
 class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
-    `stores` hold each member's hidden states; `norm` are the final norm's weights. `promoted` maps
-    micro-batches that overflowed to their float32 hidden states; `overflows` lists (layer, micro-batch).
+    `stores` hold each member's hidden states; `norm` are the final norm's weights, None where readouts are
+    taken before it. `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows`
+    lists (layer, micro-batch).
     """
 
     decoder: Decoder
@@ -53,7 +54,7 @@ class LaneWorker:
     tree: PrefixTree
     lane: Lane
     stores: Mapping[str, HiddenStore]
-    norm: Mapping[str, torch.Tensor]
+    norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
@@ -132,9 +133,7 @@ class LaneWorker:
         call = AttentionCall(tiles_of=tiles_of, carried=None, mode="scored", key_values=key_values_2KCH)
 
         def read_out(states: torch.Tensor) -> torch.Tensor:
-            output_SD = self.decoder.run_layer(layer, states, position_ids[scored], call)
-            norm = {name: weight.to(output_SD) for name, weight in self.norm.items()}
-            return self.decoder.normalize(norm, output_SD)
+            return self._normalize(self.decoder.run_layer(layer, states, position_ids[scored], call))
 
         readouts_SD = self._compute(index, hidden_TD[scored], read_out)
         if not is_finite(readouts_SD):
@@ -150,6 +149,13 @@ class LaneWorker:
         if not ranges:
             return None
         return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
+
+    def _normalize(self, states_SD: torch.Tensor) -> torch.Tensor:
+        """The final norm, where readouts are taken after it."""
+        if self.norm is None:
+            return states_SD
+        norm = {name: weight.to(states_SD) for name, weight in self.norm.items()}
+        return self.decoder.normalize(norm, states_SD)
 
     def _load(self, index: int, member: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [T, D] and position ids [T] of a micro-batch, on the device."""
