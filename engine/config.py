@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
-from strata.engine.heads.registry import AUTO, HEADS
+from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import PlanOverrides
@@ -34,12 +34,22 @@ class ScoreConfig:
     """Hugging Face checkpoint directory, as downloaded (safetensors)."""
     questions: Path
     """CSV, Parquet, JSONL: id,prompt,A..E[,answer][,context] or id,question,options[][,answer][,context]."""
+    task: Literal["choice", "classify"] = "choice"
+    """classify: texts ([id,]text or text_a,text_b[,label][,options]) get a trained classifier's labels."""
     out: Path
     """Folder for what the run leaves."""
     adapter: tuple[Path, ...] = ()
     """PEFT LoRA adapter folder; repeat for several, which then share one sweep of the base weights."""
     head: HeadName = "auto"
     """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
+    labels: Path | None = None
+    """With --task classify: a file with the labels' names (JSON with id2label, or one a line)."""
+    layers: float | None = None
+    """The head reads after so many layers, or such a share of them (0.5); what lies beyond is not read."""
+    layers_norm: Literal["auto", "yes", "no"] = "auto"
+    """Apply the final norm after those layers: auto does unless the adapter was trained without."""
+    submission: Literal["best", "probabilities"] = "best"
+    """submission.csv: the three best letters (labels), or of --task classify a probability column a label."""
     debias: Literal["none", "rotate"] = "none"
     """rotate shows the options in every cyclic order and averages (head letters)."""
     context_column: str = "context"
@@ -80,10 +90,24 @@ class ScoreConfig:
         """Raises InputError when a setting means nothing."""
         self.machine.check()
         self.plan.check()
+        self._check_task()
         if self.int8_check_questions < 0:
             raise InputError(f"--int8-check-questions: {self.int8_check_questions}; expected 0 or more")
         if self.deadline is not None:
             parse_duration_s("--deadline", self.deadline)
+
+    def _check_task(self) -> None:
+        if self.task == "classify":
+            if self.head not in (AUTO, CLASSIFY):
+                raise InputError(f"--head {self.head}: --task classify has a head of its own; expected auto")
+            return
+        for flag, given in (
+            ("--labels", self.labels is not None),
+            ("--submission probabilities", self.submission != "best"),
+            (f"--head {CLASSIFY}", self.head == CLASSIFY),
+        ):
+            if given:
+                raise InputError(f"{flag}: questions have letters, not labels; expected --task classify")
 
     def members(self) -> list[Member]:
         """A member an adapter, or the base model alone."""
@@ -91,10 +115,13 @@ class ScoreConfig:
             Member(
                 model=self.model,
                 adapter=adapter,
-                head=self.head,
+                head=CLASSIFY if self.task == "classify" else self.head,
                 template=self.template,
                 debias=self.debias,
                 max_tokens=self.max_tokens,
+                labels=self.labels,
+                layers=self.layers,
+                layers_norm=None if self.layers_norm == "auto" else self.layers_norm == "yes",
             )
             for adapter in self.adapter or (None,)
         ]

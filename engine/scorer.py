@@ -87,6 +87,11 @@ class Scorer:
         """Names of the members."""
         return self._opened.members
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels that head classify gives texts; empty for other heads."""
+        return self._opened.label_names
+
     def __enter__(self) -> Scorer:
         return self
 

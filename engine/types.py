@@ -24,7 +24,9 @@ class Question:
     """One multiple-choice question.
 
     `id` is kept as text, exactly as in the file. `answer` is an index into `options`, or None when unknown.
-    `row` is the one-based data row (header not counted; a line number for JSONL), for messages.
+    `row` is the one-based data row (header not counted; a line number for JSONL), for messages. Of a text to
+    classify, `options` are the names of the labels that it may get, `prompt` is the text, and `context` the
+    second text of a pair; `is_text` tells.
     """
 
     id: str
@@ -33,6 +35,11 @@ class Question:
     answer: int | None = None
     context: str = ""
     row: int = 0
+    is_text: bool = False
+
+    def name_of(self, option: int) -> str:
+        """What results call an option: its letter; of a text to classify the label's name."""
+        return self.options[option] if self.is_text else LETTERS[option]
 
 
 @dataclass(frozen=True, kw_only=True)

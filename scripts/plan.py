@@ -12,9 +12,8 @@ from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.job import Session
 from strata.engine.machine.devices import GIB
-from strata.engine.questions.question_file import read_questions
+from strata.engine.run.opening import open_run
 from strata.engine.run.score import group_goal_of
-from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, RunWarnings
 
 MIB = 1 << 20
@@ -38,10 +37,7 @@ def run_plan(config: PlanConfig) -> int:
         raise InputError(f"--model: {config.model} is an encoder, which has no sweep; expected a decoder")
     warnings = RunWarnings(strict=config.strict)
     session = Session(warnings=warnings, overrides=config.plan, folder=config.out)
-    questions = read_questions(
-        config.questions, context_column=config.context_column, limit=config.limit, warnings=warnings
-    )
-    with Scorer.open(config.members(), config.machine, session=session, profile=config.profile) as scorer:
+    with open_run(config, session, config.profile) as (questions, scorer):
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
         assert isinstance(job, DecoderJob)
         Console(highlight=False).print(tabulate_plan(job))
@@ -71,6 +67,7 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),
         ("micro-batch", f"{plan.micro_batch_tokens:,} tokens"),
+        ("layers", f"{num_layers}{'' if job.opened.model.normalizes else ', without the final norm'}"),
         ("resident layers", describe_residency(len(plan.resident_layers), num_layers)),
         ("hidden states in", plan.hidden_store),
         ("bytes read", f"{plan.bytes_read:,} ({_size(plan.bytes_read)})"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from strata.engine.config import ScoreConfig
-from strata.engine.results.tables import best_letters
+from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
 
 NUM_SHOWN = 5
@@ -36,15 +36,11 @@ def print_summary(run: ScoreRun) -> None:
     console = Console(highlight=False)
     measured, plan = run.record["measured"], run.record["plan"]
     for row in run.scores[:NUM_SHOWN]:
-        console.print(f"{row.question.id}: {best_letters(row.order)}  margin {row.margin:.3f}", markup=False)
+        console.print(f"{row.question.id}: {best_names(row)}  margin {row.margin:.3f}", markup=False)
     if len(run.scores) > NUM_SHOWN:
         console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
     if metrics := run.record["metrics"]:
-        heuristics = metrics["heuristics"]
-        console.print(
-            f"MAP@3 {metrics['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}, "
-            f"longest option {heuristics['longest_option_map_at_3']:.3f}), accuracy {metrics['accuracy']:.3f}"
-        )
+        console.print(describe_metrics(metrics))
     sharing = ""
     if "trie_nodes" in measured:
         saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
@@ -62,3 +58,16 @@ def print_summary(run: ScoreRun) -> None:
     if (run.out / "prompts.jsonl").is_file():
         files.append("prompts.jsonl")
     console.print(f"{', '.join(files)} in {run.out}", markup=False, soft_wrap=True)
+
+
+def describe_metrics(metrics: dict) -> str:
+    """One line of what was right, heuristics beside it."""
+    heuristics = metrics["heuristics"]
+    uniform = f"MAP@3 {metrics['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}"
+    if "macro_f1" in metrics:
+        return (
+            f"{uniform}), accuracy {metrics['accuracy']:.3f} (always the commonest label "
+            f"{heuristics['commonest_label_accuracy']:.3f}), macro F1 {metrics['macro_f1']:.3f}"
+        )
+    longest = heuristics["longest_option_map_at_3"]
+    return f"{uniform}, longest option {longest:.3f}), accuracy {metrics['accuracy']:.3f}"

@@ -83,7 +83,7 @@ _LORA_SUFFIX = re.compile(
 _LAYER = re.compile(
     r"^(?:(?:model|language_model|transformer|gpt_neox|decoder)\.)*(?:layers|h)\.(?P<index>\d+)\.(?P<path>.+)$"
 )
-_SCORE = re.compile(r"^(?:score|classifier)(?:\.modules_to_save)?(?:\.default)?\.weight$")
+_SCORE = re.compile(r"^(?:score|classifier)(?:\.modules_to_save)?(?:\.default)?\.(?P<kind>weight|bias)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class TensorRole:
     score both are empty.
     """
 
-    kind: Literal["a", "b", "magnitude", "score"]
+    kind: Literal["a", "b", "magnitude", "score", "score_bias"]
     module_name: str = ""
     layer_index: int = -1
     path: str = ""
@@ -163,10 +163,13 @@ def parse_tensor_name(file: Path, name: str) -> TensorRole:
     full_name = name.removeprefix(_PREFIX)
     lora = _LORA_SUFFIX.match(full_name)
     layer = _LAYER.match(lora["module"]) if lora else None
-    if not name.startswith(_PREFIX) or (not _SCORE.match(full_name) and not _is_plain_module(layer)):
+    score = _SCORE.match(full_name)
+    if not name.startswith(_PREFIX) or (score is None and not _is_plain_module(layer)):
         raise InputError(f"{file}: tensor {name!r} is not supported: {_explain_tensor(name)}")
-    if lora is None or layer is None:
-        return TensorRole(kind="score")
+    if score is not None:
+        return TensorRole(kind="score" if score["kind"] == "weight" else "score_bias")
+    assert lora is not None
+    assert layer is not None
     kind: Literal["a", "b", "magnitude"] = "magnitude"
     if lora["kind"] is not None:
         kind = "a" if lora["kind"] == "A" else "b"
@@ -189,7 +192,7 @@ def _explain_tensor(name: str) -> str:
         return "strata applies no LoRA to the expert weights of a mixture of experts"
     return (
         f"expected {_PREFIX}[model.]layers.N.MODULE.lora_A.weight, .lora_B.weight or .lora_magnitude_vector, "
-        f"or {_PREFIX}score.weight"
+        f"or {_PREFIX}score.weight and .bias"
     )
 
 

@@ -15,17 +15,19 @@ from strata.engine.adapters.adapter_config import (
     parse_tensor_name,
     read_adapter_config,
 )
+from strata.engine.adapters.labels import LABELS_NAME, read_labels
 from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.types import InputError
 
 
-def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
+def read_adapter(path: Path, *, hidden_size: int, num_layers: int, num_kept: int | None = None) -> Adapter:
     """Reads and validates an adapter folder written by PEFT.
 
     Args:
         path: folder with adapter_config.json and adapter_model.safetensors.
         hidden_size: D of the model; a score head is [labels, D], or [1, 2 D] for --head contrast.
         num_layers: decoder layers of the model.
+        num_kept: how many of them, from the first, are computed; what the adapter has beyond is left out.
 
     Raises:
         InputError: a file is missing or broken, or holds what strata does not apply exactly as PEFT does.
@@ -36,13 +38,16 @@ def read_adapter(path: Path, *, hidden_size: int, num_layers: int) -> Adapter:
     roles = {name: parse_tensor_name(file, name) for name in tensors}
     if not roles:
         raise InputError(f"{file}: holds no tensors; expected those of a LoRA adapter")
+    score = _find_score(file, tensors, roles, hidden_size)
     return Adapter(
         name=path.resolve().name,
         path=path,
-        layers=_build_layers(file, tensors, roles, config, num_layers),
-        score=_find_score(file, tensors, roles, hidden_size),
+        layers=_build_layers(file, tensors, roles, config, num_layers)[:num_kept],
+        score=score,
         num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         declares_head=config.declares_head,
+        score_bias=_find_score_bias(file, tensors, roles, score),
+        labels=read_labels(path / LABELS_NAME) if (path / LABELS_NAME).is_file() else None,
     )
 
 
@@ -126,6 +131,19 @@ def _find_score(
     return score
 
 
+def _find_score_bias(
+    file: Path, tensors: dict[str, Tensor], roles: dict[str, TensorRole], score: Tensor | None
+) -> Tensor | None:
+    """The bias [labels] of the head; None without one."""
+    name = next((name for name, role in roles.items() if role.kind == "score_bias"), None)
+    if name is None:
+        return None
+    if score is None:
+        raise InputError(f"{file}: holds {name!r} but no weight; expected a classification head with both")
+    _expect_shape(f"{file}: tensor {name!r}", tensors[name], (score.shape[0],))
+    return tensors[name]
+
+
 def _build_layers(
     file: Path,
     tensors: dict[str, Tensor],
@@ -135,7 +153,7 @@ def _build_layers(
 ) -> tuple[dict[str, LoraWeights], ...]:
     found: dict[tuple[int, str, str], dict[str, Tensor]] = {}
     for name, role in roles.items():
-        if role.kind == "score":
+        if role.kind in ("score", "score_bias"):
             continue
         if role.layer_index >= num_layers:
             raise InputError(

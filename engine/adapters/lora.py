@@ -49,7 +49,8 @@ class Adapter:
     """A LoRA adapter; its tensors are memory-mapped from the file.
 
     `layers` holds, for each decoder layer, the LoraWeights by module path in the layer ("self_attn.q_proj").
-    `score` [num_labels, D], or [1, 2 D] for --head contrast, is the trained classification head, if any.
+    `score` [num_labels, D], or [1, 2 D] for --head contrast, is the trained classification head, if any,
+    `score_bias` [num_labels] its bias, if any, and `labels` the names of its rows, where the folder tells.
     `num_bytes` counts all tensors. `declares_head` says that a head was trained along, there or not.
     """
 
@@ -59,6 +60,8 @@ class Adapter:
     score: Tensor | None
     num_bytes: int
     declares_head: bool = False
+    score_bias: Tensor | None = None
+    labels: tuple[str, ...] | None = None
 
     @property
     def module_paths(self) -> tuple[str, ...]:

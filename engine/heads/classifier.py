@@ -47,20 +47,20 @@ class ClassifierHead(ABC):
         self, prompts: Sequence[Prompt], targets: TargetTable, readings: Readings
     ) -> list[QuestionScores]:
         """Scores of questions from the hidden states of their options, in float64."""
-        weight = readings.score_weight().double()
+        weight, bias = readings.score_weight().double(), readings.score_bias()
         per_prompt = readings.hidden_states().double().split([len(prompt.branches) for prompt in prompts])
         return [
-            rank_options(prompt, self.score_options(r_OD, weight).numpy())
+            rank_options(prompt, (self.score_options(r_OD, weight) + total_bias(bias)).numpy())
             for prompt, r_OD in zip(prompts, per_prompt, strict=True)
         ]
 
     @abstractmethod
     def score_options(self, r_OD: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """[O] scores of one question, from hidden states [O, D] and the trained matrix."""
+        """[O] scores of one question, from hidden states [O, D] and the trained matrix, without its bias."""
 
 
 class Binary(ClassifierHead):
-    """score(i) = w . r_i; with two labels, w_1 . r_i - w_0 . r_i."""
+    """score(i) = w . r_i + b; with two labels, the logit of the second minus that of the first."""
 
     name = "binary"
 
@@ -94,6 +94,13 @@ def binary_scores(r_OD: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """[O] logit of the one label, or of label 1 minus label 0: hidden states [O, D], weight [1 or 2, D]."""
     logits = r_OD @ weight.T
     return logits[:, 0] if weight.shape[0] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def total_bias(bias: torch.Tensor | None) -> float:
+    """What a bias of one label, or of two (wrong, right), adds to every option's score."""
+    if bias is None:
+        return 0.0
+    return float(bias[-1]) - (float(bias[0]) if len(bias) == 2 else 0.0)
 
 
 def contrast_scores(r_OD: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

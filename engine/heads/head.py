@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 
+ANY_NUMBER = -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Draft:
     """The text of one branch before it is tokenized; `option`, `order`, `label`, `text` as in `Branch`.
 
     `scored` is the span of the characters [start, end) whose tokens are the targets: those of the label, or
     of the option for a head that scores the option itself (empty for an empty option). None when a head
-    reads the hidden state of the last token.
+    reads the hidden state of the last token. `second` is the second text of a pair that is tokenized as one.
     """
 
     option: int
@@ -37,6 +40,7 @@ class Draft:
     label: str | None
     text: str
     scored: tuple[int, int] | None
+    second: str | None = None
 
     @classmethod
     def of_label(cls, label: str, *, after: str, option: int, order: tuple[int, ...]) -> Draft:
@@ -56,6 +60,11 @@ class Pen(Protocol):
     @property
     def lists_options(self) -> bool:
         """Whether the template shows all options."""
+        ...
+
+    @property
+    def uses_context(self) -> bool:
+        """Whether the template shows the context."""
         ...
 
     def render(
@@ -112,6 +121,14 @@ class Readings(Protocol):
         """The trained `score.weight`, in one of the shapes that the head's `weight_shapes` names."""
         ...
 
+    def score_bias(self) -> torch.Tensor | None:
+        """[labels] the trained `score.bias`; None for a classifier without one."""
+        ...
+
+    def labels(self) -> Sequence[str]:
+        """Names of the score weight's rows, in order."""
+        ...
+
 
 class ReadingCosts(Protocol):
     """What asking `Readings` of one member reads from its checkpoint, once for a set of targets."""
@@ -121,7 +138,7 @@ class ReadingCosts(Protocol):
         ...
 
     def score_weight_bytes(self) -> int:
-        """Bytes read for the score weight; 0 where an adapter brings one."""
+        """Bytes read for the score weight and its bias; 0 where an adapter brings them."""
         ...
 
 
@@ -139,7 +156,7 @@ class Head(Protocol):
         ...
 
     @property
-    def needs(self) -> Literal["option", "options"]:
+    def needs(self) -> Literal["option", "options", "prompt"]:
         """The template variable that every template for this head must use."""
         ...
 
@@ -154,7 +171,10 @@ class Head(Protocol):
         ...
 
     def weight_shapes(self, hidden_size: int) -> tuple[tuple[int, int], ...]:
-        """Shapes [labels, width] of a `score.weight` that this head takes; none when it reads none."""
+        """Shapes [labels, width] of a `score.weight` that this head takes; none when it reads none.
+
+        ANY_NUMBER of labels stands for two or more.
+        """
         ...
 
     def normalizes(self, targets: TargetTable) -> bool:

@@ -9,7 +9,7 @@ found there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,19 +21,20 @@ from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
-from strata.engine.jobs.describe import describe_halvings, describe_overflows
+from strata.engine.jobs.decoder_notices import describe_halvings, describe_overflows, warn_of_plan
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
+from strata.engine.members.cut import Cut
 from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts, MemberReadings
-from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, rope_type
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
 from strata.engine.progress import progress_bar
 from strata.engine.prompts.continuations import render_continuations
 from strata.engine.prompts.render import PromptSettings, render_prompts
+from strata.engine.prompts.texts import check_known_labels, render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
 from strata.engine.sweep.sweep import SweptGroup, run_sweep
@@ -54,6 +55,8 @@ class DecoderMembers:
         machine: what they run on.
         model: the modules.
         session: of the caller.
+        cut: where the sweep ends.
+        labels: the names of each member's labels, for head classify; empty for others.
         is_verified: embedding and projection have been checked whole.
     """
 
@@ -65,12 +68,19 @@ class DecoderMembers:
     machine: Machine
     model: OpenModel
     session: Session
+    cut: Cut
+    labels: tuple[tuple[str, ...], ...] = ()
     is_verified: bool = True
 
     @property
     def members(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(member.name for member in self.model.members)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels that texts may get, as the first member has them."""
+        return self.labels[0] if self.labels else ()
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -84,8 +94,7 @@ class DecoderMembers:
     def render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
         """The prompts of questions; see `OpenMembers`."""
         member, checkpoint = self.settings[0], self.model.checkpoint
-        given = member.read(questions)
-        prompts = render_prompts(given, self.prompting, self.tokenizer, self.session.warnings, source=source)
+        prompts = self._render(member.read(questions), source)
         largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
         vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
         if largest >= vocabulary:
@@ -95,11 +104,21 @@ class DecoderMembers:
             )
         return prompts
 
+    def _render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
+        settings, tokenizer, warnings = self.prompting, self.tokenizer, self.session.warnings
+        if not self.labels:
+            return render_prompts(questions, settings, tokenizer, warnings, source=source)
+        check_known_labels(questions, self.labels[0], source)
+        pad = getattr(self.model.checkpoint.config, "pad_token_id", None)
+        return render_texts(questions, settings, tokenizer, warnings, pad_token_id=pad, source=source)
+
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
         adapters = (member.adapter for member in self.settings if member.adapter is not None)
         model, template = self.settings[0].model.resolve(), self.prompting.template.name
-        return fingerprint_job(prompts, (model, self.head.name, template, self.dtype, *adapters))
+        cut = () if self.cut.is_whole else (self.cut,)
+        settings = (model, self.head.name, template, self.dtype, *self.labels, *cut, *adapters)
+        return fingerprint_job(prompts, settings)
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
         """Plans a sweep; see `OpenMembers`."""
@@ -114,7 +133,7 @@ class DecoderMembers:
 
         request = PlanRequest(machine=self.machine, overrides=self.session.overrides, group_goal=group_goal)
         sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
-        self._warn(sweep)
+        warn_of_plan(sweep, self.session)
         return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
@@ -146,24 +165,6 @@ class DecoderMembers:
                 if name is not None:
                     self.model.reader.verify(checkpoint.require_plain(name))
         self.is_verified = True
-
-    def _warn(self, sweep: SweepJob) -> None:
-        """Says which of the user's settings the job does not honour."""
-        overrides, say = self.session.overrides, self.session.warnings.say
-        num_layers, config = self.model.checkpoint.num_layers, self.model.checkpoint.config
-        longest = int(sweep.tree.position_ids.max()) + 1
-        supported = getattr(config, "max_position_embeddings", longest)
-        original = getattr(config, "original_max_position_embeddings", None) or supported
-        if rope_type(config) in LENGTH_DEPENDENT_ROPE and longest > original:
-            say(
-                f"rotary scaling {rope_type(config)!r} depends on length: the whole job uses the "
-                f"setting of its longest prompt, {longest} tokens "
-                f"(a run of each prompt alone would switch at {original})"
-            )
-        if overrides.num_groups is not None and overrides.num_groups != sweep.plan.num_groups:
-            say(f"--num-groups {overrides.num_groups}: the job has prompts for {sweep.plan.num_groups} only")
-        if overrides.resident_layers is not None and overrides.resident_layers > num_layers:
-            say(f"--resident-layers {overrides.resident_layers}: the model has {num_layers} layers")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -210,6 +211,8 @@ class DecoderJob:
             "head": self.opened.head.name,
             "template": self.opened.prompting.template.name,
             "members": list(self.opened.members),
+            "num_layers": self.opened.model.checkpoint.num_layers,
+            "final_norm": self.opened.model.normalizes,
             **asdict(self.prefix_sharing),
             "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
             "budgets": asdict(self.machine.budgets),
@@ -268,8 +271,9 @@ class DecoderJob:
         prompts = [self.prompts[index] for index in completed]
         adapters: Sequence[Adapter | None] = self.opened.adapters or (None,)
         by_member: dict[str, list[QuestionScores]] = {}
-        for name, adapter in zip(self.opened.members, adapters, strict=True):
-            readings = self._readings(targets, group.readouts, name, adapter)
+        labels = self.opened.labels or ((),) * len(adapters)
+        for name, adapter, names in zip(self.opened.members, adapters, labels, strict=True):
+            readings = self._readings(targets, group.readouts[name], adapter, names)
             by_member[name] = self.opened.head.score(prompts, targets, readings)
         self.num_scored += len(prompts)
         return average_members(by_member)
@@ -277,16 +281,17 @@ class DecoderJob:
     def _readings(
         self,
         targets: TargetTable,
-        readouts: Mapping[str, torch.Tensor],
-        member: str,
+        readouts: torch.Tensor,
         adapter: Adapter | None,
+        label_names: tuple[str, ...],
     ) -> MemberReadings:
         return MemberReadings(
             checkpoint=self.opened.model.checkpoint,
             adapter=adapter,
-            readouts=readouts[member],
+            readouts=readouts,
             targets=targets,
             normalized=self.normalized,
             reader=self.opened.model.reader,
             device=self.opened.model.devices[0],
+            label_names=label_names,
         )

@@ -65,6 +65,11 @@ class EncoderMembers:
         return tuple(member.name for member in self.settings)
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """None: options are scored."""
+        return ()
+
+    @property
     def weight_bytes(self) -> int:
         """Of the model on each device."""
         return self.shape.num_weights * self.machine.dtype.itemsize

@@ -14,6 +14,7 @@ from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, Measured, OpenMembers
 from strata.engine.machine.machine import Machine
 from strata.engine.members.ensemble import average_members
+from strata.engine.members.labels import check_shared
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import Prompt, Question, QuestionScores
 
@@ -35,6 +36,17 @@ class EnsembleMembers:
     def members(self) -> tuple[str, ...]:
         """Names of all."""
         return tuple(name for part in self.parts for name in part.members)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels of all models, in the order of the first.
+
+        Raises:
+            InputError: models whose labels differ by more than their order.
+        """
+        names = [part.label_names for part in self.parts]
+        check_shared(names)
+        return names[0]
 
     def render(self, questions: Sequence[Question], source: str) -> list[EnsemblePrompt]:
         """The prompts of every model, question by question."""

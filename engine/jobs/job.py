@@ -83,6 +83,11 @@ class OpenMembers(Protocol):
         """Their names."""
         ...
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that texts may get; empty where options are scored."""
+        ...
+
     def render(self, questions: Sequence[Question], source: str) -> Sequence[Prompt]:
         """The prompts of questions; `source` names the question file in messages.
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from strata.engine.adapters.adapter_config import CONFIG_NAME
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
-from strata.engine.heads.registry import AUTO, choose_head
+from strata.engine.heads.head import Head
+from strata.engine.heads.registry import AUTO, CLASSIFY, choose_head
 from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.decoder_notices import left_aside
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.cut import choose_cut
+from strata.engine.members.labels import check_shared, label_names
 from strata.engine.members.member import Member
 from strata.engine.members.readings import declared_head, score_shape
 from strata.engine.model.open_model import Computing, open_model
@@ -24,10 +27,9 @@ from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.checkpoint_folder import unread_index
 from strata.engine.weights.checksums import read_checksums
+from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.registry import ignored_settings
 from strata.engine.weights.tensor_reader import TensorReader
-
-MAX_NAMED = 4
 
 
 def open_decoder_members(
@@ -52,12 +54,16 @@ def open_decoder_members(
     """
     first = members[0]
     checkpoint = open_checkpoint(first.model)
+    num_stored_layers = checkpoint.num_layers
+    cut = choose_cut(members, num_stored_layers)
+    if cut.num_layers is not None:
+        checkpoint = keep_layers(checkpoint, cut.num_layers)
     for line in (*ignored_settings(checkpoint.quantization), *left_aside(checkpoint)):
         session.warnings.say(line)
     if (unread := unread_index(checkpoint.path)) is not None:
         session.warnings.say(unread)
     checksums = read_checksums(checkpoint.path) if settings.verify else None
-    adapters = _read_adapters(members, checkpoint)
+    adapters = _read_adapters(members, checkpoint, num_stored_layers)
     width = checkpoint.config.hidden_size
     where = f"{checkpoint.path} and its adapters"
     shape = score_shape(checkpoint, adapters)
@@ -79,6 +85,7 @@ def open_decoder_members(
     machine = choose_machine(settings, stored, profile)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     model = open_model(checkpoint, adapters, computing, TensorReader(source, checksums))
+    model.normalizes = cut.normalizes
     model.members = tuple(
         replace(side, name=member.name) for side, member in zip(model.members, members, strict=True)
     )
@@ -91,26 +98,10 @@ def open_decoder_members(
         machine=machine,
         model=model,
         session=session,
+        cut=cut,
+        labels=_name_labels(head, members, checkpoint, adapters),
         is_verified=not settings.verify,
     )
-
-
-def left_aside(checkpoint: Checkpoint) -> list[str]:
-    """What lies in the checkpoint's folder and is not used, a line each."""
-    lines = []
-    if checkpoint.unused:
-        shown = ", ".join(checkpoint.unused[:MAX_NAMED])
-        more = f" and {len(checkpoint.unused) - MAX_NAMED} more" if len(checkpoint.unused) > MAX_NAMED else ""
-        lines.append(
-            f"{checkpoint.path}: {len(checkpoint.unused)} stored tensor(s) are not used, as "
-            f"{checkpoint.config.model_type!r} has no place for them: {shown}{more}"
-        )
-    if (checkpoint.path / CONFIG_NAME).is_file():
-        lines.append(
-            f"{checkpoint.path / CONFIG_NAME}: an adapter lies beside the full model and is not applied; "
-            f"--adapter {checkpoint.path} applies it"
-        )
-    return lines
 
 
 def _refuse_absent_head(setting: str, declared: str | None) -> None:
@@ -122,7 +113,28 @@ def _refuse_absent_head(setting: str, declared: str | None) -> None:
         )
 
 
-def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+def _name_labels(
+    head: Head, members: Sequence[Member], checkpoint: Checkpoint, adapters: Sequence[Adapter]
+) -> tuple[tuple[str, ...], ...]:
+    """The label names of each member of head classify; nothing for other heads.
+
+    Raises:
+        InputError: names that are broken, or that members do not share.
+    """
+    if head.name != CLASSIFY:
+        return ()
+    names = []
+    for member, adapter in zip(members, adapters or (None,), strict=True):
+        shape = score_shape(checkpoint, () if adapter is None else (adapter,))
+        assert shape is not None, "the head has been found to fit"
+        names.append(label_names(checkpoint, adapter, shape[0], member.labels))
+    check_shared(names)
+    return tuple(names)
+
+
+def _read_adapters(
+    members: Sequence[Member], checkpoint: Checkpoint, num_stored_layers: int
+) -> tuple[Adapter, ...]:
     """The members' adapters, none for the base model alone.
 
     Raises:
@@ -134,7 +146,12 @@ def _read_adapters(members: Sequence[Member], checkpoint: Checkpoint) -> tuple[A
             f"members of {checkpoint.path}: some have an adapter and some have none; expected all or none"
         )
     adapters = tuple(
-        read_adapter(path, hidden_size=checkpoint.config.hidden_size, num_layers=checkpoint.num_layers)
+        read_adapter(
+            path,
+            hidden_size=checkpoint.config.hidden_size,
+            num_layers=num_stored_layers,
+            num_kept=checkpoint.num_layers,
+        )
         for path in paths
     )
     with_score = [adapter.name for adapter in adapters if adapter.score is not None]

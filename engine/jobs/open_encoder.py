@@ -59,6 +59,8 @@ def refuse_settings(member: Member, settings: MachineSettings, session: Session)
         (f"--head {member.head}", member.head != "auto", "auto: its multiple-choice head"),
         (f"--debias {member.debias}", member.debias != "none", "none: its rows show one option each"),
         (f"--template {member.template}", member.template is not None, "none: its layout is fixed"),
+        ("--layers", member.layers is not None, "a run without it: its head is at the end"),
+        ("--layers-norm", member.layers_norm is not None, "auto"),
         ("--dtype int8", settings.dtype == "int8", "float32, bfloat16 or float16"),
         ("--verify", settings.verify, "a run without it"),
         ("--cache-dir", settings.cache_dir is not None, "a run without it: weights are read once"),

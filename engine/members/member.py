@@ -30,6 +30,10 @@ class Member:
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
         label: what it is called; None for its adapter's folder, or as much of the path as tells it apart.
+        layers: the head reads after so many layers, or such a share of them, and no layer beyond is read;
+            None for all, or as many as the adapter's folder says it was trained on.
+        layers_norm: whether the final norm is applied there; None as the adapter's folder says, else it is.
+        labels: file that names the labels of a classifier; None for the names that its folder has.
     """
 
     model: Path
@@ -40,6 +44,9 @@ class Member:
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"
     label: str | None = None
+    labels: Path | None = None
+    layers: float | None = None
+    layers_norm: bool | None = None
 
     @property
     def name(self) -> str:

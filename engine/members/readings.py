@@ -21,6 +21,7 @@ from strata.engine.weights.checkpoint_folder import CONFIG_FILE
 from strata.engine.weights.tensor_reader import TensorReader
 
 SCORE_WEIGHT = "score.weight"
+SCORE_BIAS = "score.bias"
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 """How architectures with a classification head are called at their end."""
 
@@ -56,6 +57,7 @@ class MemberReadings:
         normalized: whether the head wants log-probabilities, not logits.
         reader: counts the bytes read.
         device: where the vocabulary projection is multiplied.
+        label_names: what the rows of the score weight are called; empty for heads that do not ask.
     """
 
     checkpoint: Checkpoint
@@ -65,6 +67,7 @@ class MemberReadings:
     normalized: bool
     reader: TensorReader
     device: torch.device
+    label_names: tuple[str, ...] = ()
 
     def log_probabilities(self) -> np.ndarray:
         """[n] float64, streaming the projection in blocks.
@@ -105,6 +108,18 @@ class MemberReadings:
             return self.adapter.score
         return self.reader.read(self.checkpoint.require_plain(SCORE_WEIGHT))
 
+    def score_bias(self) -> torch.Tensor | None:
+        """The bias that goes with `score_weight`: an adapter's classifier replaces the checkpoint's whole."""
+        if self.adapter is not None and self.adapter.score is not None:
+            return self.adapter.score_bias
+        if SCORE_BIAS not in self.checkpoint.weights:
+            return None
+        return self.reader.read(self.checkpoint.require_plain(SCORE_BIAS))
+
+    def labels(self) -> tuple[str, ...]:
+        """The names that the member was opened with."""
+        return self.label_names
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemberCosts:
@@ -122,7 +137,8 @@ class MemberCosts:
         return vocabulary_projection(self.checkpoint).bytes_needed(token_ids, normalized=normalized)
 
     def score_weight_bytes(self) -> int:
-        """The checkpoint's weight; 0 where the adapter brings one."""
+        """The checkpoint's weight and bias; 0 where the adapter brings its own."""
         if self.adapter is not None and self.adapter.score is not None:
             return 0
-        return self.checkpoint.require(SCORE_WEIGHT).num_bytes
+        bias = self.checkpoint.weights.get(SCORE_BIAS)
+        return self.checkpoint.require(SCORE_WEIGHT).num_bytes + (0 if bias is None else bias.num_bytes)

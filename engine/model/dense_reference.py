@@ -9,8 +9,6 @@ Peak memory: one layer in float32.
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from accelerate import init_empty_weights
@@ -21,6 +19,7 @@ from transformers import AutoModel
 from strata.engine.adapters.lora import Adapter, merge
 from strata.engine.model.decoder import assign_weights
 from strata.engine.weights.checkpoint import Checkpoint, WeightSource
+from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import StoredTensor
 
@@ -59,11 +58,7 @@ def projection_rows(checkpoint: Checkpoint, token_ids: np.ndarray) -> torch.Tens
 
 
 def _one_layer_model(checkpoint: Checkpoint) -> nn.Module:
-    config = copy.deepcopy(checkpoint.config)
-    for name, value in vars(checkpoint.config).items():
-        if isinstance(value, (list, tuple)) and len(value) == checkpoint.config.num_hidden_layers:
-            setattr(config, name, value[:1])
-    config.num_hidden_layers = 1
+    config = keep_layers(checkpoint, 1).config
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     with init_empty_weights(include_buffers=False):

@@ -68,6 +68,7 @@ class OpenModel:
         decoders: one a worker, since assigning weights changes the modules.
         members: what is swept side by side.
         loader: reads and decodes layers.
+        normalizes: the final norm is applied to what is read out.
         resident: by layer number, the weights on each device that stay for the next sweep.
     """
 
@@ -77,6 +78,7 @@ class OpenModel:
     decoders: tuple[Decoder, ...]
     members: tuple[SideAdapter, ...]
     loader: LayerLoader
+    normalizes: bool = True
     resident: dict[int, dict[torch.device, Weights]] = field(default_factory=dict)
 
     @property

@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig
 
+from strata.engine.weights.first_layers import cut_settings
+
 HIDDEN, FEED_FORWARD, VOCABULARY, WINDOW = 64, 32, 97, 4
 MOST_HEADS = 2
 
@@ -69,11 +71,8 @@ def shrink_config(config: PreTrainedConfig, num_layers: int, *, is_narrow: bool)
         is_narrow: hidden states may be narrower than all heads together.
     """
     small = copy.deepcopy(config)
-    total = config.num_hidden_layers
-    for name, value in vars(config).items():
-        if isinstance(value, (list, tuple)) and len(value) == total:
-            setattr(small, name, value[:num_layers])
-    small.num_hidden_layers = num_layers
+    for name, value in cut_settings(vars(config), num_layers).items():
+        setattr(small, name, value)
     _shrink_heads(small, is_narrow=is_narrow)
     for name, width in WIDTHS.items():
         _set_smaller(small, name, width)

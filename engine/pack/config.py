@@ -27,6 +27,8 @@ class PackConfig:
     """Read everything back and compare it with its checksums."""
     double_quant: bool = True
     """With --format nf4: the scales are quantised too."""
+    layers: float | None = None
+    """Only the first layers: so many, or such a share of them (0.5); the final norm and heads stay."""
     shard_gib: float = 4.0
     """Largest size of a file."""
     progress: bool = False

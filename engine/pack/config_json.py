@@ -16,6 +16,7 @@ import torch
 from strata.engine.model_files.config_file import read_config_json
 from strata.engine.pack.config import PackConfig
 from strata.engine.weights.checksums import CHECKSUMS_FILE
+from strata.engine.weights.first_layers import cut_settings
 
 PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DTYPE_KEYS = {"dtype", "torch_dtype"}
@@ -61,9 +62,14 @@ def quantization_settings(
     return None
 
 
-def make_config(model: Path, settings: dict[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
-    """The source's config.json with another account of the format, and of the dtype where that changes."""
+def make_config(
+    model: Path, settings: dict[str, Any] | None, dtype: torch.dtype | None, *, num_layers: int
+) -> dict[str, Any]:
+    """The source's config.json with another format, dtype or number of layers where these change."""
     config = read_config_json(model)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and part.get("num_hidden_layers", num_layers) != num_layers:
+            part.update(cut_settings(part, num_layers))
     for part in (config, *(nested for nested in config.values() if isinstance(nested, dict))):
         part.pop("quantization_config", None)
     if dtype is not None:

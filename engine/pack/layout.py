@@ -29,6 +29,7 @@ from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.checkpoint_folder import SINGLE_FILE
+from strata.engine.weights.first_layers import is_beyond
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.shards import read_stored_tensors
@@ -126,7 +127,7 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
     Raises:
         InputError: the checkpoint lacks a weight, or holds one that cannot be decoded.
     """
-    weights = _stored_weights(checkpoint)
+    weights = _stored_weights(checkpoint, None if config.layers is None else checkpoint.num_layers)
     linears = find_linears(checkpoint)
     packed: frozenset[str] = frozenset()
     if config.format not in PLAIN_DTYPES:
@@ -135,7 +136,9 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
     settings = quantization_settings(config, checkpoint.stored_dtype, _ignored_modules(linears, weights))
     return PackPlan(
         shards=_cut_into_shards(encodings, config.shard_bytes),
-        config=make_config(checkpoint.path, settings, PLAIN_DTYPES.get(config.format)),
+        config=make_config(
+            checkpoint.path, settings, PLAIN_DTYPES.get(config.format), num_layers=checkpoint.num_layers
+        ),
         copied=small_files(checkpoint.path),
         num_packed=len(packed),
         num_experts=len(linears.experts),
@@ -174,9 +177,11 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
     )
 
 
-def _stored_weights(checkpoint: Checkpoint) -> list[StoredWeight]:
-    """Every weight under the name it is stored by, layer after layer."""
+def _stored_weights(checkpoint: Checkpoint, num_layers: int | None) -> list[StoredWeight]:
+    """Every weight under the name it is stored by, layer after layer, or those of the first layers alone."""
     stored = read_stored_tensors(checkpoint.path)
+    if num_layers is not None:
+        stored = {name: tensor for name, tensor in stored.items() if not is_beyond(name, num_layers)}
     with closing(TensorReader()) as reader:
         weights = collect_weights(checkpoint.quantization, stored, reader.read)
     quantized = {_module(weight.name) for weight in weights if not isinstance(weight, PlainWeight)}

@@ -30,6 +30,7 @@ from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE, weight_files
 from strata.engine.weights.checksums import Checksums, write_checksums
+from strata.engine.weights.first_layers import count_layers, keep_layers
 from strata.engine.weights.safetensors_file import read_header
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -76,6 +77,8 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
     out = config.out.resolve()
     refuse_occupied(out)
     checkpoint = open_checkpoint(config.model)
+    if config.layers is not None:
+        checkpoint = keep_layers(checkpoint, count_layers(config.layers, checkpoint.num_layers))
     plan = plan_pack(checkpoint, config)
     with closing(PartialFolder(out, _settings_of(config))) as partial, closing(TensorReader()) as reader:
         repaired = _drop_damaged(partial, plan, verify=config.verify)
@@ -142,6 +145,7 @@ def _settings_of(config: PackConfig) -> dict[str, Any]:
         "format": config.format,
         "double_quant": config.double_quant if config.format == "nf4" else None,
         "shard_gib": config.shard_gib,
+        "layers": config.layers,
         "strata_version": package_version("strata-score"),
         **{f"size and time of {name}": [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
     }

@@ -143,7 +143,7 @@ def _costs_of(model: OpenModel, held: frozenset[int]) -> ModelCosts:
 def _measure(model: OpenModel, costs: ModelCosts, scored_tree: ScoredTree, head_bytes: int) -> Workload:
     norms = [source for name, source in model.checkpoint.weights.items() if name.startswith("norm.")]
     side_bytes = SideBytes(
-        norm=sum(source.num_bytes for source in norms),
+        norm=sum(source.num_bytes for source in norms) if model.normalizes else 0,
         head=head_bytes,
         embedding_row=embedding_bytes(model.checkpoint, 1),
     )

@@ -93,6 +93,7 @@ BUILT_IN = {
     "statement": Template(name="statement", text=_STATEMENT),
     "yes-no": Template(name="yes-no", text=_YES_NO, labels=DEFAULT_LABELS),
     "letters": Template(name="letters", text=_LETTERS, lists_options=True),
+    "text": Template(name="text", text="{{ prompt }}"),
 }
 
 _ENVIRONMENT = BoundedEnvironment(

@@ -113,10 +113,10 @@ def _read_question(record: Record, table: RecordTable, context_column: str) -> Q
 
 
 def _read_text(record: Record, column: str) -> str:
-    return _as_text(record.values.get(column), f"{record.where}, column {column!r}") or ""
+    return as_text(record.values.get(column), f"{record.where}, column {column!r}") or ""
 
 
-def _as_text(value: object, where: str) -> str | None:
+def as_text(value: object, where: str) -> str | None:
     """Text of a cell, "" when blank, None when absent."""
     if value is None:
         return None
@@ -144,7 +144,7 @@ def _read_options(record: Record, table: RecordTable) -> list[str | None]:
         raise InputError(f"{record.where}, column 'options': is a {type(listed).__name__}, expected a list")
     if not _MIN_OPTIONS <= len(cells) <= _MAX_OPTIONS:
         raise InputError(f"{record.where}: {len(cells)} option(s), expected 2 to 26")
-    return [_as_text(cell, f"{record.where}, option {LETTERS[index]}") for index, cell in enumerate(cells)]
+    return [as_text(cell, f"{record.where}, option {LETTERS[index]}") for index, cell in enumerate(cells)]
 
 
 def _drop_absent_options(

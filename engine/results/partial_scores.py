@@ -80,10 +80,12 @@ class PartialScores:
 
 
 def fingerprint_job(prompts: Sequence[Prompt], settings: Iterable[object]) -> str:
-    """A digest of all token ids, targets and ids of a job and of the settings that decide scores."""
+    """A digest of all token ids, targets, ids and labels of a job and of the settings that decide scores."""
     digest = hashlib.sha256(json.dumps([str(setting) for setting in settings]).encode())
     for prompt in prompts:
         digest.update(prompt.question.id.encode())
+        if prompt.question.is_text:
+            digest.update(json.dumps(prompt.question.options).encode())
         for branch in prompt.branches:
             digest.update(branch.token_ids.tobytes())
             digest.update(str([(target.position, target.token_id) for target in branch.targets]).encode())

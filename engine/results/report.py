@@ -9,7 +9,6 @@ warnings.
 from __future__ import annotations
 
 import json
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -104,14 +103,18 @@ def headline(record: Mapping, scores: Sequence[QuestionScores]) -> Iterator[Figu
     """The figures at the top of the page; one without a value is left out by the caller."""
     measured, metrics = section(record, "measured"), section(record, "metrics")
     heuristics = section(metrics, "heuristics")
-    uniform, longest = (
-        format_value(name, heuristics.get(name)) for name in ("uniform_map_at_3", "longest_option_map_at_3")
+    uniform, longest, commonest = (
+        format_value(name, heuristics.get(name))
+        for name in ("uniform_map_at_3", "longest_option_map_at_3", "commonest_label_accuracy")
     )
     answered = f"{metrics['num_answered']:,} with a known answer" if metrics.get("num_answered") else ""
     yield Figure("Questions", f"{len(scores):,}", answered)
-    beside = f"uniform guess {uniform}, longest option {longest}" if uniform and longest else ""
+    guesses = {"uniform guess": uniform, "longest option": longest}
+    beside = ", ".join(f"{name} {value}" for name, value in guesses.items() if value)
     yield Figure("MAP@3", format_value("map_at_3", metrics.get("map_at_3")), beside)
-    yield Figure("Accuracy", format_value("accuracy", metrics.get("accuracy")))
+    beside = f"always the commonest label {commonest}" if commonest else ""
+    yield Figure("Accuracy", format_value("accuracy", metrics.get("accuracy")), beside)
+    yield Figure("Macro F1", format_value("macro_f1", metrics.get("macro_f1")))
     yield Figure("Seconds", format_value("seconds", total_seconds(measured)))
     yield Figure("Tokens/s", format_value("tok_per_s", measured.get("tok_per_s")))
     yield Figure("Of roofline", format_value("roofline_fraction", measured.get("roofline_fraction")))
@@ -142,7 +145,7 @@ def format_value(name: str, value: object) -> str:
         return f"{value / 2**30:,.2f} GiB" if value >= 0.1 * 2**30 else f"{value / 2**20:,.2f} MiB"
     if name.endswith("_fraction"):
         return f"{100 * value:.1f}%"
-    if name.endswith(("map_at_3", "accuracy")):
+    if name.endswith(("map_at_3", "accuracy", "macro_f1")):
         return f"{value:.3f}"
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
@@ -229,17 +232,16 @@ def question_tables(scores: Sequence[QuestionScores]) -> list[tuple[str, list[di
 def question_row(row: QuestionScores) -> dict:
     """What the tables show of a question; `rank` of the answer is 0 when it is not among the three best."""
     best, answer = row.order[:NUM_PREDICTED], row.question.answer
-    letters = string.ascii_uppercase
+    name_of = row.question.name_of
+    shown = () if row.question.is_text else enumerate(row.question.options)
     return {
         "id": row.question.id,
         "prompt": shorten(row.question.prompt),
-        "options": "\n".join(
-            f"{letters[index]}: {shorten(text)}" for index, text in enumerate(row.question.options)
-        ),
+        "options": "\n".join(f"{name_of(index)}: {shorten(text)}" for index, text in shown),
         "best": [
-            {"letter": letters[index], "probability": f"{row.probabilities[index]:.3f}"} for index in best
+            {"letter": name_of(index), "probability": f"{row.probabilities[index]:.3f}"} for index in best
         ],
-        "answer": None if answer is None else letters[answer],
+        "answer": None if answer is None else name_of(answer),
         "rank": best.index(answer) + 1 if answer in best else 0,
         "margin": f"{row.margin:.3f}" if np.isfinite(row.margin) else "",
     }

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strata.engine.files import write_atomically, write_text_atomically
+from strata.engine.results.label_columns import label_probabilities
 from strata.engine.types import Branch, InputError, Prompt, Question, QuestionScores
 
 NUM_PREDICTED = 3
@@ -22,6 +23,9 @@ NUM_PREDICTED = 3
 
 MEMBER_COLUMN_PREFIX = "member_"
 """Keeps a member called `scores` or `margin` from taking the place of a column of our own."""
+
+LABEL_COLUMN_PREFIX = "probability_"
+"""Of the columns that a label has."""
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -36,7 +40,7 @@ SCORES_SCHEMA = pa.schema(
 
 
 def write_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
-    """Writes `id,prediction`: the three best letters of every question, best first, e.g. `D B A`.
+    """Writes `id,prediction`: the three best letters (labels) of every question, best first, e.g. `D B A`.
 
     Args:
         path: The CSV file to leave.
@@ -45,13 +49,31 @@ def write_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
     Raises:
         OutputError: If the file cannot be written.
     """
-    lines = [f"{csv_field(row.question.id)},{best_letters(row.order)}\n" for row in scores]
+    lines = [f"{csv_field(row.question.id)},{csv_field(best_names(row))}\n" for row in scores]
     write_text_atomically(path, "id,prediction\n" + "".join(lines))
+
+
+def write_label_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
+    """Writes `id,<label>,<label>,...`: a probability a label, 0 for one that a row may not get.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    columns = label_probabilities(scores)
+    lines = [",".join(map(csv_field, ("id", *columns)))]
+    for row, cells in zip(scores, zip(*columns.values(), strict=True), strict=True):
+        lines.append(",".join([csv_field(row.question.id), *(repr(cell or 0.0) for cell in cells)]))
+    write_text_atomically(path, "".join(line + "\n" for line in lines))
 
 
 def best_letters(order: Sequence[int]) -> str:
     """The first three options of an order as letters: (3, 1, 0, 2) gives `D B A`."""
     return " ".join(string.ascii_uppercase[index] for index in order[:NUM_PREDICTED])
+
+
+def best_names(row: QuestionScores) -> str:
+    """The three best options as results call them: `D B A`, or the names of labels."""
+    return " ".join(row.question.name_of(index) for index in row.order[:NUM_PREDICTED])
 
 
 def csv_field(text: str) -> str:
@@ -66,6 +88,8 @@ def csv_field(text: str) -> str:
 
 def write_scores(path: Path, scores: Sequence[QuestionScores]) -> None:
     """Writes scores.parquet, one row a question, with a `member_<name>` column for every member.
+
+    Texts to classify have a `probability_<label>` column for every label, null where a row cannot get it.
 
     Args:
         path: The Parquet file to leave.
@@ -86,6 +110,9 @@ def write_scores(path: Path, scores: Sequence[QuestionScores]) -> None:
     for name in dict.fromkeys(name for row in scores for name in row.member_scores):
         schema = schema.append(pa.field(MEMBER_COLUMN_PREFIX + name, pa.list_(pa.float64())))
         columns.append([as_floats(row.member_scores.get(name)) for row in scores])
+    for name, column in label_probabilities(scores).items():
+        schema = schema.append(pa.field(LABEL_COLUMN_PREFIX + name, pa.float64()))
+        columns.append(column)
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema)
     write_atomically(path, lambda temporary: pq.write_table(table, temporary))

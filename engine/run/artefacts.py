@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from strata.engine.jobs.job import Job, Measured
 from strata.engine.machine.devices import GIB
 from strata.engine.results.peak_memory import PeakMemory, device_peaks
 from strata.engine.results.phases import PhaseTimer
-from strata.engine.results.tables import write_prompts, write_scores, write_submission
+from strata.engine.results.tables import (
+    write_label_submission,
+    write_prompts,
+    write_scores,
+    write_submission,
+)
 from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.read_cache import CachedSource
@@ -32,9 +38,15 @@ def remove_artefacts(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def write_artefacts(out: Path, scores: Sequence[QuestionScores], prompts: Iterable[Prompt] | None) -> None:
-    """Leaves submission.csv and scores.parquet, and with prompts prompts.jsonl."""
-    write_submission(out / "submission.csv", scores)
+def write_artefacts(
+    out: Path,
+    scores: Sequence[QuestionScores],
+    prompts: Iterable[Prompt] | None,
+    submission: Literal["best", "probabilities"] = "best",
+) -> None:
+    """Leaves submission.csv (see ScoreConfig) and scores.parquet, and with prompts prompts.jsonl."""
+    write = write_submission if submission == "best" else write_label_submission
+    write(out / "submission.csv", scores)
     write_scores(out / "scores.parquet", scores)
     if prompts is not None:
         write_prompts(out / "prompts.jsonl", prompts)

@@ -15,8 +15,8 @@ from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, Session
 from strata.engine.plan.overrides import BEFORE_DEADLINE, RESUMABLE, GroupGoal
+from strata.engine.questions.label_metrics import evaluate_labels
 from strata.engine.questions.metrics import evaluate
-from strata.engine.questions.question_file import read_questions
 from strata.engine.results.partial_scores import PartialScores
 from strata.engine.results.peak_memory import PeakMemory, reset_device_peaks
 from strata.engine.results.phases import PhaseTimer
@@ -32,9 +32,9 @@ from strata.engine.run.artefacts import (
     write_artefacts,
 )
 from strata.engine.run.int8_check import check_int8
+from strata.engine.run.opening import open_run
 from strata.engine.run.unreached import UNREACHED, collect_scores
-from strata.engine.scorer import Scorer
-from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
+from strata.engine.types import Prompt, QuestionScores, RunWarnings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,8 +65,9 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
     )
     with RunRecord(out / "run.json", config.as_flags(), warnings) as record, PeakMemory() as memory:
         deadline = Deadline.after(started, config.deadline)
-        questions, scorer = _open(config, session)
-        with scorer:
+        config.check()
+        check_out(config.out)
+        with open_run(config, session) as (questions, scorer):
             prompts = scorer.render(questions, str(config.questions))
             kept = PartialScores(out, scorer.fingerprint(prompts))
             done = kept.read(questions) if config.resume else {}
@@ -77,9 +78,10 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
             reset_device_peaks(job.machine.devices)
             by_id = done | _run(job, kept, deadline, resume=config.resume)
             scores = collect_scores(questions, by_id, warnings)
-            record.metrics = evaluate(scores)
+            record.metrics = evaluate_labels(scores) if scorer.labels else evaluate(scores)
             with session.timer.phase("write"):
-                write_artefacts(out, scores, scorer.with_texts(prompts) if config.save_prompts else None)
+                texts = scorer.with_texts(prompts) if config.save_prompts else None
+                write_artefacts(out, scores, texts, config.submission)
                 if not warnings.rows.get(UNREACHED):
                     kept.remove()
             int8 = check_int8(config, scorer, job, by_id, deadline)
@@ -91,20 +93,6 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
         finished = record.as_dict() | {"status": "done"}
         write_report(out / "report.html", finished, scores)
     return ScoreRun(scores=scores, record=finished, out=out)
-
-
-def _open(config: ScoreConfig, session: Session) -> tuple[list[Question], Scorer]:
-    """Reads and checks all input but weights."""
-    config.check()
-    with session.timer.phase("read input"):
-        check_out(config.out)
-        questions = read_questions(
-            config.questions,
-            context_column=config.context_column,
-            limit=config.limit,
-            warnings=session.warnings,
-        )
-        return questions, Scorer.open(config.members(), config.machine, session=session)
 
 
 def group_goal_of(config: ScoreConfig) -> GroupGoal:

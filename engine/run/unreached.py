@@ -24,7 +24,11 @@ def collect_scores(
 
 
 def guess(question: Question) -> QuestionScores:
-    """A question nobody scored: the longest option first, all options all but equally probable."""
+    """A question nobody scored: the longest option first, all options all but equally probable.
+
+    Labels of a text stay as they are: the length of a name says nothing.
+    """
     scores = np.empty(len(question.options))
-    scores[list(longest_option_order(question))] = -1e-6 * np.arange(len(question.options))
+    order = range(len(question.options)) if question.is_text else longest_option_order(question)
+    scores[list(order)] = -1e-6 * np.arange(len(question.options))
     return QuestionScores(question=question, scores=scores, probabilities=option_probabilities(scores))

@@ -63,10 +63,11 @@ class TiledBatch:
 class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
-    `stores` hold each member's hidden states; `norm` are the final norm's weights. `promoted` maps the first
-    rows of micro-batches that overflowed to float32 hidden states; `overflows` lists (layer, first row).
-    `tiled` are the lane's micro-batches, or the smaller ones that took their place, and `halvings`
-    lists (layer, tokens) of those for which memory ran out: tokens after they were cut.
+    `stores` hold each member's hidden states; `norm` are the final norm's weights, None where readouts are
+    taken before it. `promoted` maps the first rows of micro-batches that overflowed to float32 hidden states;
+    `overflows` lists (layer, first row). `tiled` are the lane's micro-batches, or the smaller ones that took
+    their place, and `halvings` lists (layer, tokens) of those for which memory ran out: tokens after they
+    were cut.
     """
 
     decoder: Decoder
@@ -75,7 +76,7 @@ class LaneWorker:
     tree: PrefixTree
     lane: Lane
     stores: Mapping[str, HiddenStore]
-    norm: Mapping[str, torch.Tensor]
+    norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
@@ -180,9 +181,7 @@ class LaneWorker:
         )
 
         def read_out(states: torch.Tensor) -> torch.Tensor:
-            output_SD = self.decoder.run_layer(layer, states, position_ids[scored], call)
-            norm = {name: weight.to(output_SD) for name, weight in self.norm.items()}
-            return self.decoder.normalize(norm, output_SD)
+            return self._normalize(self.decoder.run_layer(layer, states, position_ids[scored], call))
 
         readouts_SD = self._compute(batch, hidden_TD[scored], read_out)
         if not is_finite(readouts_SD):
@@ -198,6 +197,13 @@ class LaneWorker:
         if not ranges:
             return None
         return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
+
+    def _normalize(self, states_SD: torch.Tensor) -> torch.Tensor:
+        """The final norm, where readouts are taken after it."""
+        if self.norm is None:
+            return states_SD
+        norm = {name: weight.to(states_SD) for name, weight in self.norm.items()}
+        return self.decoder.normalize(norm, states_SD)
 
     def _load(self, batch: MicroBatch, member: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states [T, D] and position ids [T] of a micro-batch, on the device."""

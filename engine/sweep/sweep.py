@@ -68,7 +68,7 @@ class _Shared:
     stream: LayerStream
     public: PublicKeys
     coordinator: Coordinator
-    norm: Mapping[str, torch.Tensor]
+    norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     advance: Advance
 
@@ -190,7 +190,7 @@ def _share(job: SweepJob, folder: Path, advance: Advance) -> _Shared:
         stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident),
         public=PublicKeys(coordinator),
         coordinator=coordinator,
-        norm=_read_norm(model),
+        norm=_read_norm(model) if model.normalizes else None,
         readouts=Readouts(scored=scored, rows={name: torch.empty(size, dtype=dtype) for name in job.members}),
         advance=advance,
     )

@@ -189,7 +189,8 @@ def _check_num_layers(config: PreTrainedConfig, stored: Iterable[str], path: Pat
     if config.num_hidden_layers - 1 > max(found, default=-1):
         told = f"layers 0 to {max(found)}" if found else "no layers"
         raise InputError(
-            f"{path / CONFIG_FILE}: num_hidden_layers: {config.num_hidden_layers}, but the weights hold {told}"
+            f"{path / CONFIG_FILE}: num_hidden_layers: {config.num_hidden_layers}, but the weights hold "
+            f"{told}"
         )
 
 
@@ -202,6 +203,8 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
         if name not in checkpoint.weights:
             continue
         stored = checkpoint.require_plain(name)
+        if name == "score.bias" and "score.weight" in checkpoint.weights:
+            expected = expected | {name: checkpoint.require_plain("score.weight").shape[:1]}
         stored.floating_dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
         if name in expected and stored.shape != expected[name]:
             raise InputError(

@@ -107,7 +107,7 @@ def test_settings_refused_by_name(tmp_path: Path, settings: dict[str, Any], mess
         (f"{ROOT}.lm_head.weight", (64, 32), "vocabulary projection"),
         (f"{QUERY}.base_layer.bias", (32,), "biases"),
         (f"{QUERY}.lora_B.bias", (32,), "biases"),
-        (f"{ROOT}.score.bias", (1,), "biases"),
+        (f"{ROOT}.score.bias", (1,), "but no weight"),
         (f"{ROOT}.model.layers.0.mlp.experts.base_layer.lora_A.weight", (4, 32), "mixture of experts"),
         (f"{ROOT}.model.layers.0.block_sparse_moe.experts.0.w1.lora_A.weight", (4, 32), "mixture of experts"),
         (f"{ROOT}.model.layers.0.input_layernorm.weight", (32,), "input_layernorm.weight"),

@@ -21,6 +21,8 @@ class GivenReadings:
     logits: Sequence[float] = ()
     readouts: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    names: tuple[str, ...] = ()
 
     def log_probabilities(self) -> np.ndarray:
         """What the test says."""
@@ -33,6 +35,14 @@ class GivenReadings:
     def score_weight(self) -> torch.Tensor:
         """What the test says."""
         return self.weight
+
+    def score_bias(self) -> torch.Tensor | None:
+        """What the test says."""
+        return self.bias
+
+    def labels(self) -> tuple[str, ...]:
+        """What the test says."""
+        return self.names
 
 
 def score_by(head, prompts: list[Prompt], **given) -> list[QuestionScores]:

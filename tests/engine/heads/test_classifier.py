@@ -60,3 +60,28 @@ def test_classifiers_take_each_questions_own_readouts(head, readouts):
         expected = (own @ weight[0]).tolist() if head == "binary" else contrast_by_hand(own, weight[0])
         np.testing.assert_allclose(row.scores, expected, rtol=1e-5)
         assert row.scores.dtype == np.float64
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_a_bias_is_part_of_the_logit(num_labels, readouts):
+    prompts = [prompt([branch(0, [1, 2], [(1, None)]), branch(1, [1, 3], [(1, None)])])]
+    weight, bias = torch.linspace(-1, 2, num_labels * WIDTH).view(num_labels, WIDTH), torch.tensor([0.5, 3.0])
+    (row,) = score_by(HEADS["binary"], prompts, readouts=readouts, weight=weight, bias=bias[:num_labels])
+    logits = readouts[:2] @ weight.T + bias[:num_labels]
+    expected = logits[:, 0] if num_labels == 1 else logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(row.scores, expected, rtol=1e-5)
+
+
+def test_classify_finds_a_texts_labels_by_name(readouts):
+    names = ("sea", "hill", "moon")
+    prompts = [
+        prompt([branch(0, [1, 9], [(1, None)])], options=names, name="all"),
+        prompt([branch(0, [1, 2], [(1, None)])], options=("moon", "sea"), name="some"),
+    ]
+    weight, bias = torch.linspace(-1, 2, 3 * WIDTH).view(3, WIDTH), torch.tensor([1.0, -2.0, 3.0])
+    rows = score_by(HEADS["classify"], prompts, readouts=readouts[:2], weight=weight, bias=bias, names=names)
+    logits = (readouts[:2] @ weight.T + bias).numpy()
+    # Stream order is by token id: the second text's token comes first.
+    np.testing.assert_allclose(rows[0].scores, logits[1], rtol=1e-5)
+    np.testing.assert_allclose(rows[1].scores, logits[0][[2, 0]], rtol=1e-5)
+    assert rows[1].probabilities.sum() == pytest.approx(1)

@@ -47,9 +47,17 @@ REFUSALS = [
     ("binary", (3, 32), "score.weight has shape [3, 32]; expected [1, 32] or [2, 32]"),
     ("contrast", (1, 32), "score.weight has shape [1, 32]; expected [1, 64]"),
     ("contrast", (2, 64), "score.weight has shape [2, 64]; expected [1, 64]"),
+    ("classify", None, "here and there hold no score.weight"),
+    ("classify", (1, 32), "score.weight has shape [1, 32]; expected [2 or more, 32]"),
+    ("classify", (3, 64), "score.weight has shape [3, 64]; expected [2 or more, 32]"),
 ]
 AUTO_REFUSALS = [
-    ("binary", (3, 32), "score.weight has shape [3, 32]; expected [1, 32] or [2, 32]"),
+    (
+        "binary",
+        (3, 32),
+        "score.weight has shape [3, 32]; expected [1, 32] or [2, 32], or --task classify, which scores every "
+        "label",
+    ),
     ("contrast", (2, 64), "score.weight has shape [2, 64]; expected [1, 64]"),
     ("binary", (1, 48), "score.weight has shape [1, 48]; expected [1, 32] or [2, 32]"),
     ("binary", (32,), "score.weight has shape [32]; expected [1, 32] or [2, 32]"),
@@ -69,7 +77,7 @@ def test_auto_refuses_a_score_that_fits_no_head(head, shape, message):
 
 
 def test_an_unknown_head_is_refused():
-    with pytest.raises(InputError, match=r"--head 'pride': expected auto, binary, .*, loglik$"):
+    with pytest.raises(InputError, match=r"--head 'pride': expected auto, binary, .*, loglik, classify$"):
         choose("pride", None)
 
 

@@ -22,6 +22,7 @@ DEFAULTS = {
     "yes-no": "yes-no",
     "letters": "letters",
     "loglik": "statement",
+    "classify": "text",
 }
 
 
