@@ -86,7 +86,7 @@ class DecoderMembers:
         given = member.read(questions)
         prompts = render_prompts(given, self.prompting, self.tokenizer, self.session.warnings, source=source)
         largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
-        vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
+        vocabulary = checkpoint.require_rows("embed_tokens.weight").shape[0]
         if largest >= vocabulary:
             raise InputError(
                 f"{member.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
@@ -143,7 +143,7 @@ class DecoderMembers:
         with self.session.timer.phase("verify"):
             for name in ("embed_tokens.weight", checkpoint.output_embedding):
                 if name is not None:
-                    self.model.reader.verify(checkpoint.require_plain(name))
+                    self.model.reader.verify(checkpoint.require_rows(name).tensor)
         self.is_verified = True
 
     def _warn(self, sweep: SweepJob) -> None:

@@ -88,7 +88,7 @@ class MemberReadings:
         """The adapter's, else read from the checkpoint."""
         if self.adapter is not None and self.adapter.score is not None:
             return self.adapter.score
-        return self.reader.read(self.checkpoint.require_plain(SCORE_WEIGHT))
+        return self.checkpoint.require_rows(SCORE_WEIGHT).read(self.reader)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

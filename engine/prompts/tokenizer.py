@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
+from strata.engine.prompts.gguf_tokenizer import build_gguf_tokenizer, is_gguf_file
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:
@@ -104,15 +105,21 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer.
 
+    Args:
+        path: its directory, or its GGUF file.
+
     Raises:
         InputError: there is none that transformers can read.
     """
+    is_gguf = is_gguf_file(path)
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    if not any((path / name).is_file() for name in files):
+    if not is_gguf and not any((path / name).is_file() for name in files):
         raise InputError(
             f"{path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights"
         )
     try:
+        if is_gguf:
+            return build_gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise InputError(

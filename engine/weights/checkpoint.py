@@ -37,7 +37,9 @@ from strata.engine.weights.checkpoint_folder import (
 )
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
+from strata.engine.weights.gguf.model_file import QUANT_METHOD, is_gguf, open_gguf
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
+from strata.engine.weights.stored_rows import StoredRows, rows_of
 from strata.engine.weights.tensor_reader import TensorReader
 
 LAYER_NAME = re.compile(r"^layers\.(\d+)\.(.+)$")
@@ -132,36 +134,23 @@ class Checkpoint:
             raise InputError(f"{self.path}: the checkpoint holds no tensor for {name}")
         return self.weights[name]
 
-    def require_plain(self, name: str) -> StoredTensor:
-        """The stored tensor of a weight that is read as it lies: embedding, final norm, heads.
+    def require_rows(self, name: str) -> StoredRows:
+        """A weight that is read by rows, outside of layers: embedding, final norm, heads.
 
         Raises:
-            InputError: the checkpoint lacks it, or stores it quantised.
+            InputError: the checkpoint lacks it, or stores it quantised over several rows.
         """
-        weight = self.require(name).parts[0][0]
-        if not isinstance(weight, PlainWeight):
-            raise InputError(
-                f"{weight.file}: {name} is stored as {weight.format_name}; strata expects embedding, final "
-                "norm and heads as plain floating-point tensors"
-            )
-        return weight.tensor
+        return rows_of(self.require(name).parts[0][0])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads config and headers of a checkpoint directory.
+    """Reads config and headers of a checkpoint directory, or of a GGUF file.
 
     Raises:
         InputError: no such directory, no config, a format strata does not read, a missing or truncated
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
-    config, quantization = _read_decoder_config(path)
-    stored = _stored_tensors(path)
-    with closing(TensorReader()) as reader:
-        try:
-            collected = collect_weights(quantization, stored, reader.read)
-        except InputError as error:
-            named = str(path) in str(error)
-            raise InputError(str(error) if named else f"{path / CONFIG_FILE}: {error}") from None
+    config, quantization, collected = _open_gguf(path) if is_gguf(path) else _open_folder(path)
     weights = _name_weights(collected, config.model_type)
     if "embed_tokens.weight" not in weights:
         raise InputError(
@@ -172,6 +161,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def _open_folder(path: Path) -> tuple[PreTrainedConfig, dict[str, Any], list[StoredWeight]]:
+    """Config, `quantization_config` and weights of a Hugging Face directory."""
+    config, quantization = _read_decoder_config(path)
+    stored = _stored_tensors(path)
+    with closing(TensorReader()) as reader:
+        try:
+            collected = collect_weights(quantization, stored, reader.read)
+        except InputError as error:
+            named = str(path) in str(error)
+            raise InputError(str(error) if named else f"{path / CONFIG_FILE}: {error}") from None
+    return config, quantization, collected
+
+
+def _open_gguf(path: Path) -> tuple[PreTrainedConfig, dict[str, Any], list[StoredWeight]]:
+    """The same of a GGUF model."""
+    model = open_gguf(path)
+    quantization = {"quant_method": QUANT_METHOD, "notes": model.notes}
+    return model.config, quantization, list(model.weights)
+
+
 def _check_beside_layers(checkpoint: Checkpoint) -> None:
     """Refuses embedding, final norm and projection of another shape than the config's, or not of floats."""
     config = checkpoint.config
@@ -180,8 +189,8 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
     for name in (*expected, *HEAD_WEIGHTS):
         if name not in checkpoint.weights:
             continue
-        stored = checkpoint.require_plain(name)
-        stored.floating_dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
+        stored = checkpoint.require_rows(name)
+        stored.dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
         if name in expected and stored.shape != expected[name]:
             raise InputError(
                 f"{checkpoint.path}: {name} has shape {list(stored.shape)}; "
