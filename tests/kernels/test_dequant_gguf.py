@@ -14,16 +14,10 @@ from strata.kernels.dequant.gguf.dequantize import BLOCK_TYPES, GgufParts, dequa
 
 gguf = pytest.importorskip("gguf")
 
+from ..tiny_gguf import random_rows  # noqa: E402
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
-HALVES = {
-    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
-    **{"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,), "F16": (0,)},
-}
-"""Where a block's float16 numbers lie: all other bytes may be anything."""
-
-
 @pytest.fixture(autouse=True, params=["several blocks", "one block"])
 def block_size_on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks make small weights take several, the last one partial, and rows longer than a block."""
@@ -37,20 +31,6 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return request.param
-
-
-def random_rows(type_name: str, num_rows: int, blocks_per_row: int, seed: int = 0) -> np.ndarray:
-    """Random codes and small scales of both signs, [N, bytes of a row] uint8."""
-    kind, generator = BLOCK_TYPES[type_name], np.random.default_rng(seed)
-    num_blocks = num_rows * blocks_per_row
-    if type_name in ("F32", "BF16"):
-        values = generator.normal(size=num_blocks).astype(np.float32).view(np.uint8).reshape(num_blocks, 4)
-        return values[:, -kind.num_bytes :].reshape(num_rows, -1).copy()
-    rows = generator.integers(0, 256, (num_blocks, kind.num_bytes), np.uint8)
-    for at in HALVES[type_name]:
-        halves = generator.normal(scale=0.02, size=(num_blocks, 1)).astype(np.float16)
-        rows[:, at : at + 2] = halves.view(np.uint8)
-    return rows.reshape(num_rows, -1)
 
 
 def expected(type_name: str, rows: np.ndarray) -> torch.Tensor:

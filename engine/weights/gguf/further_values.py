@@ -61,6 +61,8 @@ def further_values(
         further["use_qkv_bias"] = "blk.0.attn_q.bias" in settings.tensor_names
         further["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in settings.tensor_names
     head_dim = {**values, **further}.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+    if settings.get("attention.key_length") not in (None, head_dim):
+        raise settings.refuse("attention.key_length", f"{head_dim}, the dimensions of a head")
     if settings.architecture in GEMMA_27B_LAYERS:
         is_27b = values["num_hidden_layers"] == GEMMA_27B_LAYERS[settings.architecture]
         by_heads = values["hidden_size"] // values["num_attention_heads"]

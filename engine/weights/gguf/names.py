@@ -81,7 +81,8 @@ class GgufNames:
         order = self.processor.process(numbers, tensor_name).weights - offset
         same = np.array_equal(order.reshape(-1), numbers)
         return Conversion(
-            shape=(*order.shape, *shape[1:]),
+            # transformers makes a matrix of what llama.cpp made a vector; some files hold the matrix.
+            shape=order.shape if len(shape) == 1 else shape,
             row_order=None if same else torch.from_numpy(order.astype(np.int64)),
             offset=float(offset.reshape(-1)[0]),
         )
