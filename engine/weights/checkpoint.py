@@ -37,7 +37,7 @@ from strata.engine.weights.checkpoint_folder import (
 )
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.gguf.model_file import QUANT_METHOD, is_gguf, open_gguf
+from strata.engine.weights.gguf.model_file import QUANT_METHOD, SUFFIX, is_gguf, open_gguf
 from strata.engine.weights.safetensors_file import StoredTensor, read_header
 from strata.engine.weights.stored_rows import StoredRows, rows_of
 from strata.engine.weights.tensor_reader import TensorReader
@@ -163,6 +163,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _open_folder(path: Path) -> tuple[PreTrainedConfig, dict[str, Any], list[StoredWeight]]:
     """Config, `quantization_config` and weights of a Hugging Face directory."""
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if files and not (path / CONFIG_FILE).is_file():
+        raise InputError(f"{path}: no {CONFIG_FILE}; for the GGUF file in it, expected --model {files[0]}")
     config, quantization = _read_decoder_config(path)
     stored = _stored_tensors(path)
     with closing(TensorReader()) as reader:

@@ -18,6 +18,8 @@ from ..tiny_gguf import random_rows  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+
+
 @pytest.fixture(autouse=True, params=["several blocks", "one block"])
 def block_size_on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks make small weights take several, the last one partial, and rows longer than a block."""
