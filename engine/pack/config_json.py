@@ -6,6 +6,7 @@ Independent check: transformers, bitsandbytes and compressed-tensors load what i
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 
 from strata.engine.pack.config import PackConfig
-from strata.engine.weights.checkpoint_folder import read_config_json
 from strata.engine.weights.checksums import CHECKSUMS_FILE
 
 PLAIN_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -61,9 +61,11 @@ def quantization_settings(
     return None
 
 
-def make_config(model: Path, settings: dict[str, Any] | None, dtype: torch.dtype | None) -> dict[str, Any]:
+def make_config(
+    source: dict[str, Any], settings: dict[str, Any] | None, dtype: torch.dtype | None
+) -> dict[str, Any]:
     """The source's config.json with another account of the format, and of the dtype where that changes."""
-    config = read_config_json(model)
+    config = copy.deepcopy(source)
     for part in (config, *(nested for nested in config.values() if isinstance(nested, dict))):
         part.pop("quantization_config", None)
     if dtype is not None:

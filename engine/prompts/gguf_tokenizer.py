@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerFast
 
+from strata.engine.types import InputError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,11 +29,16 @@ def build_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Files beside it have no say: transformers is shown a folder that holds this file alone.
 
     Raises:
-        Exception: whatever transformers and tokenizers raise for metadata that make none.
+        InputError: metadata that make none.
     """
     first = path.with_name(SPLIT_NUMBER.sub(r"-00001\1", path.name))
     with tempfile.TemporaryDirectory(prefix="strata-gguf-") as folder:
         (Path(folder) / f"model{SUFFIX}").symlink_to(first.resolve())
-        return PreTrainedTokenizerFast.from_pretrained(
-            folder, gguf_file=f"model{SUFFIX}", local_files_only=True, name_or_path=str(path)
-        )
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(
+                folder, gguf_file=f"model{SUFFIX}", local_files_only=True
+            )
+        # The tokenizers library raises Exception itself.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{path}: its metadata make no tokenizer: {reason}") from None

@@ -111,15 +111,14 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         InputError: there is none that transformers can read.
     """
-    is_gguf = is_gguf_file(path)
+    if is_gguf_file(path):
+        return build_gguf_tokenizer(path)
     files = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-    if not is_gguf and not any((path / name).is_file() for name in files):
+    if not any((path / name).is_file() for name in files):
         raise InputError(
             f"{path}: no tokenizer; expected tokenizer.json or tokenizer.model beside the weights"
         )
     try:
-        if is_gguf:
-            return build_gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise InputError(

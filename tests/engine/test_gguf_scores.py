@@ -21,7 +21,7 @@ from ..reference import Reference, Scores
 
 pytest.importorskip("gguf")
 
-from ..tiny_gguf import build_model, write_tiny_gguf  # noqa: E402
+from ..tiny_gguf import build_model, write_tiny_gguf
 
 TOLERANCE = 1e-4
 AS_TRANSFORMERS = ("llama", "llama-tied", "qwen2", "gemma2", "gemma3", "phi3", "starcoder2")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -83,8 +84,8 @@ def open_gguf(path: Path) -> GgufModel:
     files = gguf_files(path)
     headers = [read_gguf_header(file) for file in files]
     tensors = [tensor for header in headers for tensor in _stored_tensors(header)]
-    names = [tensor.name for tensor in tensors]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(files) > 1 else None
+    names = Counter(tensor.name for tensor in tensors)
+    twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise InputError(f"{path}: two files of the split hold tensor {twice}")
     factors = _read_factors(tensors)
