@@ -96,7 +96,7 @@ class DecoderMembers:
         member, checkpoint = self.settings[0], self.model.checkpoint
         prompts = self._render(member.read(questions), source)
         largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
-        vocabulary = checkpoint.require_plain("embed_tokens.weight").shape[0]
+        vocabulary = checkpoint.require_rows("embed_tokens.weight").shape[0]
         if largest >= vocabulary:
             raise InputError(
                 f"{member.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
@@ -163,7 +163,7 @@ class DecoderMembers:
         with self.session.timer.phase("verify"):
             for name in ("embed_tokens.weight", checkpoint.output_embedding):
                 if name is not None:
-                    self.model.reader.verify(checkpoint.require_plain(name))
+                    self.model.reader.verify(checkpoint.require_rows(name).tensor)
         self.is_verified = True
 
 

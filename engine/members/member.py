@@ -22,7 +22,8 @@ class Member:
     """Model, adapter, head, prompt and context source; the settings of a decoder and of an encoder alike.
 
     Attributes:
-        model: Hugging Face checkpoint folder; a decoder, or an encoder with a multiple-choice head.
+        model: Hugging Face checkpoint folder, of a decoder or of an encoder with a multiple-choice head; or a
+            decoder's GGUF file.
         adapter: PEFT LoRA folder, None for the model as it is.
         head: a head's name, or auto.
         template: built-in prompt template, a file, or a template itself; None takes the head's.

@@ -106,7 +106,7 @@ class MemberReadings:
         """The adapter's, else read from the checkpoint."""
         if self.adapter is not None and self.adapter.score is not None:
             return self.adapter.score
-        return self.reader.read(self.checkpoint.require_plain(SCORE_WEIGHT))
+        return self.checkpoint.require_rows(SCORE_WEIGHT).read(self.reader)
 
     def score_bias(self) -> torch.Tensor | None:
         """The bias that goes with `score_weight`: an adapter's classifier replaces the checkpoint's whole."""
@@ -114,7 +114,7 @@ class MemberReadings:
             return self.adapter.score_bias
         if SCORE_BIAS not in self.checkpoint.weights:
             return None
-        return self.reader.read(self.checkpoint.require_plain(SCORE_BIAS))
+        return self.checkpoint.require_rows(SCORE_BIAS).read(self.reader)
 
     def labels(self) -> tuple[str, ...]:
         """The names that the member was opened with."""

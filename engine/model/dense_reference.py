@@ -21,7 +21,9 @@ from strata.engine.model.decoder import assign_weights
 from strata.engine.weights.checkpoint import Checkpoint, WeightSource
 from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
+from strata.engine.weights.gguf.model_file import SUFFIX
 from strata.engine.weights.safetensors_file import StoredTensor
+from strata.engine.weights.stored_rows import StoredRows
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -39,7 +41,7 @@ def first_layer_readouts(
     """
     model = _one_layer_model(checkpoint)
     used, rows = np.unique(token_ids, return_inverse=True)
-    embedding = _rows(checkpoint.require_plain(EMBEDDING), used)
+    embedding = _rows(checkpoint.require_rows(EMBEDDING), used)
     assign_weights(model.get_submodule("embed_tokens"), {"weight": embedding})
     _load(model.get_submodule("norm"), checkpoint, "norm.")
     _load(model.get_submodule("layers.0"), checkpoint, "layers.0.", adapter)
@@ -54,7 +56,7 @@ def projection_rows(checkpoint: Checkpoint, token_ids: np.ndarray) -> torch.Tens
         token_ids: [n] ascending.
     """
     assert checkpoint.output_embedding is not None
-    return _rows(checkpoint.require_plain(checkpoint.output_embedding), token_ids)
+    return _rows(checkpoint.require_rows(checkpoint.output_embedding), token_ids)
 
 
 def _one_layer_model(checkpoint: Checkpoint) -> nn.Module:
@@ -87,11 +89,16 @@ def _decode(weight: StoredWeight) -> torch.Tensor:
 
 
 def _read(stored: StoredTensor) -> torch.Tensor:
+    if stored.file.suffix == SUFFIX:
+        raw = np.memmap(stored.file, np.uint8, "r", stored.offset, (stored.num_bytes,))
+        return torch.from_numpy(np.array(raw)).view(stored.torch_dtype).view(stored.shape)
     with safe_open(stored.file, "pt") as file:
         return file.get_tensor(stored.name)
 
 
-def _rows(stored: StoredTensor, ids: np.ndarray) -> torch.Tensor:
-    with safe_open(stored.file, "pt") as file:
-        rows = file.get_slice(stored.name)
-        return torch.stack([rows[int(index)] for index in ids]).float()
+def _rows(rows: StoredRows, ids: np.ndarray) -> torch.Tensor:
+    """Rows [n, D] float32."""
+    raw = _read(rows.tensor)[torch.from_numpy(ids).long()]
+    if isinstance(rows.weight, PlainWeight):
+        return raw.float()
+    return rows.weight.decode({rows.role: raw}, torch.empty(len(ids), *rows.shape[1:]))

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from strata.engine.model.final_logits import FinalLogits, final_logits
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.safetensors_file import StoredTensor
+from strata.engine.weights.stored_rows import StoredRows
 from strata.engine.weights.tensor_reader import TensorReader
 
 BLOCK_BYTES = 32 << 20
@@ -30,8 +30,8 @@ READOUT_ROWS = 1024
 class VocabularyProjection:
     """The stored output embedding [V, D] of a checkpoint, its bias [V] if any, and what follows them."""
 
-    stored: StoredTensor
-    bias: StoredTensor | None
+    stored: StoredRows
+    bias: StoredRows | None
     final: FinalLogits = field(default_factory=FinalLogits)
 
     def bytes_needed(self, token_ids: np.ndarray, *, normalized: bool) -> int:
@@ -39,7 +39,7 @@ class VocabularyProjection:
         bias_bytes = self.bias.num_bytes if self.bias else 0
         if normalized:
             return self.stored.num_bytes + bias_bytes
-        return len(np.unique(token_ids)) * (self.stored.num_bytes // self.stored.shape[0]) + bias_bytes
+        return len(np.unique(token_ids)) * self.stored.row_bytes + bias_bytes
 
 
 def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
@@ -55,8 +55,8 @@ def vocabulary_projection(checkpoint: Checkpoint) -> VocabularyProjection:
         )
     has_bias = "lm_head.bias" in checkpoint.weights
     return VocabularyProjection(
-        stored=checkpoint.require_plain(name),
-        bias=checkpoint.require_plain("lm_head.bias") if has_bias else None,
+        stored=checkpoint.require_rows(name),
+        bias=checkpoint.require_rows("lm_head.bias") if has_bias else None,
         final=final_logits(checkpoint.config),
     )
 
@@ -109,7 +109,7 @@ def target_logits(
     token_ids, normalized = targets.token_ids, targets.normalized
     used, rows = np.unique(targets.rows, return_inverse=True)
     readouts = readouts[torch.from_numpy(used)]
-    bias = reader.read(projection.bias).float() if projection.bias else None
+    bias = projection.bias.read(reader).float() if projection.bias else None
     picked = np.zeros(len(token_ids))
     whole = _WholeVocabulary(len(readouts))
     for ids, weight_VD in _blocks(projection.stored, np.unique(token_ids), reader, normalized=normalized):
@@ -152,15 +152,15 @@ class _WholeVocabulary:
 
 
 def _blocks(
-    stored: StoredTensor, token_ids: np.ndarray, reader: TensorReader, *, normalized: bool
+    stored: StoredRows, token_ids: np.ndarray, reader: TensorReader, *, normalized: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Ascending token ids and their rows: the whole vocabulary in blocks, or the given ids alone."""
     if not normalized:
-        rows = [reader.read_rows(stored, int(token_id), int(token_id) + 1) for token_id in token_ids]
-        yield token_ids, torch.cat(rows)
+        ranges = [(int(token_id), int(token_id) + 1) for token_id in token_ids]
+        yield token_ids, stored.read_ranges(reader, ranges)
         return
     num_rows = stored.shape[0]
     size = max(1, BLOCK_BYTES // (4 * stored.shape[1]))
     for first in range(0, num_rows, size):
         last = min(first + size, num_rows)
-        yield np.arange(first, last), reader.read_rows(stored, first, last)
+        yield np.arange(first, last), stored.read_range(reader, first, last)

@@ -17,7 +17,7 @@ class PackConfig:
     """Settings of one conversion; every field is a flag of the same name."""
 
     model: Path
-    """Hugging Face checkpoint directory to convert, plain or quantised (safetensors)."""
+    """Hugging Face checkpoint directory to convert, plain or quantised (safetensors), or a GGUF file."""
     format: Format
     """int8 (compressed-tensors, a scale a channel), nf4 (bitsandbytes), or a plain checkpoint's dtype."""
     out: Path

@@ -6,6 +6,7 @@ Independent check: transformers, bitsandbytes and compressed-tensors load what i
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 
-from strata.engine.model_files.config_file import read_config_json
 from strata.engine.pack.config import PackConfig
 from strata.engine.weights.checksums import CHECKSUMS_FILE
 from strata.engine.weights.first_layers import cut_settings
@@ -63,10 +63,14 @@ def quantization_settings(
 
 
 def make_config(
-    model: Path, settings: dict[str, Any] | None, dtype: torch.dtype | None, *, num_layers: int
+    source: dict[str, Any],
+    settings: dict[str, Any] | None,
+    dtype: torch.dtype | None,
+    *,
+    num_layers: int,
 ) -> dict[str, Any]:
     """The source's config.json with another format, dtype or number of layers where these change."""
-    config = read_config_json(model)
+    config = copy.deepcopy(source)
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and part.get("num_hidden_layers", num_layers) != num_layers:
             part.update(cut_settings(part, num_layers))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -24,16 +23,15 @@ from transformers.core_model_loading import dot_natural_key
 
 from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.pack.config import PackConfig
-from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantization_settings, small_files
+from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantization_settings
 from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
+from strata.engine.pack.source import files_to_copy, source_config, source_weights
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.checkpoint_folder import SINGLE_FILE
 from strata.engine.weights.first_layers import is_beyond
-from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.shards import read_stored_tensors
-from strata.engine.weights.tensor_reader import TensorReader
+from strata.engine.weights.safetensors_file import FLOATING_DTYPES
 
 HEADS = ("lm_head", "score")
 
@@ -137,9 +135,12 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
     return PackPlan(
         shards=_cut_into_shards(encodings, config.shard_bytes),
         config=make_config(
-            checkpoint.path, settings, PLAIN_DTYPES.get(config.format), num_layers=checkpoint.num_layers
+            source_config(checkpoint),
+            settings,
+            PLAIN_DTYPES.get(config.format),
+            num_layers=checkpoint.num_layers,
         ),
-        copied=small_files(checkpoint.path),
+        copied=files_to_copy(checkpoint.path),
         num_packed=len(packed),
         num_experts=len(linears.experts),
     )
@@ -179,11 +180,9 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
 
 def _stored_weights(checkpoint: Checkpoint, num_layers: int | None) -> list[StoredWeight]:
     """Every weight under the name it is stored by, layer after layer, or those of the first layers alone."""
-    stored = read_stored_tensors(checkpoint.path)
+    weights = source_weights(checkpoint)
     if num_layers is not None:
-        stored = {name: tensor for name, tensor in stored.items() if not is_beyond(name, num_layers)}
-    with closing(TensorReader()) as reader:
-        weights = collect_weights(checkpoint.quantization, stored, reader.read)
+        weights = [weight for weight in weights if not is_beyond(weight.name, num_layers)]
     quantized = {_module(weight.name) for weight in weights if not isinstance(weight, PlainWeight)}
     kept = [weight for weight in weights if not _is_left_over(weight, quantized)]
     return sorted(kept, key=lambda weight: dot_natural_key(weight.name))
@@ -206,13 +205,19 @@ def _choose_encoding(
     if config.format in PLAIN_DTYPES:
         return store_plain(weight, PLAIN_DTYPES[config.format])
     if weight.name not in packed:
-        kept = isinstance(weight, PlainWeight) and weight.tensor.torch_dtype
-        return store_plain(weight, kept or checkpoint.stored_dtype)
+        return store_plain(weight, _kept_dtype(weight) or checkpoint.stored_dtype)
     if config.format == "int8":
         return Int8Matrix(weight=weight)
     plain_dtype = weight.dtype if isinstance(weight, PlainWeight) else checkpoint.stored_dtype
     loader_dtype = torch.float32 if plain_dtype == torch.float64 else plain_dtype
     return Nf4Matrix(weight=weight, dtype=loader_dtype, double_quant=config.double_quant)
+
+
+def _kept_dtype(weight: StoredWeight) -> torch.dtype | None:
+    """The dtype of what is stored as numbers, None for codes."""
+    if isinstance(weight, PlainWeight):
+        return weight.tensor.torch_dtype
+    return FLOATING_DTYPES.get(weight.format_name.upper())
 
 
 def _cut_into_shards(encodings: Sequence[Encoding], shard_bytes: int) -> tuple[Shard, ...]:

@@ -24,11 +24,12 @@ from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
 from strata.engine.pack.layout import PackPlan, Shard, plan_pack
 from strata.engine.pack.safetensors_writer import SafetensorsWriter
+from strata.engine.pack.source import source_files, write_tokenizer
 from strata.engine.progress import progress_bar
 from strata.engine.results.machine_facts import package_version
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
-from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE, weight_files
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE
 from strata.engine.weights.checksums import Checksums, write_checksums
 from strata.engine.weights.first_layers import count_layers, keep_layers
 from strata.engine.weights.safetensors_file import read_header
@@ -91,7 +92,7 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
                 progress_bar("packing", plan.num_source_bytes, shown=config.progress) as advance,
             ):
                 _write_shards(partial, plan, reader, advance, verify=config.verify)
-            _write_small_files(partial, plan)
+            _write_small_files(partial, plan, config.model)
             partial.publish(out)
         except InputError:
             partial.discard()
@@ -138,8 +139,7 @@ def missing_bytes(partial: PartialFolder, plan: PackPlan) -> int:
 
 def _settings_of(config: PackConfig) -> dict[str, Any]:
     """All that the output depends on: two calls that agree here write the same bytes."""
-    files = [*weight_files(config.model), config.model / CONFIG_FILE]
-    stats = {file.name: file.stat() for file in files}
+    stats = {file.name: file.stat() for file in source_files(config.model)}
     return {
         "source": str(config.model.resolve()),
         "format": config.format,
@@ -207,8 +207,9 @@ def _read_back(file: Path, digests: Digests) -> None:
         raise OutputError(errno.EIO, f"read back and compared: {error}", str(file)) from error
 
 
-def _write_small_files(partial: PartialFolder, plan: PackPlan) -> None:
+def _write_small_files(partial: PartialFolder, plan: PackPlan, model: Path) -> None:
     """Everything but the weights; the config last."""
+    write_tokenizer(model, partial.path)
     for source in plan.copied:
         write_atomically(partial.path / source.name, functools.partial(shutil.copyfile, source))
     write_checksums(partial.path, partial.finished)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from strata.engine.model_files.library_errors import one_line
 from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE, check_tokenizer_files
+from strata.engine.prompts.gguf_tokenizer import build_gguf_tokenizer, is_gguf_file
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:
@@ -148,9 +149,14 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer; no code of the folder is run.
 
+    Args:
+        path: its directory, or its GGUF file.
+
     Raises:
         InputError: there is none that transformers can read.
     """
+    if is_gguf_file(path):
+        return build_gguf_tokenizer(path)
     files = (TOKENIZER_FILE, "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
     if not any((path / name).is_file() for name in files):
         raise InputError(

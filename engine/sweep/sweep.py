@@ -199,7 +199,7 @@ def _share(job: SweepJob, folder: Path, advance: Advance) -> _Shared:
 def _read_norm(model: OpenModel) -> dict[str, torch.Tensor]:
     checkpoint = model.checkpoint
     names = [name for name in checkpoint.weights if name.startswith("norm.")]
-    return {name.removeprefix("norm."): model.reader.read(checkpoint.require_plain(name)) for name in names}
+    return {name.removeprefix("norm."): checkpoint.require_rows(name).read(model.reader) for name in names}
 
 
 def _embed_group(shared: _Shared, group: int) -> list[LaneWorker]:

@@ -9,10 +9,8 @@ tables merge the experts of older mixture-of-experts checkpoints.
 from __future__ import annotations
 
 import copy
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,11 @@ from transformers import PreTrainedConfig
 from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
-from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.safetensors_file import StoredTensor
-from strata.engine.weights.shards import read_stored_tensors
-from strata.engine.weights.tensor_reader import TensorReader
+from strata.engine.weights.stored_model import read_stored_model
+from strata.engine.weights.stored_rows import StoredRows, rows_of
 from strata.engine.weights.transformers_names import HEAD_WEIGHTS, ModelNames, Placed, read_model_names
 
-LAYER_NAME = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})\.")
 EMBEDDING, PROJECTION = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -133,65 +127,39 @@ class Checkpoint:
             raise InputError(f"{self.path}: the checkpoint holds no tensor for {name}")
         return self.weights[name]
 
-    def require_plain(self, name: str) -> StoredTensor:
-        """The stored tensor of a weight that is read as it lies: embedding, final norm, heads.
+    def require_rows(self, name: str) -> StoredRows:
+        """A weight that is read by rows, outside of layers: embedding, final norm, heads.
 
         Raises:
-            InputError: the checkpoint lacks it, or stores it quantised.
+            InputError: the checkpoint lacks it, or stores it quantised over several rows.
         """
-        weight = self.require(name).parts[0][0]
-        if not isinstance(weight, PlainWeight):
-            raise InputError(
-                f"{weight.file}: {name} is stored as {weight.format_name}; strata expects embedding, final "
-                "norm and heads as plain floating-point tensors"
-            )
-        return weight.tensor
+        return rows_of(self.require(name).parts[0][0])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Reads config and headers of a checkpoint directory.
+    """Reads config and headers of a checkpoint directory, or of a GGUF file.
 
     Raises:
         InputError: no such directory, no config, a format strata does not read, a missing or truncated
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
-    whole = read_config(path)
-    config, quantization = _decoder_config(whole, path / CONFIG_FILE)
-    stored = read_stored_tensors(path)
-    _check_num_layers(config, stored, path)
-    with closing(TensorReader()) as reader:
-        try:
-            collected = collect_weights(quantization, stored, reader.read)
-        except InputError as error:
-            named = str(path) in str(error)
-            raise InputError(str(error) if named else f"{path / CONFIG_FILE}: {error}") from None
-    names = read_model_names(whole)
-    weights = _name_weights(collected, names)
+    stored = read_stored_model(path)
+    names = read_model_names(stored.whole)
+    weights = _name_weights(stored.weights, names)
     if EMBEDDING not in weights:
         raise InputError(
             f"{path}: no tensor embed_tokens.weight; expected a decoder with layers, embed_tokens, norm"
         )
     checkpoint = Checkpoint(
         path=path,
-        config=config,
+        config=stored.config,
         weights=weights,
-        quantization=quantization,
+        quantization=stored.quantization,
         is_tied=names.is_tied,
-        unused=_unused(collected, names),
+        unused=_unused(stored.weights, names),
     )
     _check_beside_layers(checkpoint)
     return checkpoint
-
-
-def _check_num_layers(config: PreTrainedConfig, stored: Iterable[str], path: Path) -> None:
-    """Refuses a config of more layers than are stored, before a module is built for any."""
-    found = {int(match[1]) for name in stored if (match := LAYER_NAME.search(name))}
-    if config.num_hidden_layers - 1 > max(found, default=-1):
-        told = f"layers 0 to {max(found)}" if found else "no layers"
-        raise InputError(
-            f"{path / CONFIG_FILE}: num_hidden_layers: {config.num_hidden_layers}, but the weights hold "
-            f"{told}"
-        )
 
 
 def _check_beside_layers(checkpoint: Checkpoint) -> None:
@@ -202,29 +170,15 @@ def _check_beside_layers(checkpoint: Checkpoint) -> None:
     for name in (*expected, *HEAD_WEIGHTS):
         if name not in checkpoint.weights:
             continue
-        stored = checkpoint.require_plain(name)
+        stored = checkpoint.require_rows(name)
         if name == "score.bias" and "score.weight" in checkpoint.weights:
-            expected = expected | {name: checkpoint.require_plain("score.weight").shape[:1]}
-        stored.floating_dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
+            expected = expected | {name: checkpoint.require_rows("score.weight").shape[:1]}
+        stored.dtype  # noqa: B018  (raises for a dtype that cannot be computed with)
         if name in expected and stored.shape != expected[name]:
             raise InputError(
                 f"{checkpoint.path}: {name} has shape {list(stored.shape)}; "
                 f"the config expects {list(expected[name])}"
             )
-
-
-def _decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The decoder's config, and its `quantization_config`, empty for a plain checkpoint."""
-    try:
-        config = whole.get_text_config()
-    except ValueError as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from None
-    if not all(isinstance(getattr(config, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
-        raise InputError(f"{file}: no num_hidden_layers and hidden_size; expected a decoder's config")
-    quantization = getattr(config, "quantization_config", None) or getattr(whole, "quantization_config", None)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config, dict(quantization or {})
 
 
 def _name_weights(stored: Iterable[StoredWeight], names: ModelNames) -> dict[str, WeightSource]:

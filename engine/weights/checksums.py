@@ -85,6 +85,10 @@ def read_checksums(folder: Path) -> Checksums:
     Raises:
         InputError: there is none, or it is not what `write_checksums` leaves.
     """
+    if folder.is_file():
+        raise InputError(
+            f"--verify: {folder} has no checksums; expected a checkpoint written by `strata pack`"
+        )
     path = folder / CHECKSUMS_FILE
     try:
         content = json.loads(path.read_text(encoding="ascii"))

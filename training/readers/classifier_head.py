@@ -24,7 +24,7 @@ def stored_score(config: TrainConfig, checkpoint: Checkpoint) -> torch.Tensor | 
     width = score_width(config.task, checkpoint.config.hidden_size)
     if stored is None or stored.parts[0][0].shape != (1, width):
         return None
-    return TensorReader().read(checkpoint.require_plain("score.weight")).float()
+    return checkpoint.require_rows("score.weight").read(TensorReader()).float()
 
 
 def make_score(seed: int, width: int, stored: torch.Tensor | None) -> nn.Linear:

@@ -208,7 +208,7 @@ class StreamedReader(DecoderReader):
         base = self.trained.decoder.base
         for name in self.checkpoint.weights:
             if name.startswith("norm."):
-                weight = self.tensor_reader.read(self.checkpoint.require_plain(name))
+                weight = self.checkpoint.require_rows(name).read(self.tensor_reader)
                 assign_weights(base.get_submodule("norm"), {name.removeprefix("norm."): self._place(weight)})
         if self.trained.head not in ("binary", "contrast"):
             output = self.checkpoint.output_embedding
@@ -216,7 +216,7 @@ class StreamedReader(DecoderReader):
                 raise InputError(
                     f"{self.checkpoint.path}: no lm_head.weight; expected a causal language model"
                 )
-            weight = self.tensor_reader.read(self.checkpoint.require_plain(output))
+            weight = self.checkpoint.require_rows(output).read(self.tensor_reader)
             assign_weights(_unwrapped(self.trained.lm_head), {"weight": self._place(weight)})
 
     def _place(self, weight: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,8 @@ def ignored_settings(settings: Mapping[str, Any]) -> list[str]:
 
     Activations, keys and values are computed in the compute dtype, which is closer to the unquantised model.
     """
+    if "notes" in settings:
+        return list(settings["notes"])
     groups = (settings.get("config_groups") or {}).values()
     asked = {
         "input_activations": any(group.get("input_activations") for group in groups),

@@ -52,6 +52,11 @@ class StoredWeight(ABC):
         """Where its first part lies."""
         return next(iter(self.parts.values())).file
 
+    @property
+    def rows(self) -> StoredTensor | None:
+        """The part that alone makes the weight, any of its rows as well as all; None: no such part."""
+        return None
+
     @abstractmethod
     def decode(self, tensors: Mapping[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
         """Writes the weight.
@@ -75,6 +80,11 @@ class PlainWeight(StoredWeight):
     def tensor(self) -> StoredTensor:
         """The one part."""
         return self.parts["weight"]
+
+    @property
+    def rows(self) -> StoredTensor | None:
+        """The one part."""
+        return self.tensor
 
     @property
     def dtype(self) -> torch.dtype:

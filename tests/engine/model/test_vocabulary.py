@@ -17,7 +17,9 @@ from strata.engine.model.vocabulary import (
 )
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.formats.stored_weight import plain_weight
 from strata.engine.weights.safetensors_file import read_header
+from strata.engine.weights.stored_rows import rows_of
 from strata.engine.weights.tensor_reader import TensorReader
 
 V, D, S = 50, 12, 7
@@ -51,8 +53,9 @@ def project(tmp_path):
             logits += tensors["bias"].double()
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
+        rows = {name: rows_of(plain_weight(tensor)) for name, tensor in stored.items()}
         return VocabularyProjection(
-            stored=stored["weight"], bias=stored.get("bias"), final=FinalLogits(softcap=softcap)
+            stored=rows["weight"], bias=rows.get("bias"), final=FinalLogits(softcap=softcap)
         ), logits
 
     return make
@@ -139,14 +142,14 @@ def test_readouts_in_half_precision_are_projected_in_float32(project):
 
 def test_a_projection_of_its_own(checkpoint):
     projection = vocabulary_projection(open_checkpoint(checkpoint("llama-gqa")))
-    assert projection.stored.name == "lm_head.weight"
+    assert projection.stored.tensor.name == "lm_head.weight"
     assert (projection.bias, projection.final) == (None, FinalLogits())
 
 
 def test_a_tied_projection_is_the_input_embedding(checkpoint):
     model = checkpoint("llama-tied")
     assert "lm_head.weight" not in load_file(model / "model.safetensors")
-    assert vocabulary_projection(open_checkpoint(model)).stored.name == "model.embed_tokens.weight"
+    assert vocabulary_projection(open_checkpoint(model)).stored.tensor.name == "model.embed_tokens.weight"
 
 
 def test_a_soft_cap_is_read_from_the_config(checkpoint):
@@ -164,7 +167,7 @@ def test_a_bias_is_found(checkpoint, tmp_path):
     save_file(tensors | {"lm_head.bias": draw(384)}, model / "model.safetensors")
     bias = vocabulary_projection(open_checkpoint(model)).bias
     assert bias is not None
-    assert bias.name == "lm_head.bias"
+    assert bias.tensor.name == "lm_head.bias"
 
 
 def test_a_classifier_has_no_projection(checkpoint):

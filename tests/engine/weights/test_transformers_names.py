@@ -71,7 +71,7 @@ def assert_as_transformers(folder: Path) -> hf.PreTrainedModel:
         stored = reader.read(opened.weights[name].parts[0][0].parts["weight"])
         assert torch.equal(stored, weight), name
     assert opened.output_embedding is not None
-    projection = reader.read(opened.require_plain(opened.output_embedding))
+    projection = opened.require_rows(opened.output_embedding).read(reader)
     assert torch.equal(projection, model.get_output_embeddings().weight)
     return model
 
@@ -144,7 +144,7 @@ def test_a_tied_model_that_stores_only_the_head(tmp_path):
     assert torch.equal(loaded.get_input_embeddings().weight, tensors["lm_head.weight"])
     opened = open_checkpoint(tmp_path)
     assert opened.output_embedding == "embed_tokens.weight"
-    read = TensorReader().read(opened.require_plain("embed_tokens.weight"))
+    read = opened.require_rows("embed_tokens.weight").read(TensorReader())
     assert torch.equal(read, tensors["lm_head.weight"])
 
 
