@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.heads.registry import AUTO, HEADS
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
@@ -42,6 +43,8 @@ class ScoreConfig:
     """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
     debias: Literal["none", "rotate"] = "none"
     """rotate shows the options in every cyclic order and averages (head letters)."""
+    normalize: Normalization = DEFAULT_NORMALIZATION
+    """What log-likelihoods are divided by: the option's length in char, byte or token, or none (loglik)."""
     context_column: str = "context"
     """Column that holds the retrieved context."""
     max_tokens: int | None = None
@@ -94,6 +97,7 @@ class ScoreConfig:
                 head=self.head,
                 template=self.template,
                 debias=self.debias,
+                normalize=self.normalize,
                 max_tokens=self.max_tokens,
             )
             for adapter in self.adapter or (None,)

@@ -39,6 +39,8 @@ def print_summary(run: ScoreRun) -> None:
         console.print(f"{row.question.id}: {best_letters(row.order)}  margin {row.margin:.3f}", markup=False)
     if len(run.scores) > NUM_SHOWN:
         console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
+    if "normalize" in plan:
+        console.print(describe_normalization(plan["normalize"]), soft_wrap=True)
     if metrics := run.record["metrics"]:
         heuristics = metrics["heuristics"]
         console.print(
@@ -62,3 +64,13 @@ def print_summary(run: ScoreRun) -> None:
     if (run.out / "prompts.jsonl").is_file():
         files.append("prompts.jsonl")
     console.print(f"{', '.join(files)} in {run.out}", markup=False, soft_wrap=True)
+
+
+def describe_normalization(normalize: str) -> str:
+    """What log-likelihoods were divided by, in one line."""
+    if normalize == "none":
+        return "log-likelihoods are sums (--normalize none)"
+    return (
+        f"log-likelihoods are divided by the option's length in {normalize}s (--normalize {normalize}); "
+        "scores.parquet keeps the sums"
+    )

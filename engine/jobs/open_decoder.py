@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, LogLikelihood, with_normalization
 from strata.engine.heads.registry import choose_head
 from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.job import Session
@@ -54,6 +55,9 @@ def open_decoder_members(
     width = checkpoint.config.hidden_size
     where = f"{checkpoint.path} and its adapters"
     head = choose_head(first.head, score_shape(checkpoint, adapters), width, where)
+    head = with_normalization(head, first.normalize)
+    if first.normalize != DEFAULT_NORMALIZATION and not isinstance(head, LogLikelihood):
+        session.warnings.say(f"--normalize {first.normalize} has no effect on head {head.name}")
     prompting = PromptSettings(
         template=load_template(first.template, head=head),
         head=head,

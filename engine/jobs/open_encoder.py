@@ -11,6 +11,7 @@ from strata.engine.encoders.encoder import (
     stored_dtype,
 )
 from strata.engine.encoders.rows import EncoderTokenizer
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION
 from strata.engine.jobs.encoder_job import EncoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
@@ -55,6 +56,7 @@ def refuse_settings(member: Member, settings: MachineSettings, session: Session)
     for flag, given, expected in (
         (f"--head {member.head}", member.head != "auto", "auto: its multiple-choice head"),
         (f"--debias {member.debias}", member.debias != "none", "none: its rows show one option each"),
+        (f"--normalize {member.normalize}", member.normalize != DEFAULT_NORMALIZATION, "none given"),
         (f"--template {member.template}", member.template is not None, "none: its layout is fixed"),
         ("--dtype int8", settings.dtype == "int8", "float32, bfloat16 or float16"),
         ("--verify", settings.verify, "a run without it"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.types import InputError, Question
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Member:
         head: a head's name, or auto.
         template: built-in prompt template, a file, or a template itself; None takes the head's.
         debias: none or rotate.
+        normalize: what head loglik divides log-likelihoods by: none, or the option's length in char, byte or
+            token.
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
         label: what it is called, where its adapter's folder does not tell it apart.
@@ -36,6 +39,7 @@ class Member:
     head: str = "auto"
     template: str | Template | None = None
     debias: Literal["none", "rotate"] = "none"
+    normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"
     label: str | None = None

@@ -62,11 +62,11 @@ class DraftWriter:
         return self._render(question, context, order, shown)
 
     def find_option(self, question: Question, context: str, *, option: int, text: str) -> tuple[int, int]:
-        """Where `text` shows the option; see `Pen.find_option`. An empty one is nowhere: (0, 0)."""
-        if not question.options[option]:
-            return (0, 0)
+        """Where `text` shows the option; see `Pen.find_option`. An empty one may stand at the end."""
         marked = self._render(question, context, None, _OPTION_MARKER)
         span = find_marked(text, marked, _OPTION_MARKER, question.options[option])
+        if span is None and not question.options[option]:
+            return (len(text), len(text))
         if span is None:
             raise InputError(
                 f"template {self._name}: cannot tell where the option stands "

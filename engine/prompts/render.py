@@ -107,6 +107,7 @@ def render_prompts(
         fitted = fit_questions(
             batch, writer=writer, tokenizer=joint_tokenizer, limit_tokens=settings.limit_tokens
         )
+        _warn_of_bos(fitted[0], settings.template.name, joint_tokenizer.added_bos, warnings)
         for one in fitted:
             _report_length(one, settings, source, warnings)
             prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
@@ -121,6 +122,12 @@ def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:
         warnings.say(
             f"--max-tokens {max_tokens} exceeds the model's window of {window} tokens, which is used"
         )
+
+
+def _warn_of_bos(one: FittedQuestion, template: str, bos: str | None, warnings: RunWarnings) -> None:
+    assert one.drafts is not None
+    if bos is not None and one.drafts[0].draft.text.startswith(bos):
+        warnings.say(f"template {template} begins with {bos}, which the tokenizer adds too: one is kept")
 
 
 def _report_length(one: FittedQuestion, settings: PromptSettings, source: str, warnings: RunWarnings) -> None:

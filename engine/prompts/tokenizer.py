@@ -38,6 +38,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def after(self, token_id: int) -> Tokens:
+        """The same behind a special token."""
+        return Tokens(
+            ids=np.concatenate([[token_id], self.ids]).astype(np.int32),
+            starts=np.concatenate([[0], self.starts]).astype(np.int32),
+            ends=np.concatenate([[0], self.ends]).astype(np.int32),
+        )
+
     def overlapping(self, start: int, end: int) -> range:
         """Indices of the tokens that hold any character of [start, end), whole or in part."""
         inside = np.flatnonzero((self.ends > start) & (self.starts < end))
@@ -46,10 +54,22 @@ class Tokens:
 
 
 class JointTokenizer:
-    """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end."""
+    """Tokenizes like `tokenizer(text)`, special tokens included except those it appends at the end.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    A text that begins with BOS itself gets no second one, as in lm-evaluation-harness.
+
+    Attributes:
+        unknown_id: of the token that stands for what the vocabulary lacks, if any.
+        added_bos: the text of the BOS token that it puts before every text, None where it puts none.
+        start_id: BOS, else EOS, else None: what a text without a beginning follows.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> None:
         """Copies a fast tokenizer; the given one is left as it is.
+
+        Args:
+            tokenizer: of the model.
+            add_special_tokens: False for texts that hold all their special tokens, as chat templates write.
 
         Raises:
             InputError: a tokenizer without a fast (Rust) implementation, which cannot tell character spans.
@@ -59,6 +79,10 @@ class JointTokenizer:
                 f"tokenizer {type(tokenizer).__name__} is not a fast one, expected a tokenizer.json"
             )
         self.unknown_id: int | None = tokenizer.unk_token_id
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.start_id: int | None = bos if isinstance(bos, int) else eos if isinstance(eos, int) else None
+        self._bos_id = bos
+        self._adds_special_tokens = add_special_tokens
         # Trimmed spans (as in Llama 3) leave white space out, so that a token seems to end before a
         # boundary that it straddles. The ids are the same without.
         whole = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
@@ -67,22 +91,27 @@ class JointTokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
         self._num_appended = self._count_appended()
+        begins_with_bos = self._backend.encode("a", add_special_tokens=add_special_tokens).ids[:1] == [bos]
+        self.added_bos: str | None = str(tokenizer.bos_token) if begins_with_bos else None
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokenizes each text as a whole."""
         tokens: list[Tokens] = []
         for batch in _batches(texts):
-            tokens += [self._convert(encoding) for encoding in self._backend.encode_batch(batch)]
+            encodings = self._backend.encode_batch(batch, add_special_tokens=self._adds_special_tokens)
+            tokens += [self._convert(encoding) for encoding in encodings]
         return tokens
 
     def _count_appended(self) -> int:
-        offsets = self._backend.encode("a").offsets
+        offsets = self._backend.encode("a", add_special_tokens=self._adds_special_tokens).offsets
         return next((i for i, (start, end) in enumerate(reversed(offsets)) if end > start), 0)
 
     def _convert(self, encoding: Encoding) -> Tokens:
         num_tokens = len(encoding) - self._num_appended
         spans = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)[:num_tokens]
         ids = np.array(encoding.ids, dtype=np.int32)[:num_tokens]
+        if self._adds_special_tokens and list(ids[:2]) == [self._bos_id] * 2:
+            ids, spans = ids[1:], spans[1:]
         return Tokens(
             ids=ids, starts=np.ascontiguousarray(spans[:, 0]), ends=np.ascontiguousarray(spans[:, 1])
         )
