@@ -51,6 +51,12 @@ def print_summary(run: ScoreRun) -> None:
     if "trie_nodes" in measured:
         saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
         sharing = f"; one path at a time would compute {saved:.1f}x as many"
+    if given := measured["questions_with_context"]:
+        column = run.record["run_info"]["config"]["context_column"]
+        console.print(
+            f"contexts of {given} question(s) are from column {column} (--context-column none: without)",
+            soft_wrap=True,
+        )
     if cut := measured["truncated_questions"]:
         lost = measured["truncated_context_tokens"]
         console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")

@@ -59,11 +59,15 @@ def open_decoder_members(
     if first.normalize != DEFAULT_NORMALIZATION and not isinstance(head, LogLikelihood):
         session.warnings.say(f"--normalize {first.normalize} has no effect on head {head.name}")
     prompting = PromptSettings(
-        template=load_template(first.template, head=head),
+        template=load_template(first.template, head=head, chat=first.chat),
         head=head,
         debias=first.debias,
         max_tokens=first.max_tokens,
         window=getattr(checkpoint.config, "max_position_embeddings", None),
+        chat=first.chat,
+        system=first.system,
+        shots=tuple(first.read(first.shots)),
+        num_shots=first.num_shots,
     )
     file = checkpoint.require("norm.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)

@@ -31,6 +31,10 @@ class Member:
             token.
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
+        chat: prompts are conversations in the tokenizer's chat template.
+        system: their system message.
+        shots: answered questions to show before each question.
+        num_shots: how many of them, those that are the question itself left out; None for all.
         label: what it is called, where its adapter's folder does not tell it apart.
     """
 
@@ -42,6 +46,10 @@ class Member:
     normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"
+    chat: bool = False
+    system: str | None = None
+    shots: tuple[Question, ...] = ()
+    num_shots: int | None = None
     label: str | None = None
 
     @property

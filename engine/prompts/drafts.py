@@ -13,6 +13,8 @@ from uuid import uuid4
 import jinja2
 
 from strata.engine.heads.head import Draft, Head
+from strata.engine.prompts.examples import Examples
+from strata.engine.prompts.layouts import Layout
 from strata.engine.prompts.templates import DEFAULT_LABELS, Template, compile_template, find_variables
 from strata.engine.types import LETTERS, InputError, Question
 
@@ -24,13 +26,25 @@ _OPTION_MARKER = f"option-{uuid4().hex}"
 class DraftWriter:
     """Writes a question's drafts for one head and template: the head's `Pen`."""
 
-    def __init__(self, template: Template, *, head: Head, rotates: bool) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        head: Head,
+        rotates: bool,
+        layout: Layout,
+        shots: Sequence[Question] = (),
+        num_shots: int | None = None,
+    ) -> None:
         """Compiles the template.
 
         Args:
             template: what the branches look like.
             head: says which branches there are.
             rotates: a head that numbers the options shows them in every cyclic order.
+            layout: puts drafts where they stand.
+            shots: answered questions to show before each; see `Examples`.
+            num_shots: how many of them; None for all.
 
         Raises:
             InputError: the template is broken or not fit for the head.
@@ -40,6 +54,8 @@ class DraftWriter:
         self.lists_options = template.lists_options
         self._name, self._head, self._rotates = template.name, head, rotates
         self._compiled = compile_template(template, head=head)
+        self._layout = layout
+        self._examples = Examples(shots, num_shots, self._write_example)
 
     def write(self, question: Question, context: str) -> list[Draft]:
         """Writes all drafts of a question with this context.
@@ -47,7 +63,12 @@ class DraftWriter:
         Raises:
             InputError: the template cannot be rendered with this question.
         """
-        return self._head.write_drafts(self, question, context, rotates=self._rotates)
+        drafts = self._head.write_drafts(self, question, context, rotates=self._rotates)
+        shots = self._examples.before(question)
+        return [self._layout.place(draft, shots) for draft in drafts]
+
+    def _write_example(self, question: Question) -> list[Draft]:
+        return self._head.write_drafts(self, question, question.context, rotates=False)
 
     def render(
         self,

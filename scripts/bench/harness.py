@@ -48,7 +48,7 @@ def compare_set(config: HarnessBenchConfig, name: str) -> dict[str, Any]:
     questions = read_questions(path, limit=config.limit, warnings=RunWarnings())
     ours, theirs = sums_by_strata(config.model, questions), sums_by_lm_eval(config.model, questions)
     pairs = zip(ours, theirs, strict=True)
-    return {
+    row = {
         "set": name,
         "questions": len(questions),
         "acc": accuracy(ours, questions, by_length=False),
@@ -57,6 +57,8 @@ def compare_set(config: HarnessBenchConfig, name: str) -> dict[str, Any]:
         "lm_eval_acc_norm": accuracy(theirs, questions, by_length=True),
         "lm_eval_max_abs_diff": max(float(np.abs(one - other).max()) for one, other in pairs),
     }
+    print(row, flush=True)
+    return row
 
 
 def accuracy(sums: Sequence[np.ndarray], questions: Sequence[Question], *, by_length: bool) -> float:
