@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import PlanOverrides
-from strata.engine.types import InputError
+from strata.engine.questions.shots import read_shots
+from strata.engine.types import InputError, Question
 
 if TYPE_CHECKING:
     HeadName = str
@@ -52,12 +54,23 @@ class ScoreConfig:
     """submission.csv: the three best letters (labels), or of --task classify a probability column a label."""
     debias: Literal["none", "rotate"] = "none"
     """rotate shows the options in every cyclic order and averages (head letters)."""
+    normalize: Normalization = DEFAULT_NORMALIZATION
+    """What log-likelihoods are divided by: the option's length in char, byte or token, or none (loglik)."""
     context_column: str = "context"
-    """Column that holds the retrieved context."""
+    """Column that holds the retrieved context; none leaves out what the file has."""
+    chat: bool = False
+    """Ask in the tokenizer's chat template; the answer is what the assistant would say."""
+    system: str | None = None
+    """System message of the chat; what the chat template says without one by default."""
+    shots: Path | None = None
+    """Question file with answers, of which the first --num-shots are shown before every question."""
+    num_shots: int = 5
+    """How many of --shots are shown; a question that is among them sees the next one instead of itself."""
     max_tokens: int | None = None
     """Longest prompt in tokens; only contexts are ever shortened."""
     template: str | None = None
-    """Built-in template (statement, yes-no, letters) or a file; the head's own by default."""
+    """Built-in template (statement, yes-no, letters) or a file; the head's own by default. With --chat it is
+    the user's message or, where it uses `messages`, the chat template."""
     machine: MachineSettings = field(default_factory=MachineSettings)
     """What of the machine the run may use."""
     int8_check_questions: int = 16
@@ -110,7 +123,14 @@ class ScoreConfig:
                 raise InputError(f"{flag}: questions have letters, not labels; expected --task classify")
 
     def members(self) -> list[Member]:
-        """A member an adapter, or the base model alone."""
+        """A member an adapter, or the base model alone.
+
+        Raises:
+            InputError: few-shot examples that cannot be read.
+        """
+        shots: tuple[Question, ...] = ()
+        if self.shots is not None:
+            shots = read_shots(self.shots, self.num_shots, context_column=self.context_column)
         return [
             Member(
                 model=self.model,
@@ -118,6 +138,11 @@ class ScoreConfig:
                 head=CLASSIFY if self.task == "classify" else self.head,
                 template=self.template,
                 debias=self.debias,
+                normalize=self.normalize,
+                chat=self.chat,
+                system=self.system,
+                shots=shots,
+                num_shots=self.num_shots if shots else None,
                 max_tokens=self.max_tokens,
                 labels=self.labels,
                 layers=self.layers,

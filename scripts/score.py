@@ -39,12 +39,20 @@ def print_summary(run: ScoreRun) -> None:
         console.print(f"{row.question.id}: {best_names(row)}  margin {row.margin:.3f}", markup=False)
     if len(run.scores) > NUM_SHOWN:
         console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
+    if "normalize" in plan:
+        console.print(describe_normalization(plan["normalize"]), soft_wrap=True)
     if metrics := run.record["metrics"]:
         console.print(describe_metrics(metrics))
     sharing = ""
     if "trie_nodes" in measured:
         saved = measured["tokens_per_option_run"] / measured["trie_nodes"]
         sharing = f"; one path at a time would compute {saved:.1f}x as many"
+    if given := measured["questions_with_context"]:
+        column = run.record["run_info"]["config"]["context_column"]
+        console.print(
+            f"contexts of {given} question(s) are from column {column} (--context-column none: without)",
+            soft_wrap=True,
+        )
     if cut := measured["truncated_questions"]:
         lost = measured["truncated_context_tokens"]
         console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")
@@ -71,3 +79,13 @@ def describe_metrics(metrics: dict) -> str:
         )
     longest = heuristics["longest_option_map_at_3"]
     return f"{uniform}, longest option {longest:.3f}), accuracy {metrics['accuracy']:.3f}"
+
+
+def describe_normalization(normalize: str) -> str:
+    """What log-likelihoods were divided by, in one line."""
+    if normalize == "none":
+        return "log-likelihoods are sums (--normalize none)"
+    return (
+        f"log-likelihoods are divided by the option's length in {normalize}s (--normalize {normalize}); "
+        "scores.parquet keeps the sums"
+    )

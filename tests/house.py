@@ -46,7 +46,7 @@ ROWS = {
     ),
     "scripts/bench": (
         "configs process_memory timing record",
-        "roofline limited_process",
+        "roofline limited_process harness",
         "workloads",
         "calibrate large train retrieval peers",
         "sweep",

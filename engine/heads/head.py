@@ -33,6 +33,10 @@ class Draft:
     `scored` is the span of the characters [start, end) whose tokens are the targets: those of the label, or
     of the option for a head that scores the option itself (empty for an empty option). None when a head
     reads the hidden state of the last token. `second` is the second text of a pair that is tokenized as one.
+
+    `is_continuation` says which tokens these are: those of the text up to `end` after as many as the text
+    before `start` becomes on its own (see prompts/continuations.py), or, where it is False, all that hold any
+    of the characters.
     """
 
     option: int
@@ -41,6 +45,17 @@ class Draft:
     text: str
     scored: tuple[int, int] | None
     second: str | None = None
+    is_continuation: bool = False
+
+    @classmethod
+    def of_option(cls, text: str, span: tuple[int, int], *, option: int, order: tuple[int, ...]) -> Draft:
+        """A draft whose option, at `span` of the text, continues it, with the white space before it."""
+        start, end = span
+        if start < end:
+            start = len(text[:start].rstrip())
+        return cls(
+            option=option, order=order, label=None, text=text, scored=(start, end), is_continuation=True
+        )
 
     @classmethod
     def of_label(cls, label: str, *, after: str, option: int, order: tuple[int, ...]) -> Draft:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
-from strata.engine.heads.head import Draft, Pen, shown_order
+from strata.engine.heads.head import Draft, Head, Pen, shown_order
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.heads.token_head import TokenHead
-from strata.engine.types import Prompt, Question, QuestionScores
+from strata.engine.types import InputError, Prompt, Question, QuestionScores
 
 EMPTY_OPTION_PENALTY = 100.0
 """Nats by which an empty option's log-likelihood lies below the least likely other option's."""
 
+Normalization = Literal["none", "char", "byte", "token"]
+DEFAULT_NORMALIZATION: Normalization = "char"
+"""The best of the four on real models: sums prefer short options."""
+SUMS = "loglik"
+"""Name of the member scores [O] that are the sums, whatever they are divided by."""
 
+
+@dataclass(frozen=True, kw_only=True)
 class LogLikelihood(TokenHead):
-    """score(option) = sum over the option's tokens t of log P(t | all before t).
+    """score(option) = sum over the option's tokens t of log P(t | all before t), divided by its length.
 
-    Beside it `loglik_per_char`: the same divided by the option's number of characters.
+    The length is that of the option as the file has it, in characters (Unicode code points) or bytes (UTF-8),
+    the number of its tokens in the prompt, or 1 for `none`. Beside the scores, under SUMS: the sums.
     Branches: one an option.
+
+    Source: `acc`, `acc_norm` (characters) and `acc_bytes` of lm-evaluation-harness 0.4.13,
+    lm_eval.api.task.ConfigurableTask.process_results.
+
+    Attributes:
+        normalize: what the sum is divided by.
     """
+
+    normalize: Normalization = DEFAULT_NORMALIZATION
 
     name = "loglik"
     template = "statement"
@@ -35,17 +51,44 @@ class LogLikelihood(TokenHead):
         drafts = []
         for option in range(len(question.options)):
             text = pen.render(question, context, option=option)
-            scored = pen.find_option(question, context, option=option, text=text)
-            drafts.append(Draft(option=option, order=order, label=None, text=text, scored=scored))
+            span = pen.find_option(question, context, option=option, text=text)
+            drafts.append(Draft.of_option(text, span, option=option, order=order))
         return drafts
 
     def score_prompt(self, prompt: Prompt, branch_scores: np.ndarray) -> QuestionScores:
-        """The sums, and beside them the means a character."""
-        lengths = np.array([max(1, len(option)) for option in prompt.question.options])
+        """The sums divided by the lengths, and beside them the sums."""
         has_targets = np.array([bool(branch.targets) for branch in prompt.branches])
-        per_char = _rank_last(branch_scores / lengths, has_targets)
-        ranked = rank_options(prompt, _rank_last(branch_scores, has_targets))
-        return replace(ranked, member_scores={"loglik_per_char": per_char})
+        scores = _rank_last(branch_scores / self._lengths(prompt), has_targets)
+        sums = _rank_last(branch_scores, has_targets)
+        return replace(rank_options(prompt, scores), member_scores={SUMS: sums})
+
+    def _lengths(self, prompt: Prompt) -> np.ndarray:
+        """[O], 1 for an option without any."""
+        options = prompt.question.options
+        lengths = {
+            "none": [1] * len(options),
+            "char": [len(option) for option in options],
+            "byte": [len(option.encode()) for option in options],
+            "token": [len(branch.targets) for branch in prompt.branches],
+        }
+        return np.maximum(lengths[self.normalize], 1)
+
+
+def with_normalization(head: Head, normalize: Normalization) -> Head:
+    """The head that divides log-likelihoods as told, where it has any.
+
+    Raises:
+        InputError: an unknown way.
+    """
+    if normalize not in get_args(Normalization):
+        raise InputError(f"--normalize {normalize!r}: expected none, char, byte or token")
+    return LogLikelihood(normalize=normalize) if isinstance(head, LogLikelihood) else head
+
+
+def describe_head(head: Head) -> dict[str, object]:
+    """Name and settings of any head, as run.json keeps them."""
+    settings = {"normalize": head.normalize} if isinstance(head, LogLikelihood) else {}
+    return {"head": head.name, **settings}
 
 
 def _rank_last(scores: np.ndarray, has_targets: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
+from strata.engine.heads.loglik import describe_head
 from strata.engine.jobs.decoder_notices import describe_halvings, describe_overflows, warn_of_plan
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
@@ -115,10 +116,10 @@ class DecoderMembers:
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
         adapters = (member.adapter for member in self.settings if member.adapter is not None)
-        model, template = self.settings[0].model.resolve(), self.prompting.template.name
+        first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
-        settings = (model, self.head.name, template, self.dtype, *self.labels, *cut, *adapters)
-        return fingerprint_job(prompts, settings)
+        settings = (first.model.resolve(), self.head.name, first.normalize, template, self.dtype)
+        return fingerprint_job(prompts, (*settings, *self.labels, *cut, *adapters))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
         """Plans a sweep; see `OpenMembers`."""
@@ -208,7 +209,7 @@ class DecoderJob:
             **asdict(plan),
             "tokens_computed": plan.tokens,
             "sweep_s": plan.predicted_s,
-            "head": self.opened.head.name,
+            **describe_head(self.opened.head),
             "template": self.opened.prompting.template.name,
             "members": list(self.opened.members),
             "num_layers": self.opened.model.checkpoint.num_layers,

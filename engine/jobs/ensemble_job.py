@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, Measured, OpenMembers
 from strata.engine.machine.machine import Machine
-from strata.engine.members.ensemble import average_members
+from strata.engine.members.ensemble import average_members, scores_of_member
 from strata.engine.members.labels import check_shared
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import Prompt, Question, QuestionScores
@@ -138,6 +138,5 @@ class EnsembleJob:
             if row is None:
                 continue
             for name in part.members:
-                scores = row.member_scores[name] if len(part.members) > 1 else row.scores
-                by_member[name] = [replace(row, scores=scores)]
+                by_member[name] = [scores_of_member(row, name) if len(part.members) > 1 else row]
         return average_members(by_member)[0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
 from strata.engine.heads.head import Head
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, LogLikelihood, with_normalization
 from strata.engine.heads.registry import AUTO, CLASSIFY, choose_head
 from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.decoder_notices import left_aside
@@ -69,16 +70,22 @@ def open_decoder_members(
     shape = score_shape(checkpoint, adapters)
     if shape is None:
         _refuse_absent_head(first.head, declared_head(checkpoint, adapters))
-    head = choose_head(first.head, shape, width, where)
+    head = with_normalization(choose_head(first.head, shape, width, where), first.normalize)
+    if first.normalize != DEFAULT_NORMALIZATION and not isinstance(head, LogLikelihood):
+        session.warnings.say(f"--normalize {first.normalize} has no effect on head {head.name}")
     window = model_window(checkpoint.config)
     if window.note:
         session.warnings.say(window.note)
     prompting = PromptSettings(
-        template=load_template(first.template, head=head),
+        template=load_template(first.template, head=head, chat=first.chat),
         head=head,
         debias=first.debias,
         max_tokens=first.max_tokens,
         window=window.num_tokens,
+        chat=first.chat,
+        system=first.system,
+        shots=tuple(first.read(first.shots)),
+        num_shots=first.num_shots,
     )
     file = checkpoint.require("norm.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)

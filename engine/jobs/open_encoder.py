@@ -11,6 +11,7 @@ from strata.engine.encoders.encoder import (
     stored_dtype,
 )
 from strata.engine.encoders.rows import EncoderTokenizer
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION
 from strata.engine.jobs.encoder_job import EncoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.machine.machine import StoredModel, choose_machine
@@ -58,6 +59,10 @@ def refuse_settings(member: Member, settings: MachineSettings, session: Session)
     for flag, given, expected in (
         (f"--head {member.head}", member.head != "auto", "auto: its multiple-choice head"),
         (f"--debias {member.debias}", member.debias != "none", "none: its rows show one option each"),
+        (f"--normalize {member.normalize}", member.normalize != DEFAULT_NORMALIZATION, "none given"),
+        ("--chat", member.chat, "a run without it"),
+        ("--system", member.system is not None, "a run without it"),
+        ("--shots", bool(member.shots), "a run without it"),
         (f"--template {member.template}", member.template is not None, "none: its layout is fixed"),
         ("--layers", member.layers is not None, "a run without it: its head is at the end"),
         ("--layers-norm", member.layers_norm is not None, "auto"),

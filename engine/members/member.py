@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.types import InputError, Question
 
 if TYPE_CHECKING:
@@ -28,8 +29,14 @@ class Member:
         head: a head's name, or auto.
         template: built-in prompt template, a file, or a template itself; None takes the head's.
         debias: none or rotate.
+        normalize: what head loglik divides log-likelihoods by: none, or the option's length in char, byte or
+            token.
         max_tokens: longest prompt in tokens; None for the model's window.
         context: where contexts come from: the question's, or none.
+        chat: prompts are conversations in the tokenizer's chat template.
+        system: their system message.
+        shots: answered questions to show before each question.
+        num_shots: how many of them, those that are the question itself left out; None for all.
         label: what it is called; None for its adapter's folder, or as much of the path as tells it apart.
         layers: the head reads after so many layers, or such a share of them, and no layer beyond is read;
             None for all, or as many as the adapter's folder says it was trained on.
@@ -42,8 +49,13 @@ class Member:
     head: str = "auto"
     template: str | Template | None = None
     debias: Literal["none", "rotate"] = "none"
+    normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = None
     context: Literal["question", "none"] = "question"
+    chat: bool = False
+    system: str | None = None
+    shots: tuple[Question, ...] = ()
+    num_shots: int | None = None
     label: str | None = None
     labels: Path | None = None
     layers: float | None = None

@@ -1,25 +1,59 @@
-"""Turns (prefix, continuation) pairs into Prompts, as lm-evaluation-harness cuts them. Knows no models.
+"""Pairs of texts, a prefix and its continuation, as tokens and as Prompts. Knows no models and no heads.
 
-Source of the rule: lm_eval.api.model.TemplateLM._encode_pair, version 0.4: spaces that end the prefix move
-to the continuation, prefix + continuation is tokenized as one text, and the continuation's tokens are those
-after as many as the prefix alone becomes. An empty prefix is the tokenizer's BOS, or EOS where it has none.
+Source of the rule: lm_eval.api.model.TemplateLM._encode_pair, version 0.4.13: white space that ends the
+prefix moves to the continuation, prefix + continuation is tokenized as one text, and the continuation's
+tokens are those after as many as the prefix alone becomes. So a space that is a token of its own, as before
+a digit, is the continuation's. An empty prefix is the tokenizer's BOS, or EOS where it has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from strata.engine.model_files.library_errors import one_line
-from strata.engine.model_files.tokenizer_files import TOKENIZER_FILE
-from strata.engine.prompts.tokenizer import CANNOT_TOKENIZE
+from strata.engine.prompts.tokenizer import JointTokenizer, Tokens
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedPair:
+    """`tokens` of a text of which the first `num_prefix` are the prefix's.
+
+    None are where the prefix is empty and the tokenizer has neither BOS nor EOS.
+    """
+
+    tokens: Tokens
+    num_prefix: int
+
+
+def encode_pairs(texts: Sequence[tuple[str, int]], tokenizer: JointTokenizer) -> list[EncodedPair]:
+    """Tokenizes prefixes with their continuations; prefixes that are equal, once.
+
+    Args:
+        texts: each a whole text and how many of its characters, without white space at their end, are the
+            prefix.
+        tokenizer: adds the special tokens that the model's own adds at the beginning.
+    """
+    prefixes = list(dict.fromkeys(text[:boundary] for text, boundary in texts))
+    lengths = dict(zip(prefixes, map(len, tokenizer.encode(prefixes)), strict=True))
+    wholes = tokenizer.encode([text for text, _ in texts])
+    return [
+        _split(tokens, lengths[text[:boundary]], tokenizer.start_id)
+        for (text, boundary), tokens in zip(texts, wholes, strict=True)
+    ]
+
+
+def _split(tokens: Tokens, num_prefix: int, start_id: int | None) -> EncodedPair:
+    if num_prefix or start_id is None:
+        return EncodedPair(tokens=tokens, num_prefix=num_prefix)
+    begun = len(tokens) and tokens.ids[0] == start_id
+    return EncodedPair(tokens=tokens if begun else tokens.after(start_id), num_prefix=1)
 
 
 def render_continuations(
@@ -29,57 +63,27 @@ def render_continuations(
 
     Args:
         pairs: (prefix, continuation) texts.
-        tokenizer: of the model; its special tokens are added as it does by itself.
+        tokenizer: of the model; its special tokens are added as it does by itself, but none at the end.
         window: longest pair in tokens, its last predicted token included; None sets no limit.
 
     Raises:
-        InputError: a continuation that becomes no token, or a pair longer than the window.
+        InputError: a continuation that becomes no token, a prefix that does and no BOS or EOS, or a pair
+            longer than the window.
     """
-    return [
-        _render(number, *encode_pair(prefix, continuation, tokenizer), window)
-        for number, (prefix, continuation) in enumerate(pairs)
-    ]
+    texts = [(prefix + continuation, len(prefix.rstrip())) for prefix, continuation in pairs]
+    encoded = encode_pairs(texts, JointTokenizer(tokenizer))
+    return [_render(number, pair, window) for number, pair in enumerate(encoded)]
 
 
-def encode_pair(
-    prefix: str, continuation: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
-    """Token ids of the prefix and of the continuation.
-
-    Raises:
-        InputError: an empty prefix, and a tokenizer without BOS and EOS; or a text that it cannot tokenize.
-    """
-    with one_line(Path(tokenizer.name_or_path) / TOKENIZER_FILE, CANNOT_TOKENIZE):
-        return _encode_pair(prefix, continuation, tokenizer)
-
-
-def _encode_pair(
-    prefix: str, continuation: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[int]]:
-    if not prefix:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if not isinstance(start, int):
-            raise InputError(f"continuation {continuation!r}: an empty prefix, and no BOS or EOS token")
-        ids = tokenizer(continuation, add_special_tokens=False)["input_ids"]
-        return [start], list(ids[1:] if ids and ids[0] == start else ids)
-    num_spaces = len(prefix) - len(prefix.rstrip())
-    if num_spaces:
-        prefix, continuation = prefix[:-num_spaces], prefix[-num_spaces:] + continuation
-    whole, alone = tokenizer(prefix + continuation)["input_ids"], tokenizer(prefix)["input_ids"]
-    return list(whole[: len(alone)]), list(whole[len(alone) :])
-
-
-def _render(number: int, prefix: list[int], continuation: list[int], window: int | None) -> Prompt:
-    if not continuation:
+def _render(number: int, pair: EncodedPair, window: int | None) -> Prompt:
+    ids, num_prefix = pair.tokens.ids, pair.num_prefix
+    if num_prefix >= len(ids):
         raise InputError(f"pair {number}: the continuation becomes no token; expected at least one")
-    if not prefix:
-        raise InputError(f"pair {number}: the prefix becomes no token; expected at least one before it")
-    num_tokens = len(prefix) + len(continuation)
-    if window is not None and num_tokens > window:
-        raise InputError(f"pair {number}: {num_tokens} tokens; the model's window is {window}")
-    targets = tuple(
-        Target(position=len(prefix) + place, token_id=token) for place, token in enumerate(continuation)
-    )
-    ids = np.array(prefix + continuation[:-1], np.int32)
-    branch = Branch(option=0, order=(), label=None, token_ids=ids, text="", targets=targets)
+    if not num_prefix:
+        raise InputError(f"pair {number}: the prefix becomes no token, and there is no BOS or EOS token")
+    if window is not None and len(ids) > window:
+        raise InputError(f"pair {number}: {len(ids)} tokens; the model's window is {window}")
+    targets = tuple(Target(position=place, token_id=int(ids[place])) for place in range(num_prefix, len(ids)))
+    token_ids = np.ascontiguousarray(ids[:-1])
+    branch = Branch(option=0, order=(), label=None, token_ids=token_ids, text="", targets=targets)
     return Prompt(question=Question(id=str(number), prompt="", options=("",)), branches=(branch,))

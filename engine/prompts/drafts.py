@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from strata.engine.heads.head import Draft, Head
+from strata.engine.prompts.examples import Examples
+from strata.engine.prompts.layouts import Layout
 from strata.engine.prompts.sandbox import RENDERING_ERRORS, render_bounded
 from strata.engine.prompts.templates import DEFAULT_LABELS, Template, compile_template, find_variables
 from strata.engine.types import LETTERS, InputError, Question
@@ -23,13 +25,25 @@ _OPTION_MARKER = f"option-{uuid4().hex}"
 class DraftWriter:
     """Writes a question's drafts for one head and template: the head's `Pen`."""
 
-    def __init__(self, template: Template, *, head: Head, rotates: bool) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        head: Head,
+        rotates: bool,
+        layout: Layout,
+        shots: Sequence[Question] = (),
+        num_shots: int | None = None,
+    ) -> None:
         """Compiles the template.
 
         Args:
             template: what the branches look like.
             head: says which branches there are.
             rotates: a head that numbers the options shows them in every cyclic order.
+            layout: puts drafts where they stand.
+            shots: answered questions to show before each; see `Examples`.
+            num_shots: how many of them; None for all.
 
         Raises:
             InputError: the template is broken or not fit for the head.
@@ -39,6 +53,8 @@ class DraftWriter:
         self.lists_options = template.lists_options
         self._name, self._head, self._rotates = template.name, head, rotates
         self._compiled = compile_template(template, head=head)
+        self._layout = layout
+        self._examples = Examples(shots, num_shots, self._write_example)
 
     def write(self, question: Question, context: str) -> list[Draft]:
         """Writes all drafts of a question with this context.
@@ -46,7 +62,12 @@ class DraftWriter:
         Raises:
             InputError: the template cannot be rendered with this question.
         """
-        return self._head.write_drafts(self, question, context, rotates=self._rotates)
+        drafts = self._head.write_drafts(self, question, context, rotates=self._rotates)
+        shots = self._examples.before(question)
+        return [self._layout.place(draft, shots) for draft in drafts]
+
+    def _write_example(self, question: Question) -> list[Draft]:
+        return self._head.write_drafts(self, question, question.context, rotates=False)
 
     def render(
         self,
@@ -61,11 +82,11 @@ class DraftWriter:
         return self._render(question, context, order, shown)
 
     def find_option(self, question: Question, context: str, *, option: int, text: str) -> tuple[int, int]:
-        """Where `text` shows the option; see `Pen.find_option`. An empty one is nowhere: (0, 0)."""
-        if not question.options[option]:
-            return (0, 0)
+        """Where `text` shows the option; see `Pen.find_option`. An empty one may stand at the end."""
         marked = self._render(question, context, None, _OPTION_MARKER)
         span = find_marked(text, marked, _OPTION_MARKER, question.options[option])
+        if span is None and not question.options[option]:
+            return (len(text), len(text))
         if span is None:
             raise InputError(
                 f"template {self._name}: cannot tell where the option stands "

@@ -14,6 +14,7 @@ import numpy as np
 
 from strata.engine.heads.head import Draft, Head
 from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.layouts import ChatLayout, Layout, PlainLayout
 from strata.engine.prompts.lost_options import report_lost_options
 from strata.engine.prompts.templates import Template
 from strata.engine.prompts.tokenizer import JointTokenizer
@@ -39,9 +40,14 @@ class PromptSettings:
         max_tokens: the user's bound on the tokens of a branch, its last predicted token included; None for
             none.
         window: the bound of the model; None for none.
+        chat: prompts are conversations in the tokenizer's chat template, or in the template's own `frame`.
+        system: their system message; None leaves it to the chat template.
+        shots: answered questions that are shown before each question, the first `num_shots` (None: all) that
+            are not the question itself. They are never shortened.
+        num_shots: see `shots`.
 
     Raises:
-        InputError: an unknown way to debias, or a bound below 1.
+        InputError: an unknown way to debias, a bound below 1, or a system message outside of a chat.
     """
 
     template: Template
@@ -49,12 +55,18 @@ class PromptSettings:
     debias: str = "none"
     max_tokens: int | None = None
     window: int | None = None
+    chat: bool = False
+    system: str | None = None
+    shots: tuple[Question, ...] = ()
+    num_shots: int | None = None
 
     def __post_init__(self) -> None:
         if self.debias not in ("none", "rotate"):
             raise InputError(f"--debias {self.debias!r}: expected none or rotate")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"--max-tokens {self.max_tokens}: expected at least 1")
+        if self.system is not None and not self.chat:
+            raise InputError(f"--system {self.system!r}: expected --chat with it")
 
     @property
     def rotates(self) -> bool:
@@ -99,8 +111,15 @@ def render_prompts(
         InputError: a label that becomes no token or unknown tokens only, labels that become the same
             tokens, or a template that does not fit the head.
     """
-    writer = DraftWriter(settings.template, head=settings.head, rotates=settings.rotates)
-    joint_tokenizer = JointTokenizer(tokenizer)
+    writer = DraftWriter(
+        settings.template,
+        head=settings.head,
+        rotates=settings.rotates,
+        layout=_choose_layout(settings, tokenizer),
+        shots=settings.shots,
+        num_shots=settings.num_shots,
+    )
+    joint_tokenizer = JointTokenizer(tokenizer, add_special_tokens=not settings.chat)
     _warn_of_settings(settings, warnings)
     if not writer.uses_context and any(question.context for question in questions):
         warnings.say(f"template {settings.template.name} does not show the contexts that the questions have")
@@ -127,6 +146,12 @@ def _warn_of_starts(settings: PromptSettings, tokenizer: JointTokenizer, warning
             f"template {name}: the tokenizer's BOS token stands in prompts more than once, "
             "in the template or in a question's text"
         )
+
+
+def _choose_layout(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    if not settings.chat:
+        return PlainLayout()
+    return ChatLayout(tokenizer, system=settings.system, chat_template=settings.template.frame)
 
 
 def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:

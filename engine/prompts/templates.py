@@ -8,11 +8,14 @@ The Alpaca frames end in "### Response:" and a newline, after which the label is
 Llama-2 fine-tunes of this format were trained, and a word at the start of a line is one whole token for
 Llama-2 ("yes", "no", "A": the newline is a token of its own), whereas a space would glue itself to the
 label ("_yes") and leave the boundary between prompt and label inside a token.
+
+In a chat, a template is the user's message, up to what is scored. A file that uses `messages` is a chat
+template itself, as transformers has them; the message is then the head's own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -72,18 +75,39 @@ Answer the question with the letter of the correct option.
 )
 
 
+_CHAT_YES_NO = """\
+Answer Yes if the proposed answer to the question is correct, and No if it is not.
+
+{% if context %}Context: {{ context }}
+
+{% endif %}Question: {{ prompt }}
+Proposed answer: {{ option }}
+"""
+
+_CHAT_LETTERS = """\
+Answer the question with the letter of the correct option, and nothing else.
+
+{% if context %}Context: {{ context }}
+
+{% endif %}Question: {{ prompt }}
+{% for letter, text in options %}{{ letter }}. {{ text }}
+{% endfor %}"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Template:
     """A prompt template.
 
     `labels` are the texts that say yes and no, written right after the prompt (head yes-no only; None means
-    DEFAULT_LABELS). `lists_options` says that the prompt shows all options.
+    DEFAULT_LABELS). `lists_options` says that the prompt shows all options. `frame` is a chat template in
+    place of the tokenizer's.
     """
 
     name: str
     text: str
     labels: tuple[str, str] | None = None
     lists_options: bool = False
+    frame: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -94,6 +118,8 @@ BUILT_IN = {
     "yes-no": Template(name="yes-no", text=_YES_NO, labels=DEFAULT_LABELS),
     "letters": Template(name="letters", text=_LETTERS, lists_options=True),
     "text": Template(name="text", text="{{ prompt }}"),
+    "chat-yes-no": Template(name="chat-yes-no", text=_CHAT_YES_NO, labels=("Yes", "No")),
+    "chat-letters": Template(name="chat-letters", text=_CHAT_LETTERS, lists_options=True),
 }
 
 _ENVIRONMENT = BoundedEnvironment(
@@ -103,7 +129,7 @@ MAX_TEMPLATE_CHARACTERS = 1_000_000
 MAX_YAML_DEPTH = 8
 
 
-def load_template(given: str | Template | None, *, head: Head) -> Template:
+def load_template(given: str | Template | None, *, head: Head, chat: bool = False) -> Template:
     """Finds the template to use with a head.
 
     Args:
@@ -111,12 +137,18 @@ def load_template(given: str | Template | None, *, head: Head) -> Template:
             optionally `labels` (two texts), or any other suffix with the bare Jinja text; None takes the
             head's.
         head: what scores the options.
+        chat: the template is a user's message, or a chat template that uses `messages`.
 
     Raises:
         InputError: no such template, a syntax error, an unknown variable, or not what the head needs.
     """
-    given = head.template if given is None else given
+    own = BUILT_IN.get(f"chat-{head.template}" if chat else head.template) or BUILT_IN[head.template]
+    given = own if given is None else given
     template = given if isinstance(given, Template) else BUILT_IN.get(given) or _read_template(given)
+    if template.frame is not None:
+        if not chat:
+            raise InputError(f"template {template.name}: uses 'messages', expected --chat with it")
+        template = replace(own, name=template.name, frame=template.frame)
     compile_template(template, head=head)
     return template
 
@@ -178,6 +210,8 @@ def _read_template(name: str) -> Template:
         text, labels = _parse_yaml_template(name, text)
     if not text.strip():
         raise InputError(f"template {name}: is empty, expected Jinja text")
+    if _uses_messages(text):
+        return Template(name=name, text="", frame=text)
     lists_options = "options" in find_variables(name, text)
     return Template(name=name, text=text, labels=labels, lists_options=lists_options)
 
@@ -200,6 +234,14 @@ class _PlainLoader(yaml.BaseLoader):
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+
+def _uses_messages(text: str) -> bool:
+    """Told by its words alone: chat templates may hold tags that ours do not know."""
+    try:
+        return any(kind == "name" and word == "messages" for _, kind, word in _ENVIRONMENT.lex(text))
+    except jinja2.TemplateSyntaxError:
+        return False
 
 
 def _parse_yaml_template(name: str, text: str) -> tuple[str, tuple[str, str] | None]:

@@ -43,6 +43,14 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def after(self, token_id: int) -> Tokens:
+        """The same behind a special token."""
+        return Tokens(
+            ids=np.concatenate([[token_id], self.ids]).astype(np.int32),
+            starts=np.concatenate([[0], self.starts]).astype(np.int32),
+            ends=np.concatenate([[0], self.ends]).astype(np.int32),
+        )
+
     def overlapping(self, start: int, end: int) -> range:
         """Indices of the tokens that hold any character of [start, end), whole or in part."""
         inside = np.flatnonzero((self.ends > start) & (self.starts < end))
@@ -57,12 +65,17 @@ class JointTokenizer:
 
     Attributes:
         unknown_id: the token of what the vocabulary lacks, if any.
+        start_id: BOS, else EOS, else None: what a text without a beginning follows.
         has_brought_start: a text has brought the special tokens of the start itself.
         has_repeated_start: one of them stands somewhere else in a text, too.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool = True) -> None:
         """Copies a fast tokenizer; the given one is left as it is.
+
+        Args:
+            tokenizer: of the model.
+            add_special_tokens: False for texts that hold all their special tokens, as chat templates write.
 
         Raises:
             InputError: a tokenizer without a fast (Rust) implementation, which cannot tell character spans.
@@ -73,6 +86,9 @@ class JointTokenizer:
             )
         self.unknown_id: int | None = tokenizer.unk_token_id
         self._folder = tokenizer.name_or_path
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.start_id: int | None = bos if isinstance(bos, int) else eos if isinstance(eos, int) else None
+        self._adds_special_tokens = add_special_tokens
         # Trimmed spans (as in Llama 3) leave white space out, so that a token seems to end before a
         # boundary that it straddles. The ids are the same without.
         whole = tokenizer.backend_tokenizer.to_str().replace('"trim_offsets":true', '"trim_offsets":false')
@@ -98,7 +114,7 @@ class JointTokenizer:
 
     def _encode(self, texts: list[str]) -> list[Encoding]:
         with one_line(Path(self._folder) / TOKENIZER_FILE, CANNOT_TOKENIZE):
-            return self._backend.encode_batch(texts)
+            return self._backend.encode_batch(texts, add_special_tokens=self._adds_special_tokens)
 
     def _count_appended(self) -> int:
         offsets = self._encode(["a"])[0].offsets
@@ -106,7 +122,7 @@ class JointTokenizer:
 
     def _find_start(self) -> np.ndarray:
         """Ids [P] of the special tokens that are put before a text."""
-        encoding = self._backend.encode("a")
+        encoding = self._encode(["a"])[0]
         num_special = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else 0
         return np.array(encoding.ids[:num_special], dtype=np.int32)
 

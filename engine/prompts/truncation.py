@@ -9,11 +9,12 @@ than foreseen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from strata.engine.heads.head import Draft
+from strata.engine.prompts.continuations import EncodedPair, encode_pairs
 from strata.engine.prompts.drafts import CONTEXT_MARKER, DraftWriter, find_marked
 from strata.engine.prompts.tokenizer import JointTokenizer, Tokens
 from strata.engine.types import Question
@@ -138,14 +139,34 @@ def _tokenize_drafts(
     fitted: Sequence[FittedQuestion], writer: DraftWriter, tokenizer: JointTokenizer
 ) -> None:
     drafts = [writer.write(one.question, one.context) for one in fitted]
-    tokens = iter(tokenizer.encode([draft.text for group in drafts for draft in group]))
+    tokenized = iter(_tokenize([draft for group in drafts for draft in group], tokenizer))
     for one, group in zip(fitted, drafts, strict=True):
-        one.drafts = [_find_targets(draft, next(tokens)) for draft in group]
+        one.drafts = [next(tokenized) for _ in group]
+
+
+def _tokenize(drafts: Sequence[Draft], tokenizer: JointTokenizer) -> list[TokenizedDraft]:
+    """The drafts, in order; those that score a continuation by the rule for pairs."""
+    spans = [(draft.text, draft.scored[0]) for draft in drafts if draft.is_continuation and draft.scored]
+    pairs = iter(encode_pairs(spans, tokenizer))
+    wholes = iter(tokenizer.encode([draft.text for draft in drafts if not draft.is_continuation]))
+    return [
+        _find_continuation(draft, next(pairs))
+        if draft.is_continuation
+        else _find_targets(draft, next(wholes))
+        for draft in drafts
+    ]
 
 
 def _find_targets(draft: Draft, tokens: Tokens) -> TokenizedDraft:
-    target_indices = range(0) if draft.scored is None else tokens.overlapping(*draft.scored)
+    span = draft.scored or (0, 0)
+    target_indices = tokens.overlapping(*span) if span[0] < span[1] else range(0)
     return TokenizedDraft(draft=draft, tokens=tokens, target_indices=target_indices)
+
+
+def _find_continuation(draft: Draft, pair: EncodedPair) -> TokenizedDraft:
+    found = _find_targets(draft, pair.tokens)
+    target_indices = range(pair.num_prefix, max(found.target_indices.stop, pair.num_prefix))
+    return replace(found, target_indices=target_indices if found.target_indices else range(0))
 
 
 def _shorten_more(one: FittedQuestion, limit_tokens: int | None) -> bool:

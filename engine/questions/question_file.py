@@ -21,6 +21,8 @@ _MIN_OPTIONS = 2
 _MAX_OPTIONS = len(LETTERS)
 _PROMPT_COLUMNS = ("prompt", "question")
 _DEFAULT_CONTEXT_COLUMN = "context"
+NO_CONTEXT_COLUMN = "none"
+"""Given as the context column: contexts that the file has are not read."""
 
 
 def read_questions(
@@ -34,7 +36,8 @@ def read_questions(
 
     Args:
         path: the file.
-        context_column: the column that holds the context; a name other than the default must be there.
+        context_column: the column that holds the context, or "none"; any other name than the default must be
+            there.
         limit: how many rows to read, from the first; None reads all. Later rows are not checked.
         warnings: where odd rows go: "empty option", "repeated option", "fewer options than columns",
             "empty question", "missing context", "no answer".
@@ -52,7 +55,7 @@ def read_questions(
     _check_columns(path, table, context_column)
     if not table.records:
         raise InputError(f"{path}: no data rows, expected at least one question")
-    has_context = context_column in table.columns
+    has_context = context_column in table.columns and context_column != NO_CONTEXT_COLUMN
     rows_of_ids: dict[str, str] = {}
     questions = []
     for record in table.records:
@@ -77,7 +80,8 @@ def _check_columns(path: Path, table: RecordTable, context_column: str) -> None:
         raise InputError(f"{path}: column 'id' is missing; {found}")
     if not any(name in table.columns for name in _PROMPT_COLUMNS):
         raise InputError(f"{path}: column 'prompt' is missing; {found}")
-    if context_column != _DEFAULT_CONTEXT_COLUMN and context_column not in table.columns:
+    optional = (_DEFAULT_CONTEXT_COLUMN, NO_CONTEXT_COLUMN)
+    if context_column not in (*optional, *table.columns):
         raise InputError(f"{path}: --context-column {context_column!r} is not a column of the file; {found}")
     if "options" in table.columns and not table.has_blank_cells:
         return
@@ -107,7 +111,7 @@ def _read_question(record: Record, table: RecordTable, context_column: str) -> Q
         prompt=_read_text(record, prompt_column),
         options=_drop_absent_options(cells, answer, table.has_blank_cells),
         answer=answer,
-        context=_read_text(record, context_column),
+        context="" if context_column == NO_CONTEXT_COLUMN else _read_text(record, context_column),
         row=record.row,
     )
 

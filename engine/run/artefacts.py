@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +18,13 @@ from strata.engine.results.tables import (
     write_scores,
     write_submission,
 )
-from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
+from strata.engine.run.collapse import describe_collapse, find_collapse
+from strata.engine.types import LETTERS, InputError, Prompt, QuestionScores, RunWarnings
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.read_cache import CachedSource
 
+MAY_COLLAPSE = ("letters", "yes-no")
+"""Heads that read labels, of which an untrained model may always prefer the same."""
 LIBRARY_BYTES = 128 << 20
 """What libraries take in a run's first second (thread pools, GEMM kernels), not part of the budget."""
 
@@ -85,11 +89,23 @@ def _counts(measured: Measured) -> dict[str, object]:
 
 
 def describe_prompts(prompts: Sequence[Prompt]) -> dict[str, object]:
-    """How many contexts were shortened, and by how much."""
+    """How many questions have contexts, how many of these were shortened, and by how much."""
     return {
+        "questions_with_context": sum(bool(prompt.question.context) for prompt in prompts),
         "truncated_questions": sum(prompt.num_truncated_tokens > 0 for prompt in prompts),
         "truncated_context_tokens": sum(prompt.num_truncated_tokens for prompt in prompts),
     }
+
+
+def describe_answers(
+    scores: Sequence[QuestionScores], head: object, debias: str, warnings: RunWarnings
+) -> dict[str, object]:
+    """How many questions have each option first; a warning where one position is answered throughout."""
+    collapse = find_collapse(scores)
+    if collapse is not None and head in MAY_COLLAPSE and debias == "none":
+        warnings.say(describe_collapse(collapse, str(head)))
+    counts = Counter(LETTERS[row.order[0]] for row in scores)
+    return {"best_option_counts": dict(sorted(counts.items()))}
 
 
 def describe_cache(source: ByteSource, warnings: RunWarnings) -> dict[str, object]:

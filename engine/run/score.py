@@ -24,6 +24,7 @@ from strata.engine.results.report import write_report
 from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import (
     check_out,
+    describe_answers,
     describe_cache,
     describe_measured,
     describe_prompts,
@@ -86,6 +87,8 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
                     kept.remove()
             int8 = check_int8(config, scorer, job, by_id, deadline)
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
+            reached = list(by_id.values())
+            record.measured |= describe_answers(reached, record.plan.get("head"), config.debias, warnings)
             record.measured |= (
                 {"resumed_questions": len(done)} | describe_cache(scorer.source, warnings) | int8
             )

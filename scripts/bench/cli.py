@@ -6,6 +6,7 @@ from tyro.extras import SubcommandApp
 
 from strata.scripts.bench.configs import (
     CalibrateConfig,
+    HarnessBenchConfig,
     LargeBenchConfig,
     PlanErrorConfig,
     RetrievalBenchConfig,
@@ -72,6 +73,17 @@ def train_encoder(config: TrainEncoderBenchConfig) -> int:
     from strata.scripts.bench.train.encoder import run_train_encoder_bench
 
     return run_train_encoder_bench(config)
+
+
+@bench_app.command(name="harness")
+def harness(config: HarnessBenchConfig) -> int:
+    """Compare log-likelihoods, acc and acc_norm with lm-evaluation-harness' own on the same model.
+
+    Example: strata bench harness --model DIR --data DIR --limit 60
+    """
+    from strata.scripts.bench.harness import run_harness_bench
+
+    return run_harness_bench(config)
 
 
 @bench_app.command(name="calibrate")

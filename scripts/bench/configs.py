@@ -119,6 +119,20 @@ class LargeBenchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HarnessBenchConfig:
+    """Settings of the comparison with lm-evaluation-harness."""
+
+    model: Path
+    """Decoder checkpoint."""
+    data: Path
+    """Folder with <set>.jsonl: id, question, options[], answer."""
+    sets: tuple[str, ...] = ()
+    """Question files of the folder, without suffix; arc_challenge_val and openbookqa_dev by default."""
+    limit: int | None = None
+    """Only the first N questions of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
     """Settings of the calibration."""
 

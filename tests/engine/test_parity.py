@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers as hf
@@ -17,7 +18,7 @@ JOBS = {
     "yes_no": {"head": "yes-no"},
     "letters": {"head": "letters"},
     "letters_rotate": {"head": "letters", "debias": "rotate"},
-    "loglik": {"head": "loglik"},
+    "loglik": {"head": "loglik", "normalize": "none"},
 }
 
 
@@ -80,11 +81,24 @@ def test_sharded_checkpoint_scores_as_a_single_file(checkpoint, score):
         np.testing.assert_array_equal(actual[question_id], scores)
 
 
-def test_loglik_per_character_is_a_member_column(checkpoint, score):
-    run = score(model=checkpoint("llama-gqa"), head="loglik")
+def test_normalization_decides_the_scores_and_sums_are_kept(checkpoint, score, reference):
+    model = checkpoint("llama-gqa")
+    run = score(model=model, head="loglik")
+    expected = reference(model).score(run.out, "loglik")
     for row in run.scores:
         lengths = np.array([len(option) for option in row.question.options])
-        np.testing.assert_allclose(row.member_scores["loglik_per_char"], row.scores / lengths, rtol=1e-6)
+        np.testing.assert_allclose(row.scores, expected[row.question.id] / lengths, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(row.member_scores["loglik"], expected[row.question.id], atol=TOLERANCE)
+    assert run.record["plan"]["normalize"] == run.record["run_info"]["config"]["normalize"] == "char"
+    columns = pq.read_table(run.out / "scores.parquet").to_pydict()
+    assert columns["scores"] == [row.scores.tolist() for row in run.scores]
+    assert columns["member_loglik"] == [row.member_scores["loglik"].tolist() for row in run.scores]
+
+
+def test_normalization_without_effect_is_told(checkpoint, score):
+    run = score(model=checkpoint("llama-gqa"), head="letters", normalize="byte")
+    assert "--normalize byte has no effect on head letters" in run.record["warnings"]["messages"]
+    assert "normalize" not in run.record["plan"]
 
 
 @pytest.mark.parametrize("job", ["yes_no", "letters_rotate", "loglik"])

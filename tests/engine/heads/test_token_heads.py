@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from strata.engine.heads.letters import Letters
-from strata.engine.heads.loglik import EMPTY_OPTION_PENALTY, LogLikelihood
+from strata.engine.heads.loglik import EMPTY_OPTION_PENALTY, LogLikelihood, with_normalization
 from strata.engine.heads.yes_no import YesNo
-from strata.engine.types import Prompt
+from strata.engine.types import InputError, Prompt
 
 from .scored_prompts import branch, prompt, score_by, table_of, yes_no_branches
 
@@ -73,25 +73,39 @@ def test_letters_are_unrotated_and_averaged():
     np.testing.assert_allclose(row.scores, np.log(expected))
 
 
-def test_loglik_is_the_sum_and_beside_it_the_mean_a_character():
-    options = ("word", "two words", "")
+OPTIONS = ("w\u00f6rd", "two words", "")
+LENGTHS = {"none": [1, 1], "char": [4, 9], "byte": [5, 9], "token": [1, 3]}
+
+
+@pytest.mark.parametrize("normalize", LENGTHS)
+def test_loglik_is_the_sum_over_the_length_and_beside_it_the_sum(normalize):
     branches = [
         branch(0, [1], [(1, 5)]),
         branch(1, [1, 6, 7], [(1, 6), (2, 7), (3, 5)]),
         branch(2, [1], [(1, 9)]),
     ]
-    prompts = [prompt(branches, options=options)]
+    prompts = [prompt(branches, options=OPTIONS)]
     logits = np.array([-2.0, -1.0, -0.5, -3.0, -8.0])
-    (row,) = score_by(LogLikelihood(), prompts, logits=logits)
-    np.testing.assert_allclose(row.scores, [-2.0, -4.5, -8.0])
-    np.testing.assert_allclose(row.member_scores["loglik_per_char"], [-0.5, -0.5, -8.0])
+    (row,) = score_by(LogLikelihood(normalize=normalize), prompts, logits=logits)
+    first, second = LENGTHS[normalize]
+    np.testing.assert_allclose(row.scores, [-2.0 / first, -4.5 / second, -8.0])
+    np.testing.assert_allclose(row.member_scores["loglik"], [-2.0, -4.5, -8.0])
+    np.testing.assert_allclose(row.probabilities, np.exp(row.scores) / np.exp(row.scores).sum())
 
 
 def test_an_empty_option_is_the_least_likely():
     branches = [branch(0, [1], [(1, 5)]), branch(1, [1], [])]
     (row,) = score_by(LogLikelihood(), [prompt(branches, options=("word", ""))], logits=[-2.0])
-    np.testing.assert_allclose(row.scores, [-2.0, -2.0 - EMPTY_OPTION_PENALTY])
-    np.testing.assert_allclose(row.member_scores["loglik_per_char"], [-0.5, -0.5 - EMPTY_OPTION_PENALTY])
+    np.testing.assert_allclose(row.scores, [-0.5, -0.5 - EMPTY_OPTION_PENALTY])
+    np.testing.assert_allclose(row.member_scores["loglik"], [-2.0, -2.0 - EMPTY_OPTION_PENALTY])
+
+
+def test_log_likelihoods_are_divided_only_where_there_are_any():
+    assert with_normalization(LogLikelihood(), "byte") == LogLikelihood(normalize="byte")
+    letters = Letters()
+    assert with_normalization(letters, "byte") is letters
+    with pytest.raises(InputError, match="--normalize 'word': expected none, char, byte or token"):
+        with_normalization(letters, "word")  # type: ignore[arg-type]
 
 
 def test_scores_that_are_not_finite_are_refused():

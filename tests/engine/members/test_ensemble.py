@@ -1,11 +1,12 @@
 """Members' scores as one: the mean of their probabilities."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
 from strata.engine.heads.probabilities import option_probabilities
-from strata.engine.members.ensemble import average_members
+from strata.engine.members.ensemble import average_members, scores_of_member
 from strata.engine.types import Question, QuestionScores
 
 
@@ -24,6 +25,19 @@ def test_members_are_averaged_by_probability():
     np.testing.assert_allclose(row.scores, np.log(expected))
     for name, values in scores.items():
         np.testing.assert_array_equal(row.member_scores[name], values)
+
+
+def test_what_heads_give_beside_their_scores_is_kept():
+    told = {
+        name: [replace(member([1.0, 2.0])[0], member_scores={"loglik": np.array(sums)})]
+        for name, sums in {"one": [-3.0, -4.0], "two": [-5.0, -6.0]}.items()
+    }
+    (row,) = average_members(told)
+    assert list(row.member_scores) == ["one", "two", "one_loglik", "two_loglik"]
+    np.testing.assert_array_equal(row.member_scores["two_loglik"], [-5.0, -6.0])
+    alone = scores_of_member(row, "two")
+    np.testing.assert_array_equal(alone.scores, [1.0, 2.0])
+    np.testing.assert_array_equal(alone.member_scores["loglik"], [-5.0, -6.0])
 
 
 def test_a_single_member_is_itself():
