@@ -13,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint import LAYER_NAME, Checkpoint
+from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.stored_model import LAYER_NAME
 
 
 def count_layers(layers: float, num_layers: int) -> int:
