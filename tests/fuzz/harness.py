@@ -41,7 +41,7 @@ class FuzzedReader:
 
 
 class TooSlow(BaseException):
-    """Raised inside a reader that takes longer than SECONDS."""
+    """Raised inside a reader that takes more processor time than SECONDS."""
 
 
 def make_input(reader: FuzzedReader, good: bytes, number: int) -> bytes:
@@ -96,13 +96,13 @@ def _time_limit() -> Iterator[None]:
     def stop(*arguments: object) -> None:
         raise TooSlow
 
-    earlier = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    earlier = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, earlier)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, earlier)
 
 
 def _last_line_of_ours(error: BaseException) -> str:
