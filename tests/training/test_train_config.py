@@ -40,6 +40,7 @@ REFUSED = {
     "all weights of an adapter": ({"full": True, "adapter": Path("lora")}, "--adapter"),
     "all weights in 4 bits": ({"full": True, "base_storage": "nf4"}, "--base-storage"),
     "all weights streamed": ({"full": True, "streamed": True}, "--streamed"),
+    "a GGUF file": ({"model": Path("model.gguf")}, "--model"),
     "a streamed encoder": ({"streamed": True, "task": "multiple-choice"}, "--streamed"),
 }
 
