@@ -22,6 +22,7 @@ from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
 from strata.engine.jobs.describe import describe_halvings, describe_overflows
+from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
 from strata.engine.members.ensemble import average_members
@@ -97,9 +98,8 @@ class DecoderMembers:
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
-        adapters = (member.adapter for member in self.settings if member.adapter is not None)
-        model, template = self.settings[0].model.resolve(), self.prompting.template.name
-        return fingerprint_job(prompts, (model, self.head.name, template, self.dtype, *adapters))
+        settings = (self.head.name, self.prompting.template.name, self.dtype)
+        return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
         """Plans a sweep; see `OpenMembers`."""
