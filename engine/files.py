@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -76,6 +76,12 @@ def write_text_atomically(path: Path, text: str) -> None:
         UnicodeEncodeError: the text holds a lone surrogate.
     """
     write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def identify_files(paths: Iterable[Path]) -> list[str]:
+    """What tells whether files are still those they were: resolved path, size in bytes, time of change."""
+    found = [(path.resolve(), path.stat()) for path in paths]
+    return [f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in found]
 
 
 def read_utf8(path: Path) -> str:

@@ -64,6 +64,28 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES, unique_keys: boo
     return content
 
 
+def read_json_lines(path: Path) -> list[tuple[str, Any]]:
+    """The values of a file of JSON lines that a run appends to, each with its place for messages.
+
+    A last line without an end was cut off by a crash and is left out (see `cut_torn_line`).
+
+    Raises:
+        InputError: unreadable, or a line that is no JSON (names the line).
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    places = [f"{path}, line {number}" for number in range(1, len(lines) + 1)]
+    return [(place, parse_json(line, place)) for place, line in zip(places, lines, strict=True)]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Takes away a last line without an end, so that lines appended from now on stay whole."""
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def parse_json(data: bytes | str, where: str, *, unique_keys: bool = False) -> Any:
     """The values of a JSON text.
 

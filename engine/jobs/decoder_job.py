@@ -23,6 +23,7 @@ from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
 from strata.engine.jobs.decoder_notices import describe_halvings, describe_overflows, warn_of_plan
+from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
 from strata.engine.members.cut import Cut
@@ -115,11 +116,10 @@ class DecoderMembers:
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
-        adapters = (member.adapter for member in self.settings if member.adapter is not None)
         first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
-        settings = (first.model.resolve(), self.head.name, first.normalize, template, self.dtype)
-        return fingerprint_job(prompts, (*settings, *self.labels, *cut, *adapters))
+        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut)
+        return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
         """Plans a sweep; see `OpenMembers`."""

@@ -20,6 +20,7 @@ from strata.engine.encoders.batches import EncoderLane, ScoredBatch, score_batch
 from strata.engine.encoders.encoder import EncoderShape, add_adapters, load_encoder
 from strata.engine.encoders.rows import EncoderPrompt, EncoderTokenizer, batch_by_length
 from strata.engine.heads.probabilities import option_probabilities
+from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import Measured, Session
 from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import Machine
@@ -80,10 +81,7 @@ class EncoderMembers:
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
-        adapters = (member.adapter for member in self.settings if member.adapter is not None)
-        return fingerprint_job(
-            prompts, (self.settings[0].model.resolve(), HEAD, self.machine.dtype, *adapters)
-        )
+        return fingerprint_job(prompts, (HEAD, self.machine.dtype, *identify_members(self.settings)))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> EncoderJob:
         """Cuts the rows into batches and loads the model; see `OpenMembers`. Groups are as they come."""

@@ -1,7 +1,7 @@
 """What an interrupted run has already scored: appended after every group, picked up by `--resume`.
 
-A file of JSON lines: first the fingerprint of everything that decides scores, then a line a question. A line
-cut off by a crash is ignored. Knows nothing of models.
+A file of JSON lines: first the fingerprint of everything that decides scores, then a line a question. A last
+line that a crash cut off is dropped; any other damage is told, with its line. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from strata.engine.json_files import Schema, check_schema, cut_torn_line, read_json_lines, shown
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 
 FILE_NAME = "partial.jsonl"
@@ -35,24 +36,29 @@ class PartialScores:
         """Scores of an earlier run of the same job by question id; empty when there are none.
 
         Raises:
-            InputError: the file belongs to another job.
+            InputError: the file belongs to another job, or a line is not what `add` writes (names the line).
         """
         if not self._path.is_file():
             return {}
-        lines = list(_whole_lines(self._path))
-        if not lines or lines[0].get("fingerprint") != self._fingerprint:
+        lines = read_json_lines(self._path)
+        if not lines:
+            return {}
+        if check_schema(_Header, lines[0][1], lines[0][0]).fingerprint != self._fingerprint:
             raise InputError(
-                f"--resume: {self._path} is from another job (other questions, model or settings); "
-                "expected the flags of the interrupted run"
+                f"--resume: {self._path} is from another job (other questions, model, weights or settings); "
+                "expected the flags and files of the interrupted run"
             )
         by_id = {question.id: question for question in questions}
-        return {line["id"]: _restore(line, by_id[line["id"]]) for line in lines[1:]}
+        restored = (_restore(check_schema(_Line, line, place), by_id, place) for place, line in lines[1:])
+        return {row.question.id: row for row in restored}
 
     def start(self, *, resume: bool) -> None:
         """Begins a new file, unless the one there is to be gone on with."""
         if not resume:
             self.remove()
-        if not self._path.is_file():
+        if self._path.is_file():
+            cut_torn_line(self._path)
+        if not self._path.is_file() or not self._path.stat().st_size:
             self._append([{"fingerprint": self._fingerprint}])
 
     def add(self, scores: Iterable[QuestionScores]) -> None:
@@ -92,17 +98,35 @@ def fingerprint_job(prompts: Sequence[Prompt], settings: Iterable[object]) -> st
     return digest.hexdigest()
 
 
-def _whole_lines(path: Path) -> Iterable[dict]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+class _Header(Schema):
+    """The first line."""
+
+    fingerprint: str
 
 
-def _restore(line: dict, question: Question) -> QuestionScores:
+class _Line(Schema):
+    """A question's line; lists are as long as the question has options."""
+
+    id: str
+    scores: list[float]
+    probabilities: list[float]
+    members: dict[str, list[float]]
+
+
+def _restore(line: _Line, by_id: Mapping[str, Question], place: str) -> QuestionScores:
+    question = by_id.get(line.id)
+    if question is None:
+        raise InputError(f"{place}: id {shown(line.id)} is of no question; expected those of the run")
+    num_options = len(question.options)
+    for name, values in {"scores": line.scores, "probabilities": line.probabilities, **line.members}.items():
+        if len(values) != num_options:
+            raise InputError(
+                f"{place}: {name}: {len(values)} numbers; expected {num_options}, one an option of "
+                f"question {shown(line.id)}"
+            )
     return QuestionScores(
         question=question,
-        scores=np.array(line["scores"]),
-        probabilities=np.array(line["probabilities"]),
-        member_scores={name: np.array(values) for name, values in line["members"].items()},
+        scores=np.array(line.scores),
+        probabilities=np.array(line.probabilities),
+        member_scores={name: np.array(values) for name, values in line.members.items()},
     )

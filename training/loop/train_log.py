@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from strata.engine.files import to_json, write_text_atomically
+from strata.engine.json_files import Schema, check_schema, read_json_lines
 from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 
@@ -29,16 +30,26 @@ class Sink(Protocol):
         ...
 
 
+class _Step(Schema):
+    """What must be in a line."""
+
+    step: int
+
+
 class StepLog:
     """log.jsonl: a JSON object a step, `step` first, an `evaluation` in it where there was one.
 
     Args:
         path: the file; lines after `num_steps` steps, or cut off by a crash, are dropped.
         num_steps: steps that the run has already done.
+
+    Raises:
+        InputError: a line that is no JSON object with a step (names the line).
     """
 
     def __init__(self, path: Path, num_steps: int) -> None:
-        self.lines = [line for line in _whole_lines(path) if line["step"] <= num_steps]
+        written = read_json_lines(path) if path.is_file() else []
+        self.lines = [line for place, line in written if check_schema(_Step, line, place).step <= num_steps]
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         write_text_atomically(path, text)
         self._file = path.open("a", encoding="ascii")
@@ -122,10 +133,3 @@ def open_sinks(config: TrainConfig, num_steps: int) -> list[Sink]:
     if config.wandb is not None:
         sinks.append(WandbSink(config))
     return sinks
-
-
-def _whole_lines(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="ascii", errors="replace")
-    return [json.loads(line) for line in text.split("\n")[:-1]]

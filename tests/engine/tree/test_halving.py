@@ -1,4 +1,4 @@
-"""A micro-batch cut in two. Independent check: lanes that `split_lanes` makes of smaller micro-batches."""
+"""A micro-batch cut in two. Independent check: what `split_lanes` makes of a smaller size."""
 
 from __future__ import annotations
 

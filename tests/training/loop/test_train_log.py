@@ -8,7 +8,7 @@ import types
 import pytest
 
 from strata.engine.types import InputError
-from strata.training.loop.train_log import check_sinks
+from strata.training.loop.train_log import StepLog, check_sinks
 
 from ..tiny_reader import read_log, tiny_config, train_tiny
 
@@ -60,3 +60,20 @@ def test_tensorboard_gets_the_curves(tmp_path):
     losses = {event.step: event.value for event in events.Scalars("loss")}
     assert losses == pytest.approx({line["step"]: line["loss"] for line in trainer.lines}, rel=1e-6)
     assert [event.step for event in events.Scalars("evaluation/map_at_3")] == [3]
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1}', "{", '{"step": "2"}', "[]", ""])
+def test_a_damaged_line_is_told_by_its_number(line, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(InputError, match=r"log\.jsonl, line 2: "):
+        StepLog(path, 3)
+
+
+def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    log = StepLog(path, 3)
+    log.write(2, {})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
