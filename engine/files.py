@@ -94,6 +94,15 @@ def read_utf8(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return decode_utf8(data, path)
+
+
+def decode_utf8(data: bytes, path: Path) -> str:
+    """The text of bytes that were read from a file, without its byte order mark.
+
+    Raises:
+        InputError: not UTF-8 (names the line and the byte).
+    """
     num_bom_bytes = len(_UTF8_BOM) if data.startswith(_UTF8_BOM) else 0
     try:
         return data[num_bom_bytes:].decode("utf-8")

@@ -92,6 +92,8 @@ def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
     for kind, ids in oddities.rows.items():
         if kind in ("empty question", "empty option"):
             warnings.rows[kind] = ids
+    for message in oddities.messages:
+        warnings.say(message)
     return questions
 
 

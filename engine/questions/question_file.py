@@ -7,13 +7,21 @@ When a row of the Kaggle layout has fewer options than there are letter columns:
 trailing cells are null or absent. CSV cannot say null, so there trailing empty cells are no options as long
 as at least two non-empty options come before them and the answer is not among them. Every other empty cell
 is an empty option: kept as "", reported, scored.
+
+Other names of columns and other forms of answers are understood where they can only mean one thing; a message
+says how a file was read that is not in the plain form.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from strata.engine.questions.answers import GivenAnswer, read_answers
+from strata.engine.questions.columns import ColumnNames, recognize_columns
+from strata.engine.questions.parquet_rows import Unreadable
 from strata.engine.questions.records import Record, RecordTable, read_records
 from strata.engine.types import LETTERS, InputError, Question, RunWarnings
 
@@ -23,6 +31,10 @@ _PROMPT_COLUMNS = ("prompt", "question")
 _DEFAULT_CONTEXT_COLUMN = "context"
 NO_CONTEXT_COLUMN = "none"
 """Given as the context column: contexts that the file has are not read."""
+_WHOLE_FLOAT = re.compile(r"\d+\.0", re.ASCII)
+
+MAX_CHARACTERS = 1_000_000
+"""Of a question or an option; the tokens of more would not fit any model."""
 
 
 def read_questions(
@@ -32,7 +44,7 @@ def read_questions(
     limit: int | None = None,
     warnings: RunWarnings,
 ) -> list[Question]:
-    """Reads and checks a question file (.csv, .parquet or .jsonl).
+    """Reads and checks a question file (.csv, .tsv, .parquet or .jsonl, or one of these as .gz or .zip).
 
     Args:
         path: the file.
@@ -40,7 +52,8 @@ def read_questions(
             there.
         limit: how many rows to read, from the first; None reads all. Later rows are not checked.
         warnings: where odd rows go: "empty option", "repeated option", "fewer options than columns",
-            "empty question", "missing context", "no answer".
+            "empty question", "missing context", "no answer", and contexts that were cut; messages say how a
+            file was read that is not in the plain form, and which columns are not used.
 
     Returns:
         The questions in the file's order, at least one. Texts are verbatim, except that blank ones are "".
@@ -52,24 +65,114 @@ def read_questions(
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: expected at least 1")
     table = read_records(path, limit=limit)
+    found = recognize_columns(path, table.columns)
+    if context_column != _DEFAULT_CONTEXT_COLUMN:
+        found = _without_context(found)
+    table = _rename_columns(table, found)
     _check_columns(path, table, context_column)
     if not table.records:
         raise InputError(f"{path}: no data rows, expected at least one question")
+    ids, id_note = _read_ids(table.records)
+    cells = [_read_options(record, table) for record in table.records]
+    given = [
+        _given_answer(record, options, table) for record, options in zip(table.records, cells, strict=True)
+    ]
+    answers, answer_note = read_answers(given, found.first_number)
+    _say_how(path, (*table.notes, *found.notes, id_note, answer_note), found.unused, warnings)
     has_context = context_column in table.columns and context_column != NO_CONTEXT_COLUMN
     rows_of_ids: dict[str, str] = {}
     questions = []
-    for record in table.records:
-        question = _read_question(record, table, context_column)
-        if question.id in rows_of_ids:
+    for record, question_id, options, answer in zip(table.records, ids, cells, answers, strict=True):
+        if question_id in rows_of_ids:
             raise InputError(
-                f"{record.where}, column 'id': duplicate id {question.id!r}, already used in "
-                f"{rows_of_ids[question.id]}; expected each id once"
+                f"{record.where}, column 'id': duplicate id {question_id!r}, already used in "
+                f"{rows_of_ids[question_id]}; expected each id once"
             )
-        rows_of_ids[question.id] = record.where.removeprefix(f"{path}, ")
+        rows_of_ids[question_id] = record.where.removeprefix(f"{path}, ")
+        question = Question(
+            id=question_id,
+            prompt=_read_prompt(record),
+            options=_drop_absent_options(options, answer, table.has_blank_cells),
+            answer=answer,
+            context=_read_context(record, context_column, question_id, warnings),
+            row=record.row,
+        )
         _report_oddities(question, record, table, has_context, warnings)
         questions.append(question)
     _report_missing_answers(questions, rows_of_ids, path, warnings)
     return questions
+
+
+def _without_context(found: ColumnNames) -> ColumnNames:
+    """The names where the user has said which column holds the context."""
+    names = {raw: name for raw, name in found.names.items() if name != _DEFAULT_CONTEXT_COLUMN}
+    notes = tuple(note for note in found.notes if not note.endswith(f"as {_DEFAULT_CONTEXT_COLUMN!r}"))
+    unused = tuple(line for line in found.unused if repr(_DEFAULT_CONTEXT_COLUMN) not in line)
+    return replace(found, names=names, notes=notes, unused=unused)
+
+
+def _rename_columns(table: RecordTable, found: ColumnNames) -> RecordTable:
+    """The table under our names."""
+    if not found.names:
+        return table
+    records = [
+        replace(record, values={found.names.get(name, name): value for name, value in record.values.items()})
+        for record in table.records
+    ]
+    columns = tuple(found.names.get(name, name) for name in table.columns)
+    return replace(table, columns=columns, records=records)
+
+
+def _say_how(path: Path, notes: Sequence[str], unused: Sequence[str], warnings: RunWarnings) -> None:
+    said = "; ".join(note for note in notes if note)
+    if said:
+        warnings.say(f"{path}: read as {said}")
+    for line in unused:
+        warnings.say(f"{path}: {line}")
+
+
+def _read_ids(records: Sequence[Record]) -> tuple[list[str], str]:
+    """Ids as texts; 1.0, 2.0, ... are what pandas makes of whole numbers beside an absent one."""
+    ids = []
+    for record in records:
+        value = record.values.get("id")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        ids.append(as_text(value, f"{record.where}, column 'id'") or "")
+        if not ids[-1]:
+            raise InputError(f"{record.where}, column 'id': no id, expected one")
+    if all(_WHOLE_FLOAT.fullmatch(name) for name in ids):
+        return [name.removesuffix(".0") for name in ids], "ids as whole numbers (1.0 as 1)"
+    return ids, ""
+
+
+def _read_prompt(record: Record) -> str:
+    column = next((name for name in _PROMPT_COLUMNS if name in record.values), None)
+    if column is None:
+        raise InputError(f"{record.where}: column 'prompt' is missing; found {', '.join(record.values)}")
+    return as_text(record.values.get(column), f"{record.where}, column {column!r}") or ""
+
+
+def _read_context(record: Record, column: str, question_id: str, warnings: RunWarnings) -> str:
+    """A context; the end of a long one, beyond what any window holds, is left out and told."""
+    if column == NO_CONTEXT_COLUMN:
+        return ""
+    value = record.values.get(column)
+    if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+        warnings.odd_row(f"context cut at {MAX_CHARACTERS:,} characters", question_id, record.where)
+        value = value[:MAX_CHARACTERS]
+    return as_text(value, f"{record.where}, column {column!r}") or ""
+
+
+def _given_answer(record: Record, options: list[str | None], table: RecordTable) -> GivenAnswer:
+    value = record.values.get("answer")
+    is_listed = not table.has_blank_cells and record.values.get("options") is not None
+    return GivenAnswer(
+        where=record.where,
+        value=value,
+        options=options,
+        counts_from_zero=is_listed and not isinstance(value, str),
+    )
 
 
 def _check_columns(path: Path, table: RecordTable, context_column: str) -> None:
@@ -97,36 +200,17 @@ def _letter_columns(table: RecordTable) -> str:
     return "".join(letter for letter in LETTERS if letter in table.columns)
 
 
-def _read_question(record: Record, table: RecordTable, context_column: str) -> Question:
-    question_id = _read_text(record, "id")
-    if not question_id:
-        raise InputError(f"{record.where}, column 'id': no id, expected one")
-    prompt_column = next((name for name in _PROMPT_COLUMNS if name in record.values), None)
-    if prompt_column is None:
-        raise InputError(f"{record.where}: column 'prompt' is missing; found {', '.join(record.values)}")
-    cells = _read_options(record, table)
-    answer = _read_answer(record, len(cells))
-    return Question(
-        id=question_id,
-        prompt=_read_text(record, prompt_column),
-        options=_drop_absent_options(cells, answer, table.has_blank_cells),
-        answer=answer,
-        context="" if context_column == NO_CONTEXT_COLUMN else _read_text(record, context_column),
-        row=record.row,
-    )
-
-
-def _read_text(record: Record, column: str) -> str:
-    return as_text(record.values.get(column), f"{record.where}, column {column!r}") or ""
-
-
 def as_text(value: object, where: str) -> str | None:
     """Text of a cell, "" when blank, None when absent."""
     if value is None:
         return None
+    if isinstance(value, Unreadable):
+        raise InputError(f"{where}: a {value.kind} out of range, expected text")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise InputError(f"{where}: is a {type(value).__name__}, expected text")
     text = str(value)
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{where}: {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InputError(f"{where}: holds half of a surrogate pair, expected valid Unicode")
     return text if text.strip() else ""
@@ -161,25 +245,6 @@ def _drop_absent_options(
         num_kept = len(cells)
     num_kept = max(num_kept, _MIN_OPTIONS, 0 if answer is None else answer + 1)
     return tuple(cell or "" for cell in cells[:num_kept])
-
-
-def _read_answer(record: Record, num_options: int) -> int | None:
-    value = record.values.get("answer")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    index = -1
-    if isinstance(value, str):
-        letter = value.strip().upper()
-        index = LETTERS.find(letter) if len(letter) == 1 else -1
-    elif isinstance(value, int) and not isinstance(value, bool):
-        index = value
-    elif isinstance(value, float) and value.is_integer():
-        index = int(value)
-    if not 0 <= index < num_options:
-        letters = f"a letter from A to {LETTERS[num_options - 1]}"
-        expected = letters if isinstance(value, str) else f"{letters} or an index from 0 to {num_options - 1}"
-        raise InputError(f"{record.where}, column 'answer': unknown answer {value!r}, expected {expected}")
-    return index
 
 
 def _report_oddities(

@@ -152,7 +152,7 @@ BAD_FILES = {
     ),
     "too many cells": ("q.csv", "id,prompt,A,B\n1,x,a,b\n2,x,a,b,c\n", ("row 2", "5 cells", "4")),
     "an open quote": ("q.csv", 'id,prompt,A,B\n1,"x,a,b\n2,y,a,b\n', ("row 1", "CSV")),
-    "unsupported suffix": ("q.tsv", "id\tprompt\n", ("'.tsv'", ".csv, .parquet or .jsonl")),
+    "unsupported suffix": ("q.xlsx", "id\tprompt\n", ("'.xlsx'", ".csv, .parquet or .jsonl")),
     "broken JSON": ("q.jsonl", '{"id": 1, "question": "x", "options": ["a", "b"]}\n{"id": \n', ("line 2",)),
     "not an object": ("q.jsonl", "[1, 2]\n", ("line 1", "list", "object")),
     "a prompt missing in one line": (
