@@ -183,15 +183,25 @@ class SentenceEncoder:
 def _load(settings: EncoderSettings, packaged: Path | None) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    try:
-        model = SentenceTransformer(str(packaged or settings.model), device=settings.device)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{settings.model}: cannot be loaded as a sentence-transformers model ({reason}); expected a "
-            "folder of one, a name in the local Hugging Face cache, or, with the extra "
-            f'"strata-score[encoder]", {" or ".join(PACKAGES)}'
-        ) from None
+    from strata.engine.model_files.config_file import read_config_json, refuse_model_code
+    from strata.engine.model_files.library_errors import one_line
+    from strata.engine.model_files.tokenizer_files import check_tokenizer_files
+
+    folder = packaged or Path(settings.model)
+    if (folder / "config.json").is_file():
+        refuse_model_code(read_config_json(folder), str(folder / "config.json"))
+        check_tokenizer_files(folder)
+    told = (
+        "cannot be loaded as a sentence-transformers model (expected a folder of one, a name in the local "
+        f'Hugging Face cache, or, with the extra "strata-score[encoder]", {" or ".join(PACKAGES)})'
+    )
+    with one_line(settings.model, told):
+        model = SentenceTransformer(
+            str(folder) if packaged else settings.model,
+            device=settings.device,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )
     if settings.max_tokens is not None:
         model.max_seq_length = min(settings.max_tokens, model.max_seq_length or settings.max_tokens)
     return model

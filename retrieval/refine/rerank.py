@@ -148,15 +148,23 @@ class CrossEncoderScorer:
     ) -> None:
         from sentence_transformers import CrossEncoder
 
+        from strata.engine.model_files.config_file import read_config_json, refuse_model_code
+        from strata.engine.model_files.library_errors import one_line
+        from strata.engine.model_files.tokenizer_files import check_tokenizer_files
+
         if not (model / "config.json").is_file():
             raise InputError(f"{model}: no config.json there; expected the folder of a cross-encoder")
-        try:
+        refuse_model_code(read_config_json(model), str(model / "config.json"))
+        check_tokenizer_files(model)
+        with one_line(model, "cannot be loaded as a cross-encoder"):
             self._model = CrossEncoder(
-                str(model), device=device, max_length=max_tokens, local_files_only=True
+                str(model),
+                device=device,
+                max_length=max_tokens,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{model}: cannot be loaded as a cross-encoder ({reason})") from error
         if (num_labels := self._model.num_labels) != 1:
             raise InputError(
                 f"{model}: gives {num_labels} scores a pair; expected a reranker, which gives one"
