@@ -132,7 +132,7 @@ def scale_path(path: Path) -> Path:
 def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
     """Maps a .npy file copy-on-write; raises InputError when it is not of this shape and dtype."""
     try:
-        array = np.load(path, mmap_mode="c" if np.prod(shape, allow_pickle=False) else None)
+        array = np.load(path, mmap_mode="c" if np.prod(shape) else None, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again") from None
