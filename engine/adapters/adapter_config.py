@@ -5,21 +5,23 @@ The meaning is that of PEFT 0.18 to 0.21. What strata does not apply, or does no
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from strata.engine.adapters.module_patterns import ModulePatterns, check_matching
+from strata.engine.json_files import Schema, check_schema, read_json_object, shown
 from strata.engine.types import InputError
 
 CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 16 << 20
 
-# LoraConfig's defaults.
-_DEFAULT_RANK = 8
-_DEFAULT_ALPHA = 8
 # Settings that change the forward pass in a way strata does not compute, and what to tell the user.
 _REFUSED_SETTINGS = {
     "alora_invocation_tokens": "activated LoRA (aLoRA) applies to some tokens only",
@@ -81,35 +83,58 @@ _LORA_SUFFIX = re.compile(
     r"|lora_magnitude_vector(?:\.default)?(?:\.weight)?)$"
 )
 _LAYER = re.compile(
-    r"^(?:(?:model|language_model|transformer|gpt_neox|decoder)\.)*(?:layers|h)\.(?P<index>\d+)\.(?P<path>.+)$"
+    r"^(?:(?:model|language_model|transformer|gpt_neox|decoder)\.)*(?:layers|h)\.(?P<index>[0-9]{1,6})\."
+    r"(?P<path>.+)$"
 )
 _SCORE = re.compile(r"^(?:score|classifier)(?:\.modules_to_save)?(?:\.default)?\.(?P<kind>weight|bias)$")
+
+
+Rank = Annotated[int, Field(ge=1, le=1_000_000)]
+Names = list[str] | str | None
+
+
+class AdapterSettings(Schema):
+    """adapter_config.json: the keys that are relied on, with LoraConfig's defaults."""
+
+    peft_type: str
+    r: Rank = 8
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    target_modules: Names = None
+    exclude_modules: Names = None
+    layers_pattern: Names = None
+    modules_to_save: list[str] | None = None
+    task_type: str | None = None
+    init_lora_weights: bool | str | None = True
+    megatron_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The settings of a LoRA adapter that decide what it computes.
 
-    The patterns map a regular expression for the end of a module's full name (model.layers.3.mlp.up_proj) to
-    its rank and alpha; the first that matches wins, as in PEFT. `declares_head` says that a classification
-    head was trained along.
+    The patterns give rank and alpha of modules by their full name (model.layers.3.mlp.up_proj).
+    `declares_head` says that a classification head was trained along.
     """
 
     rank: int
     alpha: float
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: ModulePatterns[int] = field(default_factory=lambda: ModulePatterns({}))
+    alpha_pattern: ModulePatterns[float] = field(default_factory=lambda: ModulePatterns({}))
     declares_head: bool = False
 
     def rank_of(self, module_name: str) -> int:
         """Rank r of the module of that full name."""
-        return _first_match(self.rank_pattern, module_name, self.rank)
+        return self.rank_pattern.value_of(module_name, self.rank)
 
     def scaling_of(self, module_name: str) -> float:
         """What B A is multiplied with: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
-        alpha = _first_match(self.alpha_pattern, module_name, self.alpha)
+        alpha = self.alpha_pattern.value_of(module_name, self.alpha)
         rank = self.rank_of(module_name)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -135,23 +160,51 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         InputError: the file is missing or malformed, or a setting is not supported.
     """
     file = folder / CONFIG_NAME
-    settings = _read_json_object(file)
+    settings = _read_settings(file)
     _refuse_settings(file, settings)
     return AdapterConfig(
-        rank=_read_rank(file, "r", settings.get("r", _DEFAULT_RANK)),
-        alpha=_read_alpha(file, "lora_alpha", settings.get("lora_alpha", _DEFAULT_ALPHA)),
-        use_rslora=_read_flag(file, settings, "use_rslora"),
-        use_dora=_read_flag(file, settings, "use_dora"),
-        rank_pattern={
-            key: _read_rank(file, f"rank_pattern[{key!r}]", value)
-            for key, value in _read_pattern(file, settings, "rank_pattern").items()
-        },
-        alpha_pattern={
-            key: _read_alpha(file, f"alpha_pattern[{key!r}]", value)
-            for key, value in _read_pattern(file, settings, "alpha_pattern").items()
-        },
+        rank=settings.r,
+        alpha=settings.lora_alpha,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        rank_pattern=ModulePatterns(settings.rank_pattern or {}, f"{file}: rank_pattern"),
+        alpha_pattern=ModulePatterns(settings.alpha_pattern or {}, f"{file}: alpha_pattern"),
         declares_head=_declares_head(settings),
     )
+
+
+def check_for_peft(folder: Path, module_names: Sequence[str]) -> None:
+    """Checks an adapter folder that PEFT itself will load: it trusts what the files say.
+
+    PEFT would import a module that the settings name, match regular expressions without end, and unpickle
+    weights where there are no safetensors.
+
+    Args:
+        folder: of the adapter.
+        module_names: of the model, which PEFT will match.
+
+    Raises:
+        InputError: a file is missing or malformed, or asks for what is not done.
+    """
+    file = folder / CONFIG_NAME
+    settings = _read_settings(file)
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise InputError(f"{folder}: no {WEIGHTS_NAME}; expected a PEFT adapter folder")
+    if settings.megatron_config:
+        raise InputError(f"{file}: megatron_config is not supported: {_REFUSED_SETTINGS['megatron_config']}")
+    for key, patterns in _patterns(settings):
+        check_matching(patterns, module_names, f"{file}: {key}")
+
+
+def _patterns(settings: AdapterSettings) -> Iterator[tuple[str, list[str]]]:
+    """Regular expressions by the setting that holds them; `all-linear` is one too."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        # What a list holds are names.
+        value = getattr(settings, key)
+        yield key, [value] if isinstance(value, str) else []
+    yield "modules_to_save", settings.modules_to_save or []
+    yield "rank_pattern", list(settings.rank_pattern or {})
+    yield "alpha_pattern", list(settings.alpha_pattern or {})
 
 
 def parse_tensor_name(file: Path, name: str) -> TensorRole:
@@ -165,7 +218,7 @@ def parse_tensor_name(file: Path, name: str) -> TensorRole:
     layer = _LAYER.match(lora["module"]) if lora else None
     score = _SCORE.match(full_name)
     if not name.startswith(_PREFIX) or (score is None and not _is_plain_module(layer)):
-        raise InputError(f"{file}: tensor {name!r} is not supported: {_explain_tensor(name)}")
+        raise InputError(f"{file}: tensor {shown(name)} is not supported: {_explain_tensor(name)}")
     if score is not None:
         return TensorRole(kind="score" if score["kind"] == "weight" else "score_bias")
     assert lora is not None
@@ -196,87 +249,44 @@ def _explain_tensor(name: str) -> str:
     )
 
 
-def _read_json_object(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{file}: cannot be read ({reason}); expected an adapter saved by PEFT") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not JSON in UTF-8 ({error})") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{file}: holds a {type(settings).__name__}, expected a JSON object")
+def _read_settings(file: Path) -> AdapterSettings:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; expected an adapter saved by PEFT")
+    settings = check_schema(AdapterSettings, read_json_object(file, max_bytes=MAX_CONFIG_BYTES), str(file))
+    if settings.peft_type != "LORA":
+        raise InputError(f"{file}: peft_type is {shown(settings.peft_type)}, only 'LORA' is supported")
     return settings
 
 
-def _refuse_settings(file: Path, settings: dict[str, Any]) -> None:
-    peft_type = settings.get("peft_type")
-    if peft_type != "LORA":
-        raise InputError(f"{file}: peft_type is {peft_type!r}, only 'LORA' is supported")
+def _refuse_settings(file: Path, checked: AdapterSettings) -> None:
+    settings = checked.model_dump()
     for name, reason in _REFUSED_SETTINGS.items():
         if settings.get(name):
-            raise InputError(f"{file}: {name} = {settings[name]!r} is not supported: {reason}")
-    init = str(settings.get("init_lora_weights", True)).lower()
+            raise InputError(f"{file}: {name} = {shown(settings[name])} is not supported: {reason}")
+    init = str(checked.init_lora_weights).lower()
     if init.startswith(_BASE_CHANGING_INITS):
         raise InputError(
-            f"{file}: init_lora_weights = {init!r} means that the adapter fits changed base weights; "
+            f"{file}: init_lora_weights = {shown(init)} means that the adapter fits changed base weights; "
             "convert it with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    _refuse_saved_modules(file, settings.get("modules_to_save") or ())
+    _refuse_saved_modules(file, checked.modules_to_save or ())
     unknown = [name for name in settings if name not in _KNOWN_SETTINGS and name not in _REFUSED_SETTINGS]
     for name in unknown:
         if settings[name]:
-            raise InputError(f"{file}: setting {name!r} = {settings[name]!r} is not known to strata")
+            raise InputError(
+                f"{file}: setting {shown(name)} = {shown(settings[name])} is not known to strata"
+            )
 
 
 def _refuse_saved_modules(file: Path, modules: Iterable[str]) -> None:
     for module in modules:
         if module.split(".")[-1] in _VOCABULARY_MODULES:
             raise InputError(
-                f"{file}: modules_to_save names {module!r}; "
+                f"{file}: modules_to_save names {shown(module)}; "
                 "only a classification head ('score') can be replaced"
             )
 
 
-def _declares_head(settings: Mapping[str, Any]) -> bool:
-    saved = settings.get("modules_to_save") or ()
-    return settings.get("task_type") == "SEQ_CLS" or any(name.split(".")[-1] in _HEADS for name in saved)
-
-
-def _read_flag(file: Path, settings: dict[str, Any], name: str) -> bool:
-    value = settings.get(name, False)
-    if not isinstance(value, bool):
-        raise InputError(f"{file}: {name} = {value!r}, expected true or false")
-    return value
-
-
-def _read_rank(file: Path, name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{file}: {name} = {value!r}, expected a positive integer")
-    return value
-
-
-def _read_alpha(file: Path, name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"{file}: {name} = {value!r}, expected a number")
-    return float(value)
-
-
-def _read_pattern(file: Path, settings: dict[str, Any], name: str) -> dict[str, Any]:
-    pattern = settings.get(name) or {}
-    if not isinstance(pattern, dict):
-        raise InputError(f"{file}: {name} = {pattern!r}, expected an object of module patterns")
-    for key in pattern:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise InputError(f"{file}: {name} holds {key!r}, not a regular expression ({error})") from error
-    return pattern
-
-
-def _first_match(pattern: Mapping[str, Any], module_name: str, default: Any) -> Any:
-    # Source: peft.utils.other.get_pattern_key.
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module_name):
-            return value
-    return default
+def _declares_head(settings: AdapterSettings) -> bool:
+    saved = settings.modules_to_save or ()
+    return settings.task_type == "SEQ_CLS" or any(name.split(".")[-1] in _HEADS for name in saved)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from strata.engine.adapters.adapter_config import (
+    WEIGHTS_NAME,
     AdapterConfig,
     TensorRole,
     parse_tensor_name,
@@ -17,6 +18,7 @@ from strata.engine.adapters.adapter_config import (
 )
 from strata.engine.adapters.labels import LABELS_NAME, read_labels
 from strata.engine.adapters.lora import Adapter, LoraWeights
+from strata.engine.model_files.library_errors import one_line
 from strata.engine.types import InputError
 
 
@@ -94,11 +96,8 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: not a complete safetensors file ({error})") from error
+    with one_line(file, "not a complete safetensors file"), safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.element_size() < 2:
             raise InputError(
@@ -196,6 +195,3 @@ def _build_lora(file: Path, module: str, found: dict[str, Tensor], config: Adapt
 def _expect_shape(where: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise InputError(f"{where} has shape {tuple(tensor.shape)}; expected {expected}")
-
-
-WEIGHTS_NAME = "adapter_model.safetensors"

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForMultipleChoice, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
+from strata.engine.adapters.adapter_config import CONFIG_NAME, WEIGHTS_NAME, check_for_peft
 from strata.engine.model_files.config_file import CONFIG_FILE, read_config_json
 from strata.engine.model_files.library_errors import one_line
 from strata.engine.types import InputError
@@ -242,8 +243,9 @@ def add_adapters(
         raise InputError(
             '--adapter: an encoder\'s needs peft; expected pip install "strata-score[adapters]"'
         ) from None
+    module_names = [name for name, _ in model.named_modules()]
     for path in paths:
-        _check_adapter(path, missing)
+        _check_adapter(path, missing, module_names)
     adapted: Any = None
     for number, path in enumerate(paths):
         with one_line(f"--adapter: {path}", "does not fit"):
@@ -261,11 +263,12 @@ def adapter_name(number: int) -> str:
     return str(number) if number else "default"
 
 
-def _check_adapter(path: Path, missing: Sequence[str]) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+def _check_adapter(path: Path, missing: Sequence[str], module_names: Sequence[str]) -> None:
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
             raise InputError(f"--adapter: {path}: no {name}; expected a PEFT adapter folder")
-    held = read_header(path / "adapter_model.safetensors")
+    check_for_peft(path, module_names)
+    held = read_header(path / WEIGHTS_NAME)
     for name in missing:
         if not any(key.removeprefix("base_model.model.") == name for key in held):
             raise InputError(

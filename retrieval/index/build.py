@@ -197,17 +197,21 @@ def token_measure(folder: Path) -> Measure:
     """
     from tokenizers import Tokenizer
 
+    from strata.engine.model_files.library_errors import one_line
+    from strata.engine.model_files.tokenizer_files import check_tokenizer_files
+
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"--tokenizer: {path} not found; expected a folder with tokenizer.json")
-    try:
+    check_tokenizer_files(folder)
+    with one_line(f"--tokenizer: {path}", "cannot be read"):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise InputError(f"--tokenizer: {path} cannot be read ({error})") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(found.ids) for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        with one_line(f"--tokenizer: {path}", "cannot tokenize a text"):
+            found = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [len(encoding.ids) for encoding in found]
 
     return count

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field
 
 from strata.engine.json_files import Schema, check_schema, read_json, read_json_object, shown
+from strata.engine.model_files.config_file import refuse_model_code
+from strata.engine.model_files.tokenizer_files import check_tokenizer_files
 from strata.engine.types import InputError
 
 CONFIG_FILE = "config.json"
@@ -41,7 +43,10 @@ def check_model_folder(folder: Path) -> None:
         read_json(path)
     config = folder / CONFIG_FILE
     if config.is_file():
-        check_schema(EncoderConfigSchema, read_json_object(config), str(config))
+        content = read_json_object(config)
+        check_schema(EncoderConfigSchema, content, str(config))
+        refuse_model_code(content, str(config))
+        check_tokenizer_files(folder)
     modules = folder / MODULES_FILE
     if modules.is_file():
         for number, module in enumerate(_read_modules(modules)):

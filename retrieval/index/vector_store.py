@@ -146,7 +146,7 @@ def map_array(path: Path, shape: Sequence[int], dtype: Any) -> np.ndarray:
         return InputError(f"{path}: cannot be read as a shard of vectors ({reason}); build it again")
 
     with library_errors(tell):
-        array = np.load(path, mmap_mode="c" if np.prod(shape) else None)
+        array = np.load(path, mmap_mode="c" if np.prod(shape) else None, allow_pickle=False)
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise InputError(
             f"{path}: {array.dtype} {list(array.shape)}; expected {np.dtype(dtype)} {list(shape)}"

@@ -24,12 +24,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from strata.engine.adapters.adapter_config import check_for_peft
 from strata.engine.model.attention import ATTENTION_NAME
 from strata.engine.model.decoder import Decoder
 from strata.engine.model.families import refuse_unsupported
 from strata.engine.model.rehearsal import build_rehearsed
+from strata.engine.model_files.library_errors import one_line
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.shards import refuse_duplicates
 from strata.training.config import TrainConfig
 from strata.training.readers.classifier_head import is_score, make_score, score_width, stored_score
 from strata.training.readers.devices import choose_dtype
@@ -128,9 +131,12 @@ def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.dev
         )
         options["device_map"] = {"": str(device)}
     refuse_unsupported(checkpoint.config)
+    refuse_duplicates(checkpoint.path)
     build_rehearsed(checkpoint.config)  # refuses families whose layers do not fit, before any weight is read
     with _quiet_loading():
-        base = _model_class(config).from_pretrained(config.model, **_labels(config), **options)
+        base = _model_class(config).from_pretrained(
+            config.model, trust_remote_code=False, use_safetensors=True, **_labels(config), **options
+        )
     if config.base_storage != "nf4":
         base = base.to(device)
     trained = _finish(config, base, dtype, device, stored_score(config, checkpoint))
@@ -165,7 +171,7 @@ def make_skeleton(
 ) -> TrainedModel:
     """A skeleton of a model that need not be there; see `open_skeleton`. `score`: its classifier, if any."""
     with init_empty_weights(include_buffers=False):
-        base = _model_class(config).from_config(model, dtype=dtype)
+        base = _model_class(config).from_config(model, dtype=dtype, trust_remote_code=False)
     for module in base.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
@@ -219,10 +225,9 @@ def _add_adapter(config: TrainConfig, base: Any) -> nn.Module:
 def _open_adapter(folder: Path, base: Any) -> nn.Module:
     from peft import PeftModel
 
-    try:
+    check_for_peft(folder, [name for name, _ in base.named_modules()])
+    with one_line(f"--adapter: {folder}", "does not fit"):
         return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise InputError(f"--adapter: {folder}: {str(error).splitlines()[0]}") from None
 
 
 def _target_modules(config: TrainConfig, base: Any) -> list[str]:

@@ -50,6 +50,7 @@ def _open_model(checkpoint: Path, offload: Path) -> PreTrainedModel:
 
     return AutoModelForCausalLM.from_pretrained(
         checkpoint,
+        trust_remote_code=False,
         dtype="auto",
         attn_implementation="sdpa",
         device_map={"": "disk"},

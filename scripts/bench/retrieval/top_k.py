@@ -85,7 +85,7 @@ def write_vectors(folder: Path, num_rows: int) -> list[Path]:
 def open_shards(paths: list[Path]) -> Iterator[VectorShard]:
     """Yields the shards, memory-mapped."""
     for number, path in enumerate(paths):
-        codes = np.load(path, mmap_mode="c")
+        codes = np.load(path, mmap_mode="c", allow_pickle=False)
         yield VectorShard(first_row=number * SHARD_ROWS, codes=codes, dim=DIM, max_norm=NORM_BOUND)
 
 
@@ -97,5 +97,5 @@ def faiss_search(paths: list[Path], queries: np.ndarray) -> Callable[[], np.ndar
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatIP(DIM)
     for path in paths:
-        index.add(np.load(path).astype(np.float32))
+        index.add(np.load(path, allow_pickle=False).astype(np.float32))
     return lambda: index.search(queries, TOP_K)[1]

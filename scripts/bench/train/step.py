@@ -63,7 +63,12 @@ def load_peft_model(
     from transformers import AutoModelForSequenceClassification
 
     base = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint, num_labels=1, dtype=dtype, attn_implementation=attention, pad_token_id=0
+        checkpoint,
+        trust_remote_code=False,
+        num_labels=1,
+        dtype=dtype,
+        attn_implementation=attention,
+        pad_token_id=0,
     ).to(device)
     settings = LoraConfig(
         task_type="SEQ_CLS", r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules="all-linear"

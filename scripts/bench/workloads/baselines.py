@@ -42,7 +42,9 @@ def load_hf_model(checkpoint: Path, *, dtype: torch.dtype, device: torch.device 
     """The whole model in memory, as transformers loads it, with its SDPA attention."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+    )
     # transformers wraps Module.to in a decorator whose type takes no arguments.
     model.to(device)  # type: ignore[arg-type]
     return model.eval()
