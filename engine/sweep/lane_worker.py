@@ -39,13 +39,17 @@ class Readouts:
         rows[places] = readouts.to(rows.dtype).cpu()
 
 
+Tap = Callable[[int, str, np.ndarray, torch.Tensor], None]
+"""Told of every layer, member, stream indexes [s] and what a head would read there [s, D], on the device."""
+
+
 @dataclass(kw_only=True, eq=False)
 class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
     `stores` hold each member's hidden states; `norm` are the final norm's weights, None where readouts are
     taken before it. `promoted` maps micro-batches that overflowed to their float32 hidden states; `overflows`
-    lists (layer, micro-batch).
+    lists (layer, micro-batch). `tap` is told of the scored rows after every layer.
     """
 
     decoder: Decoder
@@ -56,6 +60,7 @@ class LaneWorker:
     stores: Mapping[str, HiddenStore]
     norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
+    tap: Tap | None = None
     promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
     _layer: int = 0
@@ -115,6 +120,7 @@ class LaneWorker:
             self.stores[member].write(self.lane.micro_batches[index].first_row, output_TD)
         else:
             self.promoted[member, index] = output_TD
+        self._tell(index, member, output_TD)
         assert call.key_values is not None
         return call.key_values
 
@@ -140,7 +146,10 @@ class LaneWorker:
             raise FloatingPointError(
                 "the last layer's readouts are not finite: weights or activations hold NaN or inf"
             )
-        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts_SD)
+        streams = indexes(batch.rows)[batch.scored_rows]
+        self.readouts.put(member, streams, readouts_SD)
+        if self.tap is not None:
+            self.tap(layer, member, streams, readouts_SD)
         return key_values_2KCH
 
     def keep_carried(self, index: int, key_values_2KCH: torch.Tensor) -> torch.Tensor | None:
@@ -149,6 +158,14 @@ class LaneWorker:
         if not ranges:
             return None
         return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
+
+    def _tell(self, index: int, member: str, hidden_TD: torch.Tensor) -> None:
+        """Tells the tap, if there is one, what a head would read after this layer."""
+        batch = self.lane.micro_batches[index]
+        if self.tap is not None and len(batch.scored_rows):
+            scored = torch.from_numpy(batch.scored_rows).to(self.device)
+            streams = indexes(batch.rows)[batch.scored_rows]
+            self.tap(self._layer, member, streams, self._normalize(hidden_TD[scored]))
 
     def _normalize(self, states_SD: torch.Tensor) -> torch.Tensor:
         """The final norm, where readouts are taken after it."""
