@@ -15,6 +15,7 @@ from tyro.extras import SubcommandApp
 from strata.engine.config import PlanConfig, ScoreConfig
 from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 from strata.engine.pack.config import PackConfig
+from strata.engine.probe.config import ProbeConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
@@ -88,6 +89,17 @@ def train(config: TrainConfig) -> int:
     from strata.scripts.train import run_train
 
     return run_train(replace(config, progress=config.progress or sys.stderr.isatty()))
+
+
+@app.command(name="probe")
+def probe(config: ProbeConfig) -> int:
+    """Report MAP@3 and accuracy of a linear probe after every layer, cross-validated, to choose --layers by.
+
+    Example: strata probe --model DIR --questions train.csv --limit 500 --out runs/probe
+    """
+    from strata.scripts.probe import run_probe
+
+    return run_probe(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="index")

@@ -18,9 +18,10 @@ from strata.engine.results.peak_memory import PeakMemory
 from strata.engine.results.run_record import RunRecord
 from strata.engine.types import InputError, RunWarnings
 from strata.retrieval.corpus.pages import read_pages
-from strata.scripts.score import print_warnings
+from strata.scripts.score import describe_metrics, print_warnings
 from strata.training.config import TrainConfig
 from strata.training.data.passages import LanguageReader, read_passages
+from strata.training.data.text_set import read_text_set
 from strata.training.data.training_set import TrainingSet, read_training_set
 from strata.training.loop.processes import Processes, close_processes, open_processes
 from strata.training.loop.run_facts import describe_run, last_evaluation
@@ -71,10 +72,12 @@ def run_train(config: TrainConfig) -> int:
 def print_plan(config: TrainConfig) -> int:
     """What a step needs of memory: headers of the checkpoint and a sample of the questions are read."""
     if config.task in ("lm", "multiple-choice"):
-        raise InputError(f"--plan: task {config.task}; expected binary, contrast, choice or letters")
+        raise InputError(
+            f"--plan: task {config.task}; expected binary, contrast, choice, letters or classify"
+        )
     from strata.training.run_plan import plan_run
 
-    for line in plan_run(config, read_training_set(config, RunWarnings())).describe():
+    for line in plan_run(config, read_data(config, RunWarnings())).describe():
         print(line)
     return 0
 
@@ -82,7 +85,7 @@ def print_plan(config: TrainConfig) -> int:
 def train(config: TrainConfig, processes: Processes, record: RunRecord | None, stack: ExitStack) -> Trainer:
     """Runs a training, recorded by the main process; `stack` closes what it has opened."""
     warnings = RunWarnings() if record is None else record.warnings
-    data = None if config.task == "lm" else read_training_set(config, warnings)
+    data = None if config.task == "lm" else read_data(config, warnings)
     started = perf_counter()
     reader = open_reader(config)
     if isinstance(reader, Closeable):
@@ -96,6 +99,12 @@ def train(config: TrainConfig, processes: Processes, record: RunRecord | None, s
     else:
         run_recorded(trainer, record, started)
     return trainer
+
+
+def read_data(config: TrainConfig, warnings: RunWarnings) -> TrainingSet:
+    """The questions or texts of any task but lm."""
+    read = read_text_set if config.task == "classify" else read_training_set
+    return read(config, warnings)
 
 
 def run_recorded(trainer: Trainer, record: RunRecord, started: float) -> None:
@@ -142,6 +151,7 @@ def check_paths(config: TrainConfig) -> None:
         ("--passages", config.passages),
         ("--valid", config.valid),
         ("--soft-labels", config.soft_labels),
+        ("--labels", config.labels),
         ("--adapter", config.adapter),
     ):
         if path is not None and not path.exists():
@@ -192,9 +202,4 @@ def describe_evaluation(found: dict) -> str:
     """One line of an evaluation, heuristics beside it."""
     if "map_at_3" not in found:
         return f"validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}"
-    heuristics = found["heuristics"]
-    return (
-        f"validation MAP@3 {found['map_at_3']:.3f} (uniform guess {heuristics['uniform_map_at_3']:.3f}, "
-        f"longest option {heuristics['longest_option_map_at_3']:.3f}), "
-        f"accuracy {found['accuracy']:.3f}, loss {found['loss']:.4f}"
-    )
+    return f"validation {describe_metrics(found)}, loss {found['loss']:.4f}"

@@ -23,7 +23,16 @@ class TrainConfig:
     """Questions with answers: CSV, Parquet or JSONL, as for `strata score`. Task lm takes --passages."""
     task: Task = "binary"
     """binary, contrast: right or wrong, an option at a time; choice: the best of a question's options;
-    letters: the letter after all options; lm: the next token of --passages; multiple-choice: an encoder."""
+    letters: the letter after all options; lm: the next token of --passages; multiple-choice: an encoder;
+    classify: the label of a text."""
+    labels: Path | None = None
+    """With task classify: a file with the labels' names (JSON with id2label, or one a line)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """With task classify: balanced weighs a label by 1 / its share of --questions."""
+    layers: float | None = None
+    """Train the first layers alone, so many or such a share of them (0.5), the head after them."""
+    layers_norm: Literal["yes", "no"] = "yes"
+    """no: the head reads before the final norm."""
     passages: Path | None = None
     """With task lm: a corpus as for `strata index` (JSONL, Parquet, text, or a folder of them)."""
     block_tokens: int = 512
@@ -210,5 +219,17 @@ class TrainConfig:
         ):
             if self.full and value:
                 raise InputError(f"--full: trains all weights as they are; does not go with {flag}")
+        for flag, given in (
+            ("--labels", self.labels is not None),
+            ("--class-weights balanced", self.class_weights != "none"),
+        ):
+            if given and self.task != "classify":
+                raise InputError(f"{flag}: --task {self.task} has no labels; expected --task classify")
+        if self.task == "multiple-choice" and (self.layers is not None or self.layers_norm == "no"):
+            raise InputError(
+                "--layers, --layers-norm: expected a decoder; --task multiple-choice is an encoder's"
+            )
+        if self.full and self.layers_norm == "no":
+            raise InputError("--layers-norm no: a whole model has its final norm; does not go with --full")
         if self.streamed and self.task == "multiple-choice":
             raise InputError("--streamed: only decoders are streamed; --task multiple-choice is an encoder's")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strata.engine.weights.checkpoint import open_checkpoint
+from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
 from strata.training.data.batch_order import BatchOrder
 from strata.training.data.training_set import TrainingSet
@@ -19,7 +19,7 @@ def plan_run(config: TrainConfig, data: TrainingSet) -> MemoryPlan:
         InputError: no such checkpoint or device, or too small a --memory-gib.
     """
     device = choose_device(config)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_base(config)
     dtype = choose_dtype(config, checkpoint.stored_dtype, device)
     shape = shape_of(config, checkpoint, dtype)
     reader = DecoderReader(config, checkpoint, shape.skeleton, device)

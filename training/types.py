@@ -30,10 +30,17 @@ class Example:
             branch, whose targets are the tokens to predict. Encoders read `prompt.question` alone.
         labels: [O] float64, the probability each option should get; they add up to 1. One-hot unless they
             come from another model's scores, not yet smoothed. Task lm: [1].
+        weights: [O] float64, how much each label counts in the loss of task classify; None for all alike.
     """
 
     prompt: Prompt
     labels: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """[O] the weights, ones where there are none."""
+        return np.ones(len(self.labels)) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True, kw_only=True)

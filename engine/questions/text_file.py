@@ -75,6 +75,22 @@ def read_texts(
     return questions
 
 
+def find_labels(path: Path, *, limit: int | None = None) -> tuple[str, ...]:
+    """The distinct labels of a file, sorted: as numbers where all are.
+
+    Raises:
+        InputError: no column for labels.
+    """
+    table = read_records(path, limit=limit)
+    column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    if column is None:
+        raise InputError(f"{path}: no column 'label' to take the labels from; expected one, or --labels")
+    cells = (record.values.get(column) for record in table.records)
+    found = {str(cell) for cell in cells if cell is not None and str(cell).strip()}
+    are_numbers = all(name.isascii() and name.isdigit() for name in found)
+    return tuple(sorted(found, key=int) if are_numbers else sorted(found))
+
+
 def read_label_columns(
     path: Path, labels: Sequence[str], *, limit: int | None = None
 ) -> Mapping[str, np.ndarray] | None:

@@ -46,6 +46,9 @@ class Readouts:
         rows[places] = readouts.to(rows.dtype).cpu()
 
 
+Tap = Callable[[int, str, np.ndarray, torch.Tensor], None]
+"""Told of every layer, member, stream indexes [s] and what a head would read there [s, D], on the device."""
+
 LEAST_TOKENS = 8
 """Micro-batches are not cut smaller: what they take is nothing beside weights and keys."""
 
@@ -67,7 +70,7 @@ class LaneWorker:
     taken before it. `promoted` maps the first rows of micro-batches that overflowed to float32 hidden states;
     `overflows` lists (layer, first row). `tiled` are the lane's micro-batches, or the smaller ones that took
     their place, and `halvings` lists (layer, tokens) of those for which memory ran out: tokens after they
-    were cut.
+    were cut. `tap` is told of the scored rows after every layer.
     """
 
     decoder: Decoder
@@ -78,6 +81,7 @@ class LaneWorker:
     stores: Mapping[str, HiddenStore]
     norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
+    tap: Tap | None = None
     promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
     halvings: list[tuple[int, int]] = field(default_factory=list)
@@ -161,6 +165,7 @@ class LaneWorker:
             self.stores[member].write(tiled.batch.first_row, output_TD)
         else:
             self.promoted[member, tiled.batch.first_row] = output_TD
+        self._tell(tiled.batch, member, output_TD)
         return call.key_values, kept
 
     def run_last_layer(self, index: int, member: str, carried: torch.Tensor | None) -> KeySpace:
@@ -188,7 +193,10 @@ class LaneWorker:
             raise FloatingPointError(
                 "the last layer's readouts are not finite: weights or activations hold NaN or inf"
             )
-        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts_SD)
+        streams = indexes(batch.rows)[batch.scored_rows]
+        self.readouts.put(member, streams, readouts_SD)
+        if self.tap is not None:
+            self.tap(layer, member, streams, readouts_SD)
         return key_values_2KCH, kept
 
     def keep_carried(self, index: int, key_values_2KCH: torch.Tensor) -> torch.Tensor | None:
@@ -197,6 +205,13 @@ class LaneWorker:
         if not ranges:
             return None
         return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
+
+    def _tell(self, batch: MicroBatch, member: str, hidden_TD: torch.Tensor) -> None:
+        """Tells the tap, if there is one, what a head would read after this layer."""
+        if self.tap is not None and len(batch.scored_rows):
+            scored = torch.from_numpy(batch.scored_rows).to(self.device)
+            streams = indexes(batch.rows)[batch.scored_rows]
+            self.tap(self._layer, member, streams, self._normalize(hidden_TD[scored]))
 
     def _normalize(self, states_SD: torch.Tensor) -> torch.Tensor:
         """The final norm, where readouts are taken after it."""

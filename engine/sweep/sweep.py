@@ -25,7 +25,7 @@ from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import readout_dtype
 from strata.engine.sweep.coordinator import Coordinator
 from strata.engine.sweep.hidden_store import StoreShape, make_store
-from strata.engine.sweep.lane_worker import LEAST_TOKENS, LaneWorker, Readouts
+from strata.engine.sweep.lane_worker import LEAST_TOKENS, LaneWorker, Readouts, Tap
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.sweep.shared_keys import PublicKeys
 from strata.engine.tree.lanes import token_ids_of
@@ -71,15 +71,19 @@ class _Shared:
     norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     advance: Advance
+    tap: Tap | None
 
 
-def run_sweep(job: SweepJob, folder: Path, advance: Advance = lambda tokens: None) -> Iterator[SweptGroup]:
+def run_sweep(
+    job: SweepJob, folder: Path, advance: Advance = lambda tokens: None, tap: Tap | None = None
+) -> Iterator[SweptGroup]:
     """Computes the readouts of a job, a group of lanes after another; closing the iterator ends the sweep.
 
     Args:
         job: what to compute, and how.
         folder: where a hidden store on disk keeps its temporary files.
         advance: for a progress bar.
+        tap: told of the scored rows after every layer, from the threads that compute.
 
     Yields:
         Each group as it ends.
@@ -90,17 +94,17 @@ def run_sweep(job: SweepJob, folder: Path, advance: Advance = lambda tokens: Non
         MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
     try:
-        yield from _sweep_groups(job, folder, advance)
+        yield from _sweep_groups(job, folder, advance, tap)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryRanOutError(_explain(job, error)) from error
 
 
-def _sweep_groups(job: SweepJob, folder: Path, advance: Advance) -> Iterator[SweptGroup]:
+def _sweep_groups(job: SweepJob, folder: Path, advance: Advance, tap: Tap | None) -> Iterator[SweptGroup]:
     for device, decoder in zip(job.model.devices, job.model.decoders, strict=True):
         decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.model.dtype)
-    shared = _share(job, folder, advance)
+    shared = _share(job, folder, advance, tap)
     try:
         shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(job.groups)):
@@ -170,7 +174,7 @@ def sweep_lane(shared: _Shared, group: int, worker: LaneWorker) -> None:
             shared.stream.give_back(group, layer, device)
 
 
-def _share(job: SweepJob, folder: Path, advance: Advance) -> _Shared:
+def _share(job: SweepJob, folder: Path, advance: Advance, tap: Tap | None) -> _Shared:
     model, coordinator = job.model, Coordinator()
     # A job that was planned before another one ran has no memory for what that one left.
     for layer in set(model.resident) - set(job.plan.resident_layers):
@@ -193,6 +197,7 @@ def _share(job: SweepJob, folder: Path, advance: Advance) -> _Shared:
         norm=_read_norm(model) if model.normalizes else None,
         readouts=Readouts(scored=scored, rows={name: torch.empty(size, dtype=dtype) for name in job.members}),
         advance=advance,
+        tap=tap,
     )
 
 
@@ -220,6 +225,7 @@ def _embed_group(shared: _Shared, group: int) -> list[LaneWorker]:
             stores={name: make_store(job.plan.hidden_store, shape, shared.folder) for name in job.members},
             norm=shared.norm,
             readouts=shared.readouts,
+            tap=shared.tap,
         )
         with torch.inference_mode():
             worker.embed(table, row_of_token)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,11 +48,15 @@ class TrainingSet:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LabeledQuestions:
-    """Questions and their labels [O] float64 each; `seed` shuffles options, None leaves them."""
+    """Questions and their labels [O] float64 each; `seed` shuffles options, None leaves them.
+
+    `class_weights` are those of texts' labels, by name; None weighs all alike.
+    """
 
     questions: Sequence[Question]
     labels: Sequence[np.ndarray]
     seed: int | None = None
+    class_weights: Mapping[str, float] | None = None
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -62,7 +66,15 @@ class LabeledQuestions:
         shown = [self._show(index, epoch) for index in indices]
         prompts = renderer.render([question for question, _ in shown])
         pairs = zip(prompts, shown, strict=True)
-        return [Example(prompt=prompt, labels=labels) for prompt, (_, labels) in pairs]
+        return [
+            Example(prompt=prompt, labels=labels, weights=self._weights(question))
+            for prompt, (question, labels) in pairs
+        ]
+
+    def _weights(self, question: Question) -> np.ndarray | None:
+        if self.class_weights is None:
+            return None
+        return np.array([self.class_weights[name] for name in question.options])
 
     def _show(self, index: int, epoch: int | None) -> tuple[Question, np.ndarray]:
         question, labels = self.questions[index], self.labels[index]

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from strata.engine.heads.probabilities import option_probabilities
+from strata.engine.questions.label_metrics import evaluate_labels
 from strata.engine.questions.metrics import evaluate
 from strata.engine.types import QuestionScores
 from strata.training.data.training_set import ExampleSource
@@ -80,7 +81,7 @@ def rank_metrics(examples: Sequence[Example], scores: Sequence[np.ndarray]) -> d
         )
         for example, found in zip(examples, scores, strict=True)
     ]
-    metrics = evaluate(rows)
+    metrics = evaluate_labels(rows) if rows[0].question.is_text else evaluate(rows)
     assert metrics is not None
     return metrics
 

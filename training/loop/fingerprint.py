@@ -36,7 +36,7 @@ FREE_FIELDS = frozenset(
 """Settings that may change at --resume: they decide where and how fast, not what is computed."""
 CONTENT_FIELDS = ("model", "adapter", "template")
 """Settings that name files: what is in them counts, not where they are."""
-DATA_FIELDS = ("questions", "passages", "valid", "soft_labels")
+DATA_FIELDS = ("questions", "passages", "valid", "soft_labels", "labels")
 """Settings whose files are in the digest of the data."""
 
 

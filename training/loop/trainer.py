@@ -170,7 +170,7 @@ class Trainer:
 
     def _accumulate(self, batch: Sequence[Example], step: int) -> float:
         """Mean loss of the batch over all processes, whose mean gradient every one then has."""
-        loss, weight = 0.0, 0
+        loss, weight = 0.0, 0.0
         if batch:
             seed = step_seed(self.config.seed, step, self.processes.process_index)
             loss = self.reader.accumulate_gradients(batch, seed=seed)

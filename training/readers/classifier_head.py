@@ -13,26 +13,35 @@ from torch import nn
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.training.config import TrainConfig
+from strata.training.label_names import label_names
 from strata.training.tasks import Task
 
 HEAD_STD = 0.02
 
 
 def stored_score(config: TrainConfig, checkpoint: Checkpoint) -> torch.Tensor | None:
-    """The classifier that a checkpoint holds, where it is of the width that the task's head needs."""
+    """The classifier that a checkpoint holds, where it has the shape that the task needs, and its labels.
+
+    One with a bias is left: what is trained has none, as in transformers.
+    """
     stored = checkpoint.weights.get("score.weight")
-    width = score_width(config.task, checkpoint.config.hidden_size)
-    if stored is None or stored.parts[0][0].shape != (1, width):
+    width, labels = score_width(config.task, checkpoint.config.hidden_size), label_names(config)
+    if stored is None or "score.bias" in checkpoint.weights:
+        return None
+    if stored.parts[0][0].shape != (len(labels) or 1, width):
+        return None
+    named = getattr(checkpoint.config, "id2label", None) or {}
+    if labels and labels != tuple(named[index] for index in sorted(named)):
         return None
     return checkpoint.require_rows("score.weight").read(TensorReader()).float()
 
 
-def make_score(seed: int, width: int, stored: torch.Tensor | None) -> nn.Linear:
-    """The classifier [1, width] in float32, small random numbers where none is stored."""
-    score = nn.Linear(width, 1, bias=False)
+def make_score(seed: int, width: int, stored: torch.Tensor | None, *, num_labels: int = 1) -> nn.Linear:
+    """The classifier [num_labels, width] in float32, small random numbers where none is stored."""
+    score = nn.Linear(width, num_labels, bias=False)
     if stored is None:
         generator = torch.Generator().manual_seed(seed)
-        stored = torch.randn(1, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
+        stored = torch.randn(num_labels, width, generator=generator) * HEAD_STD / math.sqrt(width / 1024)
     score.weight = nn.Parameter(stored)
     return score
 

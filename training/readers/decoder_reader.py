@@ -17,6 +17,7 @@ from strata.engine.heads.registry import HEADS
 from strata.engine.model.final_logits import final_logits
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
+from strata.engine.prompts.texts import render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.types import Prompt, Question, RunWarnings
 from strata.engine.weights.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from strata.training.config import TrainConfig
 from strata.training.readers.losses import (
     classifier_scores,
     group_targets,
+    label_scores,
     sum_loss,
     token_log_probabilities,
 )
@@ -52,6 +54,7 @@ class DecoderReader:
         self._rope_positions = 0
         self.config, self.checkpoint, self.trained, self.device = config, checkpoint, trained, device
         self.warnings = RunWarnings()
+        self._label_rows = {name: row for row, name in enumerate(trained.labels)}
         head = HEADS[trained.head]
         self._prompt_settings = PromptSettings(
             template=load_template(config.template, head=head),
@@ -86,13 +89,13 @@ class DecoderReader:
 
     def render(self, questions: Sequence[Question]) -> list[Prompt]:
         """Prompts of questions for the task's head, cut to --max-tokens or the model's window."""
-        return render_prompts(
-            questions,
-            self._prompt_settings,
-            self.tokenizer,
-            self.warnings,
-            source=str(self.config.questions),
-        )
+        settings, source = self._prompt_settings, str(self.config.questions)
+        if self.config.task == "classify":
+            pad = getattr(self.checkpoint.config, "pad_token_id", None)
+            return render_texts(
+                questions, settings, self.tokenizer, self.warnings, pad_token_id=pad, source=source
+            )
+        return render_prompts(questions, settings, self.tokenizer, self.warnings, source=source)
 
     def loss(self, scores: Sequence[np.ndarray], examples: Sequence[Example]) -> float:
         """The task's mean loss of scores, without label smoothing."""
@@ -124,14 +127,17 @@ class DecoderReader:
     def scores_of(self, readouts: torch.Tensor, batch: PackedBatch) -> list[torch.Tensor]:
         """Scores of a micro-batch's examples from its readouts [S, D]; lm: a log-probability a target."""
         task = self.config.task
-        if trains_classifier(task):
-            weight = self.trained.classifier_weight
+        weight = self.trained.classifier_weight if trains_classifier(task) else None
+        if task == "classify":
+            assert weight is not None
+            return label_scores(readouts, batch.targets, batch.examples, weight, self._label_rows)
+        if weight is not None:
             return classifier_scores(task, readouts, batch.targets, batch.examples, weight)
         final = final_logits(self.checkpoint.config)
         found = token_log_probabilities(readouts, batch.targets, self.trained.lm_head, final)
         return group_targets(task, found, batch.targets, batch.examples)
 
-    def loss_of(self, readouts: torch.Tensor, batch: PackedBatch, num_units: int) -> torch.Tensor:
+    def loss_of(self, readouts: torch.Tensor, batch: PackedBatch, num_units: float) -> torch.Tensor:
         """A micro-batch's part of the mean loss of a batch of so many units."""
         scores = self.scores_of(readouts, batch)
         summed = sum_loss(self.config.task, scores, batch.examples, self.config.label_smoothing)

@@ -4,13 +4,14 @@ Flow: readouts [S, D] -> logit or log-probability of every target [n] -> scores 
 task's loss is a sum over units divided by their number in the whole batch, so that micro-batches add up:
     binary, contrast   sum over options of BCE(score, label); unit: an option
     choice, letters    cross-entropy of softmax(scores) and the labels; unit: a question
+    classify           the same over a text's labels, each weighed; unit: the labels' weight (torch's mean)
     lm                 minus the log-probability of each token; unit: a token
 Label smoothing e: labels become (1 - e) labels + e / O. Independent check: torch's losses (tests).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ def sum_loss(
         if task in ("binary", "contrast"):
             losses.append(F.binary_cross_entropy_with_logits(scores_O, labels_O, reduction="sum"))
         else:
+            if task == "classify":
+                labels_O = labels_O * torch.from_numpy(example.class_weights).to(scores_O)
             losses.append(-(labels_O * scores_O.log_softmax(dim=0)).sum())
     return torch.stack(losses).sum()
 
@@ -61,6 +64,25 @@ def classifier_scores(
     if task == "contrast":
         return [contrast_scores(r_OD, wide[0]) for r_OD in per_example]
     return [r_OD @ wide[0] for r_OD in per_example]
+
+
+def label_scores(
+    readouts: torch.Tensor,
+    targets: TargetTable,
+    examples: Sequence[Example],
+    weight: torch.Tensor,
+    rows: Mapping[str, int],
+) -> list[torch.Tensor]:
+    """Logits [O] of every text's own labels: readouts [S, D], weight [L, D]; in float32.
+
+    `rows` tells which row of the weight a label is.
+    """
+    places = torch.from_numpy(targets.rows).to(readouts.device)
+    logits_nL = readouts[places].float() @ weight.float().T
+    return [
+        logits_L[[rows[name] for name in example.prompt.question.options]]
+        for logits_L, example in zip(logits_nL, examples, strict=True)
+    ]
 
 
 def token_log_probabilities(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint as checkpoint_layer
 
-from strata.engine.weights.checkpoint import open_checkpoint
+from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
 from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
@@ -73,5 +73,5 @@ def open_resident_reader(config: TrainConfig) -> ResidentReader:
         InputError: no such checkpoint or device, or a model that cannot be trained here.
     """
     device = choose_device(config)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_base(config)
     return ResidentReader(config, checkpoint, open_resident(config, checkpoint, device), device)

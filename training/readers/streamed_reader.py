@@ -29,8 +29,9 @@ from strata.engine.sweep.coordinator import Coordinator
 from strata.engine.sweep.hidden_store import HiddenStore, StoreShape, make_store
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
+from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
+from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
 from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
@@ -40,7 +41,7 @@ from strata.training.readers.packed_batch import PackedBatch
 from strata.training.readers.seeds import micro_batch_seed
 from strata.training.readers.tail_linear import find_tail, gradient_only
 from strata.training.readers.trained_model import TrainedModel, open_skeleton
-from strata.training.tasks import count_units
+from strata.training.tasks import count_units, trains_classifier
 from strata.training.types import Example
 
 NUM_SLOTS = 2
@@ -170,7 +171,7 @@ class StreamedReader(DecoderReader):
             state, batch_seed = step.states[index], micro_batch_seed(seed, index)
             step.states[index] = run_layer(self.trained.decoder, layer, state, packed, batch_seed)
 
-    def _turn(self, step: _Step, index: int, last: int, num_units: int, seed: int) -> float:
+    def _turn(self, step: _Step, index: int, last: int, num_units: float, seed: int) -> float:
         """A micro-batch through the last layer and back; its state becomes the gradient of what entered."""
         entering = step.states[index] = step.states[index].detach().requires_grad_()
         loss = self.loss_of(self._read_out(step, index, last, seed), step.packed[index], num_units)
@@ -207,10 +208,10 @@ class StreamedReader(DecoderReader):
         """Reads what is not in a layer and stays: the final norm, and lm_head for heads on tokens."""
         base = self.trained.decoder.base
         for name in self.checkpoint.weights:
-            if name.startswith("norm."):
+            if name.startswith("norm.") and self.config.layers_norm == "yes":
                 weight = self.checkpoint.require_rows(name).read(self.tensor_reader)
                 assign_weights(base.get_submodule("norm"), {name.removeprefix("norm."): self._place(weight)})
-        if self.trained.head not in ("binary", "contrast"):
+        if not trains_classifier(self.config.task):
             output = self.checkpoint.output_embedding
             if output is None:
                 raise InputError(
@@ -248,5 +249,5 @@ def open_streamed_reader(config: TrainConfig) -> StreamedReader:
     if config.full:
         raise InputError("--full: trains all weights, which --streamed does not keep; expected one of both")
     device = choose_device(config)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_base(config)
     return StreamedReader(config, checkpoint, open_skeleton(config, checkpoint, device), device)

@@ -8,7 +8,7 @@ the adapter's and the head's first values from the same seed, so both begin from
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from strata.engine.adapters.adapter_config import check_for_peft
+from strata.engine.adapters.labels import LABELS_NAME, write_labels
+from strata.engine.adapters.trained_cut import TrainedCut, write_trained_cut
 from strata.engine.model.attention import ATTENTION_NAME
 from strata.engine.model.decoder import Decoder
 from strata.engine.model.families import refuse_unsupported
@@ -32,8 +34,10 @@ from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.model_files.library_errors import one_line
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.first_layers import cut_settings
 from strata.engine.weights.shards import refuse_duplicates
 from strata.training.config import TrainConfig
+from strata.training.label_names import label_names
 from strata.training.readers.classifier_head import is_score, make_score, score_width, stored_score
 from strata.training.readers.devices import choose_dtype
 from strata.training.readers.seeds import seeded
@@ -50,8 +54,10 @@ class TrainedModel:
         module: the PeftModel, or the bare model when all weights are trained.
         base: the transformers model inside (classifier or causal language model).
         decoder: runs its layers.
-        head: binary, contrast, letters or loglik.
+        head: binary, contrast, letters, loglik or classify.
         dtype: what the base computes in; what is added to it is float32.
+        labels: the names of the classifier's rows, with head classify.
+        cut: the layers that are computed and whether the final norm follows, where these are not all.
         saved_dtype: of the base's weights in a whole checkpoint; None leaves them as they are.
     """
 
@@ -60,11 +66,13 @@ class TrainedModel:
     decoder: Decoder
     head: str
     dtype: torch.dtype
+    labels: tuple[str, ...] = ()
+    cut: TrainedCut | None = None
     saved_dtype: torch.dtype | None = None
 
     @property
     def classifier_weight(self) -> torch.Tensor:
-        """The trained head [1, D], or [1, 2 D] for contrast."""
+        """The trained head [1, D], [1, 2 D] for contrast, or [labels, D]."""
         score = self.base.get_submodule("score")
         modules = getattr(score, "modules_to_save", None)
         return (score if modules is None else modules["default"]).get_parameter("weight")
@@ -94,6 +102,12 @@ class TrainedModel:
             self.module.save_pretrained(str(folder))  # type: ignore[operator]
         else:
             _save_whole(self.base, folder, self.saved_dtype)
+        if self.module is self.base:
+            return
+        if self.labels:
+            write_labels(folder / LABELS_NAME, self.labels)
+        if self.cut is not None:
+            write_trained_cut(folder, layers=self.cut.layers, layers_norm=self.cut.layers_norm)
 
 
 def _save_whole(base: Any, folder: Path, dtype: torch.dtype) -> None:
@@ -137,6 +151,7 @@ def open_resident(config: TrainConfig, checkpoint: Checkpoint, device: torch.dev
         base = _model_class(config).from_pretrained(
             config.model, trust_remote_code=False, use_safetensors=True, **_labels(config), **options
         )
+    _keep_layers(base, checkpoint.config)
     if config.base_storage != "nf4":
         base = base.to(device)
     trained = _finish(config, base, dtype, device, stored_score(config, checkpoint))
@@ -181,14 +196,36 @@ def make_skeleton(
     return _finish(config, base, dtype, device, score)
 
 
+def _keep_layers(base: Any, config: PreTrainedConfig) -> None:
+    """Drops the layers of a loaded model that a config cut to its first layers does not have."""
+    inner = base.get_submodule(base.base_model_prefix)
+    num_layers = config.num_hidden_layers
+    if len(inner.layers) == num_layers:
+        return
+    inner.layers = inner.layers[:num_layers]
+    for name, value in cut_settings(vars(inner.config), num_layers).items():
+        setattr(inner.config, name, value)
+
+
+def _name_labels(base: Any, labels: Sequence[str]) -> None:
+    base.num_labels = len(labels)
+    base.config.id2label = dict(enumerate(labels))
+    base.config.label2id = {name: index for index, name in enumerate(labels)}
+
+
 def _finish(
     config: TrainConfig, base: Any, dtype: torch.dtype, device: torch.device, score: torch.Tensor | None
 ) -> TrainedModel:
     """Puts the classifier and the adapter on a base model, and the engine's Decoder around its layers."""
+    labels = label_names(config)
     if trains_classifier(config.task):
         width = score_width(config.task, base.config.hidden_size)
-        base.score = make_score(config.seed, width, score).to(device)
+        base.score = make_score(config.seed, width, score, num_labels=len(labels) or 1).to(device)
+    if labels:
+        _name_labels(base, labels)
     inner = base.get_submodule(base.base_model_prefix)
+    if config.layers_norm == "no":
+        inner.norm = nn.Identity()
     inner.config._attn_implementation = ATTENTION_NAME
     inner.embed_tokens.padding_idx = None  # a row like any other, as in the engine
     module: nn.Module = base
@@ -197,7 +234,18 @@ def _finish(
     else:
         module = _add_adapter(config, base)
     decoder = Decoder(config=inner.config, base=inner, layers=inner.layers)
-    trained = TrainedModel(module=module, base=base, decoder=decoder, head=HEADS[config.task], dtype=dtype)
+    cut = None
+    if config.layers is not None or config.layers_norm == "no":
+        cut = TrainedCut(layers=len(inner.layers), layers_norm=config.layers_norm == "yes")
+    trained = TrainedModel(
+        module=module,
+        base=base,
+        decoder=decoder,
+        head=HEADS[config.task],
+        dtype=dtype,
+        labels=labels,
+        cut=cut,
+    )
     trained.dropout_on(False)
     return trained
 
