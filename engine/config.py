@@ -77,6 +77,8 @@ class ScoreConfig:
     """With --dtype int8: questions scored again without it, for run.json; 0 skips this, and one more read."""
     strict: bool = False
     """Refuse odd rows instead of warning."""
+    probe: bool = True
+    """Before the run, compute a first layer of the real weights in two ways; stop where they differ."""
     save_prompts: bool = False
     """Leave prompts.jsonl: tokens, text and scored positions of every branch."""
     deadline: str | None = None

@@ -19,7 +19,7 @@ from strata.engine.deadline import Deadline
 from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderMembers
 from strata.engine.jobs.ensemble_job import EnsembleMembers
-from strata.engine.jobs.job import Job, OpenMembers, Session
+from strata.engine.jobs.job import Job, KnownAnswer, OpenMembers, Session
 from strata.engine.jobs.open_decoder import open_decoder_members
 from strata.engine.jobs.open_encoder import open_encoder_members
 from strata.engine.machine.settings import MachineSettings
@@ -143,6 +143,14 @@ class Scorer:
         """Plans the scoring of prompts, in groups as the goal says."""
         with self.session.timer.phase("plan"):
             return self._opened.prepare(prompts, group_goal or GroupGoal())
+
+    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
+        """Probes each streamed model: the first layer of a prompt's beginning, computed in two ways.
+
+        Raises:
+            InputError: they differ by more than the compute dtype explains.
+        """
+        return self._opened.check_known_answers(prompts)
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores of these prompts."""

@@ -92,7 +92,7 @@ def score(tmp_path: Path, questions: Path, fixed_rates: None) -> Callable[..., o
 
     def run(**settings: object) -> object:
         defaults = {"questions": questions, "out": tmp_path / f"run{next(numbers)}"}
-        defaults |= {"devices": "cpu", "dtype": "float32", "save_prompts": True}
+        defaults |= {"devices": "cpu", "dtype": "float32", "save_prompts": True, "probe": False}
         return score_questions(ScoreConfig.from_flags(**(defaults | settings)))
 
     return run

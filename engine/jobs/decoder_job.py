@@ -24,12 +24,14 @@ from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
 from strata.engine.jobs.decoder_notices import describe_halvings, describe_overflows, warn_of_plan
 from strata.engine.jobs.identity import identify_members
-from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
+from strata.engine.jobs.job import KnownAnswer, Measured, PrefixSharing, Session, WeightStream
+from strata.engine.jobs.known_answer import check_known_answer
 from strata.engine.machine.machine import Machine
 from strata.engine.members.cut import Cut
 from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts, MemberReadings
+from strata.engine.model.embedding import check_token_ids
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
@@ -41,7 +43,7 @@ from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
 from strata.engine.sweep.sweep import SweptGroup, run_sweep
 from strata.engine.tree.targets import TargetTable, build_scored_tree
-from strata.engine.types import InputError, Prompt, Question, QuestionScores
+from strata.engine.types import Prompt, Question, QuestionScores
 
 
 @dataclass(kw_only=True, eq=False)
@@ -95,15 +97,8 @@ class DecoderMembers:
 
     def render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
         """The prompts of questions; see `OpenMembers`."""
-        member, checkpoint = self.settings[0], self.model.checkpoint
-        prompts = self._render(member.read(questions), source)
-        largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
-        vocabulary = checkpoint.require_rows("embed_tokens.weight").shape[0]
-        if largest >= vocabulary:
-            raise InputError(
-                f"{member.model}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
-                "the model's vocabulary"
-            )
+        prompts = self._render(self.settings[0].read(questions), source)
+        check_token_ids(self.model.checkpoint, prompts)
         return prompts
 
     def _render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
@@ -136,6 +131,12 @@ class DecoderMembers:
         sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
         warn_of_plan(sweep, self.session)
         return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
+
+    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
+        """The probe of the first prompt; see `OpenMembers`."""
+        folder = self.session.folder
+        with self.session.timer.phase("probe"):
+            return [check_known_answer(self.model, self.machine, self.adapters, prompts[0], folder)]
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts, whose branches have their texts already."""

@@ -21,7 +21,7 @@ from strata.engine.encoders.encoder import EncoderShape, add_adapters, load_enco
 from strata.engine.encoders.rows import EncoderPrompt, EncoderTokenizer, batch_by_length
 from strata.engine.heads.probabilities import option_probabilities
 from strata.engine.jobs.identity import identify_members
-from strata.engine.jobs.job import Measured, Session
+from strata.engine.jobs.job import KnownAnswer, Measured, Session
 from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import Machine
 from strata.engine.machine.rates import GEMM_EFFICIENCY
@@ -97,6 +97,10 @@ class EncoderMembers:
             batches=batch_by_length(lengths, limit),
             micro_batch_tokens=limit,
         )
+
+    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
+        """None: transformers' own model computes it."""
+        return []
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts with each row's text, special tokens included."""

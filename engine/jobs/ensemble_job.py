@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
-from strata.engine.jobs.job import Job, Measured, OpenMembers
+from strata.engine.jobs.job import Job, KnownAnswer, Measured, OpenMembers
 from strata.engine.machine.machine import Machine
 from strata.engine.members.ensemble import average_members, scores_of_member
 from strata.engine.members.labels import check_shared
@@ -70,6 +70,14 @@ class EnsembleMembers:
         """Plans every model's job."""
         jobs = [part.prepare(part_of(prompts, n), group_goal) for n, part in enumerate(self.parts)]
         return EnsembleJob(opened=self, prompts=prompts, jobs=jobs)
+
+    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
+        """Those of all models."""
+        return [
+            answer
+            for index, part in enumerate(self.parts)
+            for answer in part.check_known_answers(part_of(prompts, index))
+        ]
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts of all models, one model after the other."""

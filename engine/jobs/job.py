@@ -108,6 +108,14 @@ class OpenMembers(Protocol):
         """
         ...
 
+    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
+        """Computes the beginning of a prompt in two ways on the real weights, by each model that is streamed.
+
+        Raises:
+            InputError: they differ by more than the compute dtype explains.
+        """
+        ...
+
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts with each branch's text, for prompts.jsonl."""
         ...
@@ -115,6 +123,16 @@ class OpenMembers(Protocol):
     def close(self) -> None:
         """Gives memory and open files back."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownAnswer:
+    """What the probe found: tokens, seconds, and relative errors; None without a vocabulary projection."""
+
+    num_tokens: int
+    seconds: float
+    readout_error: float
+    logit_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,20 +30,24 @@ EMBEDDING = "embed_tokens.weight"
 
 @torch.inference_mode()
 def first_layer_readouts(
-    checkpoint: Checkpoint, token_ids: np.ndarray, adapter: Adapter | None = None
+    checkpoint: Checkpoint, token_ids: np.ndarray, adapter: Adapter | None = None, *, normalizes: bool = True
 ) -> torch.Tensor:
-    """Final-norm hidden states [L, D] float32 after the first layer alone.
+    """Hidden states [L, D] float32 after the first layer alone and the final norm.
 
     Args:
         checkpoint: whose weights.
         token_ids: [L] of one path.
         adapter: applied to the layer.
+        normalizes: False leaves the final norm out.
     """
     model = _one_layer_model(checkpoint)
     used, rows = np.unique(token_ids, return_inverse=True)
     embedding = _rows(checkpoint.require_rows(EMBEDDING), used)
     assign_weights(model.get_submodule("embed_tokens"), {"weight": embedding})
-    _load(model.get_submodule("norm"), checkpoint, "norm.")
+    if normalizes:
+        _load(model.get_submodule("norm"), checkpoint, "norm.")
+    else:
+        model.norm = nn.Identity()
     _load(model.get_submodule("layers.0"), checkpoint, "layers.0.", adapter)
     return model(input_ids=torch.from_numpy(rows)[None], use_cache=False).last_hidden_state[0]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
+from strata.engine.types import InputError, Prompt
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -12,6 +15,21 @@ from strata.engine.weights.tensor_reader import TensorReader
 def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:
     """Bytes read for that many rows."""
     return num_rows * checkpoint.require_rows("embed_tokens.weight").row_bytes
+
+
+def check_token_ids(checkpoint: Checkpoint, prompts: Iterable[Prompt]) -> None:
+    """Refuses prompts with a token that the embedding has no row for.
+
+    Raises:
+        InputError: such a token; the tokenizer is not the model's.
+    """
+    largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
+    vocabulary = checkpoint.require_rows("embed_tokens.weight").shape[0]
+    if largest >= vocabulary:
+        raise InputError(
+            f"{checkpoint.path}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
+            "the model's vocabulary"
+        )
 
 
 def read_embedding(

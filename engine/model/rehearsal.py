@@ -12,6 +12,7 @@ What differs is refused by name, so a family is right or not run. Knows no check
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,13 +26,20 @@ from strata.engine.model.attention import AttentionCall
 from strata.engine.model.decoder import Decoder, assign_weights, build_decoder
 from strata.engine.model.families import UnsupportedFamilyError, refuse_what_transformers_cannot
 from strata.engine.model.final_logits import final_logits
-from strata.engine.model.small_config import VOCABULARY, first_of_every_kind, layer_kinds, shrink_config
+from strata.engine.model.small_config import (
+    VOCABULARY,
+    LayerKind,
+    first_of_every_kind,
+    layer_kinds,
+    shrink_config,
+)
 from strata.engine.model.transformers_recording import Recording, base_of, random_model, record
 from strata.engine.tree.intervals import indexes
 from strata.engine.tree.lanes import MicroBatch, split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import tile_finder
 from strata.engine.types import InputError
+from strata.engine.weights.first_layers import cut_settings
 
 TOLERANCE = 2e-4
 """Largest difference over the root mean square of what transformers computes, both in float32."""
@@ -41,7 +49,8 @@ NUM_SHARED, NUM_OWN = 7, 6
 
 MICRO_BATCH_TOKENS = 11
 
-_rehearsed: set[str] = set()
+_rehearsed: dict[str, set[LayerKind]] = {}
+"""The kinds of layers that were rehearsed, by all settings of a config that do not list layers."""
 
 
 def rehearse(decoder: Decoder) -> None:
@@ -53,14 +62,15 @@ def rehearse(decoder: Decoder) -> None:
     Raises:
         InputError: the family's layers, or what surrounds them, differ, or cannot be run.
     """
-    key = f"{type(decoder.config).__name__} {decoder.config.to_json_string(use_diff=False)}"
-    if key in _rehearsed:
+    known = _rehearsed.setdefault(_settings_key(decoder.config), set())
+    kinds = layer_kinds(decoder.layers, getattr(decoder.config, "layer_types", None))
+    if known.issuperset(kinds):
         return
     with torch.inference_mode():
         theirs = _small_model(decoder)
         with refuse_what_transformers_cannot(decoder.config):
             _compare(theirs)
-    _rehearsed.add(key)
+    known.update(kinds)
 
 
 def build_rehearsed(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Decoder:
@@ -72,6 +82,12 @@ def build_rehearsed(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     decoder = build_decoder(config, dtype)
     rehearse(decoder)
     return decoder
+
+
+def _settings_key(config: PreTrainedConfig) -> str:
+    by_layer = cut_settings(vars(config), 1)
+    settings = {name: value for name, value in config.to_dict().items() if name not in by_layer}
+    return f"{type(config).__name__} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def _small_model(decoder: Decoder) -> nn.Module:

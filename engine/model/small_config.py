@@ -33,7 +33,10 @@ CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "m
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def layer_kind(layer: nn.Module) -> tuple[object, ...]:
+LayerKind = tuple[object, ...]
+
+
+def layer_kind(layer: nn.Module) -> LayerKind:
     """What tells a layer's kind: its modules' classes, plain settings and the shapes of their weights."""
     kind: list[object] = []
     for name, module in layer.named_modules():
@@ -47,17 +50,13 @@ def layer_kind(layer: nn.Module) -> tuple[object, ...]:
     return tuple(kind)
 
 
-def layer_kinds(layers: Sequence[nn.Module], layer_types: Sequence[str] | None) -> list[int]:
-    """The kind of every layer, numbered in order of appearance."""
-    known: dict[tuple[object, ...], int] = {}
+def layer_kinds(layers: Sequence[nn.Module], layer_types: Sequence[str] | None) -> list[LayerKind]:
+    """The kind of every layer: its type, as the config says, and what its modules are."""
     types = layer_types or [None] * len(layers)
-    return [
-        known.setdefault((kind, layer_kind(layer)), len(known))
-        for layer, kind in zip(layers, types, strict=True)
-    ]
+    return [(kind, layer_kind(layer)) for layer, kind in zip(layers, types, strict=True)]
 
 
-def first_of_every_kind(kinds: Sequence[int]) -> int:
+def first_of_every_kind(kinds: Sequence[LayerKind]) -> int:
     """How many leading layers hold one of every kind, at least two where there are as many."""
     return max(min(2, len(kinds)), 1 + max(kinds.index(kind) for kind in set(kinds)))
 

@@ -75,6 +75,7 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
             job = scorer.prepare(_left(prompts, done), group_goal_of(config))
             record.plan = job.describe()
             record.begin()
+            known_answers = scorer.check_known_answers(prompts) if config.probe else []
             remove_artefacts(out)
             reset_device_peaks(job.machine.devices)
             by_id = done | _run(job, kept, deadline, resume=config.resume)
@@ -87,6 +88,7 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
                     kept.remove()
             int8 = check_int8(config, scorer, job, by_id, deadline)
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
+            record.measured["probe"] = known_answers if config.probe else "skipped (--no-probe)"
             reached = list(by_id.values())
             record.measured |= describe_answers(reached, record.plan.get("head"), config.debias, warnings)
             record.measured |= (

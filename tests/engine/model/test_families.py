@@ -131,7 +131,7 @@ def failing(error: type[Exception]) -> Callable[..., None]:
 @pytest.fixture
 def unrehearsed(monkeypatch) -> None:
     """No family was rehearsed yet."""
-    monkeypatch.setattr(rehearsal, "_rehearsed", set())
+    monkeypatch.setattr(rehearsal, "_rehearsed", {})
 
 
 # Called by strata: by the rehearsal itself, and by the attention that layers call.

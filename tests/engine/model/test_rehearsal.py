@@ -55,7 +55,7 @@ DIFFER: dict[str, tuple[Callable[[], hf.PreTrainedConfig], str]] = {
 @pytest.fixture(autouse=True)
 def unrehearsed(monkeypatch) -> None:
     """No family was rehearsed yet."""
-    monkeypatch.setattr(rehearsal, "_rehearsed", set())
+    monkeypatch.setattr(rehearsal, "_rehearsed", {})
 
 
 @pytest.mark.parametrize("family", AGREE)
@@ -147,13 +147,13 @@ def test_a_config_is_rehearsed_once(monkeypatch):
         (CONFIGS["gemma3"], [0, 1, 0], 2),
         (CONFIGS["llama-gqa"], [0, 0, 0], 2),
         (AGREE["glm4_moe"], [0, 1, 1], 2),
-        (AGREE["smollm3"], [0, 0, 0, 1, 0], 4),
+        (AGREE["smollm3"], [0, 0, 0, 3, 0], 4),
     ],
 )
 def test_one_layer_of_every_kind_is_kept(config, kinds, kept):
     decoder = build_decoder(config())
     found = layer_kinds(decoder.layers, getattr(decoder.config, "layer_types", None))
-    assert found == kinds
+    assert [found.index(kind) for kind in found] == kinds
     assert first_of_every_kind(found) == kept
 
 
