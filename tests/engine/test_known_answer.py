@@ -1,4 +1,4 @@
-"""The probe: it passes what is right in every storage format and dtype, and stops a run whose weights are not."""
+"""The probe: it passes what is right in every format and dtype, and stops a run whose weights are not."""
 
 from __future__ import annotations
 
