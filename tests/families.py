@@ -117,7 +117,7 @@ def build_causal_lm(family: str, folder: Path, max_shard_size: str = "1GB") -> P
     """Save a random float32 language model of `family` and the tokenizer in `folder`; return the folder."""
     model = hf.AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float32)
     randomize_weights(model)
-    return _save(model, folder, max_shard_size)
+    return save_with_tokenizer(model, folder, max_shard_size)
 
 
 def build_classifier(family: str, folder: Path) -> Path:
@@ -126,7 +126,7 @@ def build_classifier(family: str, folder: Path) -> Path:
     config.num_labels = 1
     model = hf.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     randomize_weights(model)
-    return _save(model, folder, "1GB")
+    return save_with_tokenizer(model, folder, "1GB")
 
 
 def build_contrast_classifier(family: str, folder: Path) -> Path:
@@ -139,7 +139,8 @@ def build_contrast_classifier(family: str, folder: Path) -> Path:
     return folder
 
 
-def _save(model: hf.PreTrainedModel, folder: Path, max_shard_size: str) -> Path:
+def save_with_tokenizer(model: hf.PreTrainedModel, folder: Path, max_shard_size: str = "1GB") -> Path:
+    """Saves a model and the tokenizer of these tests; returns the folder."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     build_tokenizer().save_pretrained(folder)
     return folder

@@ -175,6 +175,12 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
         raise InputError(
             f"model type {config.model_type!r} has no {missing[0]}; expected a decoder like Llama's"
         )
+    for layer in base.layers:
+        if not hasattr(getattr(layer, "self_attn", None), "o_proj"):
+            raise InputError(
+                f"model type {config.model_type!r}: {type(layer).__name__} has no self_attn.o_proj; expected "
+                "a decoder like Llama's"
+            )
     base.requires_grad_(False)
     # The padding row is a row like any other here, and a table of the rows in use may be shorter than its id.
     base.embed_tokens.padding_idx = None

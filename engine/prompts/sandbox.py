@@ -24,9 +24,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
-from jinja2.visitor import NodeTransformer
 
 from strata.engine.prompts.growth import FILTER_GROWTH, METHOD_GROWTH, field_widths, size_of
+from strata.engine.prompts.guard import EACH, JOINED, MADE, Guard
 
 MAX_CHARACTERS = 1 << 24
 """Characters that one rendering may make, those of values in between included."""
@@ -98,7 +98,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for name in LEFT_OUT_GLOBALS:
             del self.globals[name]
         self.filters = {name: _bound_filter(name, function) for name, function in self.filters.items()}
-        self.filters |= {_EACH: _each, _JOINED: _concatenate, _MADE: _check_made, "string": _to_text}
+        self.filters |= {EACH: _each, JOINED: _concatenate, MADE: _check_made, "string": _to_text}
 
     def parse(self, source: str, name: str | None = None, filename: str | None = None) -> nodes.Template:
         """Parses a text; what is nested too deeply is a TemplateSyntaxError."""
@@ -111,7 +111,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return super().compile(*given, **settings)
 
     def _generate(self, source: nodes.Template, *given: Any, **settings: Any) -> str:
-        return super()._generate(_Guard().visit(source), *given, **settings)
+        return super()._generate(Guard().visit(source), *given, **settings)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Nothing private, nothing that changes an object, no bytes."""
@@ -185,56 +185,6 @@ def _told_as_syntax_errors() -> Iterator[None]:
     except ValueError as error:
         # Python refuses integers of more than 4,300 digits.
         raise jinja2.TemplateSyntaxError(str(error), 1) from None
-
-
-# Filters that no template can name: the guard puts them into its tree.
-_EACH, _JOINED, _MADE = "for each", "~", "literal"
-
-
-class _Guard(NodeTransformer):
-    """Lets loops, concatenations and literals of a template pass through a filter that bounds them."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
-        if node.recursive:
-            raise jinja2.TemplateSyntaxError("recursive loops are not allowed", node.lineno)
-        num_characters = sum(_own_characters(child) for child in node.body)
-        self.generic_visit(node)
-        assert isinstance(node.iter, nodes.Expr)
-        node.iter = _filtered(node.iter, _EACH, nodes.Const(num_characters))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return node if _is_constant(node) else _filtered(node, _MADE)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return node if node.ctx != "load" or _is_constant(node) else _filtered(node, _MADE)
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return _filtered(node, _MADE)
-
-
-def _filtered(node: nodes.Expr, name: str, *given: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, list(given), [], None, None, lineno=node.lineno)
-
-
-def _is_constant(node: nodes.List | nodes.Tuple) -> bool:
-    return all(isinstance(item, nodes.Const) for item in node.items)
-
-
-def _own_characters(node: nodes.Node) -> int:
-    """Characters that a part of a loop's body writes each time, without those of loops in it."""
-    if isinstance(node, nodes.TemplateData):
-        return len(node.data)
-    if isinstance(node, nodes.For):
-        return 0
-    return sum(_own_characters(child) for child in node.iter_child_nodes())
 
 
 @jinja2.pass_context

@@ -94,7 +94,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
 
 
-def _read_bounded(path: Path, file: IO[bytes], limit: int) -> bytes:
+def _read_bounded(path: Path, file: gzip.GzipFile | IO[bytes], limit: int) -> bytes:
     data = file.read(limit + 1)
     _check_size(path, len(data), limit)
     return data
