@@ -64,8 +64,8 @@ def _refuse_bombs(path: Path, metadata: pq.FileMetaData) -> None:
         expanded = metadata.row_group(group).total_byte_size
         if expanded > MIN_EXPANDED_BYTES and expanded > MAX_RATIO * num_bytes:
             raise InputError(
-                f"{path}: row group {group}: {expanded} bytes of a file of {num_bytes}; expected text, which no "
-                f"compression makes {MAX_RATIO} times smaller"
+                f"{path}: row group {group}: {expanded} bytes of a file of {num_bytes}; expected text, which "
+                f"no compression makes {MAX_RATIO} times smaller"
             )
 
 
