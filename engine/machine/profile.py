@@ -10,13 +10,15 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from pydantic import ConfigDict, Field
 
 from strata.engine.files import write_text_atomically
+from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.machine.measure import measure_disk_rate, measure_quickly
 from strata.engine.machine.rates import MEASURED_QUICKLY, LayerRates, LinearKind, MachineRates
 from strata.engine.results.machine_facts import cpu_name, num_usable_cores
@@ -141,6 +143,49 @@ class MachineProfile:
         )
 
 
+class DescriptionFile(Schema):
+    """A profile's account of its machine."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu: str
+    num_cores: int
+    num_threads: int
+    gpus: list[str] = Field(default_factory=list)
+
+
+class RatesFile(Schema):
+    """A profile's account of one way of computing."""
+
+    gemm_flop_per_s: float
+    layer: dict[str, float]
+
+
+class ProfileFile(Schema):
+    """A profile as JSON holds it: types alone, since values are for MachineProfile to judge."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    date: str
+    device_kind: str
+    num_devices: int = Field(ge=1, le=1024)
+    device_memory_bytes: int
+    host_memory_bytes: int
+    machine: DescriptionFile
+    compute: dict[str, RatesFile]
+    int8_activations: str = "float16"
+    disk_bytes_per_s: float
+    cached_bytes_per_s: float | None = None
+    cache_bytes: int | None = None
+    store_bytes_per_s: float | None = None
+    host_bytes_per_s: float
+    host_to_device_bytes_per_s: float | None = None
+    decode_weights_per_s: dict[str, float] = Field(default_factory=dict)
+    read_interference: float = 0.0
+    source: dict[str, str] = Field(default_factory=dict)
+
+
 def describe_machine() -> MachineDescription:
     """This machine, as this process may use it."""
     return MachineDescription(
@@ -225,15 +270,13 @@ def read_profile(path: Path) -> MachineProfile:
     Raises:
         InputError: the file is no profile.
     """
+    content = read_json_object(path)
+    where = f"{path}: not a machine profile"
+    check_schema(ProfileFile, content, where)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return _parse_profile(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not a machine profile: {error}; expected what `calibrate` writes"
-        ) from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where}: {error}; expected what `calibrate` writes") from None
 
 
 def save_profile(profile: MachineProfile, path: Path) -> None:
@@ -246,9 +289,6 @@ def save_profile(profile: MachineProfile, path: Path) -> None:
 
 
 def _parse_profile(content: dict[str, Any]) -> MachineProfile:
-    unknown = set(content) - {known.name for known in fields(MachineProfile)}
-    if unknown:
-        raise ValueError(f"it holds {min(unknown)!r}")
     compute = {
         way: ComputeRates(gemm_flop_per_s=rates["gemm_flop_per_s"], layer=LayerRates(**rates["layer"]))
         for way, rates in content["compute"].items()

@@ -14,15 +14,25 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from strata.engine.files import write_text_atomically
+from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.pack.config import GIB
 from strata.engine.types import InputError
 
 JOURNAL_FILE = "pack.json"
 Digests = dict[str, str]
 """Tensor name -> checksum."""
+
+
+class Journal(Schema):
+    """pack.json: what the content depends on, and checksums of finished files' tensors by file name."""
+
+    settings: dict[str, Any]
+    finished: dict[Annotated[str, Field(pattern=r"^[^/\\\x00]+$")], Digests]
 
 
 def partial_path(out: Path) -> Path:
@@ -140,10 +150,10 @@ class PartialFolder:
                 )
             return
         try:
-            journal = json.loads(file.read_text(encoding="utf-8"))
-            found, self.finished = dict(journal["settings"]), dict(journal["finished"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: cannot be read ({error}); remove {self.path} to begin anew") from None
+            journal = check_schema(Journal, read_json_object(file), str(file))
+        except InputError as error:
+            raise InputError(f"{error}; remove {self.path} to begin anew") from None
+        found, self.finished = journal.settings, journal.finished
         differing = [name for name in self._settings | found if found.get(name) != self._settings.get(name)]
         if differing:
             there, here = (json.dumps(settings.get(differing[0])) for settings in (found, self._settings))

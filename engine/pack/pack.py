@@ -30,7 +30,7 @@ from strata.engine.results.machine_facts import package_version
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE
-from strata.engine.weights.checksums import Checksums, write_checksums
+from strata.engine.weights.checksums import Checksums, digest_of, write_checksums
 from strata.engine.weights.first_layers import count_layers, keep_layers
 from strata.engine.weights.safetensors_file import read_header
 from strata.engine.weights.tensor_reader import TensorReader
@@ -208,14 +208,15 @@ def _read_back(file: Path, digests: Digests) -> None:
 
 
 def _write_small_files(partial: PartialFolder, plan: PackPlan, model: Path) -> None:
-    """Everything but the weights; the config last."""
+    """Everything but the weights; the checksums last."""
     write_tokenizer(model, partial.path)
     for source in plan.copied:
         write_atomically(partial.path / source.name, functools.partial(shutil.copyfile, source))
-    write_checksums(partial.path, partial.finished)
     if plan.index is not None:
         _write_json(partial.path / INDEX_FILE, plan.index)
     _write_json(partial.path / CONFIG_FILE, plan.config)
+    config = {CONFIG_FILE: digest_of((partial.path / CONFIG_FILE).read_bytes())}
+    write_checksums(partial.path, partial.finished, config)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

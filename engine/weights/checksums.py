@@ -1,6 +1,7 @@
 """The checksums of a packed checkpoint's tensors, in `strata_checksums.json` beside its shards.
 
-    {"algorithm": "sha256", "tensors": {"<shard file name>": {"<tensor name>": "<hexadecimal digest>"}}}
+    {"algorithm": "sha256", "tensors": {"<shard file name>": {"<tensor name>": "<hexadecimal digest>"}},
+     "files": {"config.json": "<hexadecimal digest>"}}
 
 SHA-256 because CPUs have instructions for it: of what hashlib offers only SHA-1 is as fast there, and
 BLAKE2b, SHA-512 and MD5 take about twice as long. Hashing lets other threads run. Knows nothing of how bytes
@@ -11,18 +12,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from strata.engine.files import write_text_atomically
+from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.types import InputError
 
 CHECKSUMS_FILE = "strata_checksums.json"
 ALGORITHM = "sha256"
-DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ChecksumFile(Schema):
+    """strata_checksums.json; early ones list no `files`."""
+
+    algorithm: Literal["sha256"]
+    tensors: dict[str, dict[str, Digest]]
+    files: dict[Annotated[str, Field(pattern=r"^[^/\\\x00]+$")], Digest] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +76,25 @@ def digest_of(view: memoryview | bytes) -> str:
     return hashlib.new(ALGORITHM, view).hexdigest()
 
 
-def write_checksums(folder: Path, tensors: Mapping[str, Mapping[str, str]]) -> None:
+def write_checksums(
+    folder: Path, tensors: Mapping[str, Mapping[str, str]], files: Mapping[str, str] | None = None
+) -> None:
     """Writes a checkpoint folder's checksum file, whole or not at all.
 
     Args:
         folder: where the shards are.
         tensors: shard file name -> tensor name -> hexadecimal digest.
+        files: names of other files that decide scores, such as config.json -> hexadecimal digest.
 
     Raises:
         OutputError: the system refuses.
     """
-    content = {"algorithm": ALGORITHM, "tensors": {shard: dict(found) for shard, found in tensors.items()}}
+    content: dict[str, object] = {
+        "algorithm": ALGORITHM,
+        "tensors": {shard: dict(found) for shard, found in tensors.items()},
+    }
+    if files:
+        content["files"] = dict(files)
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     write_text_atomically(folder / CHECKSUMS_FILE, text)
 
@@ -83,34 +103,26 @@ def read_checksums(folder: Path) -> Checksums:
     """Reads a checkpoint folder's checksum file.
 
     Raises:
-        InputError: there is none, or it is not what `write_checksums` leaves.
+        InputError: there is none, it is not what `write_checksums` leaves, or config.json or another file
+            that it lists was changed.
     """
     if folder.is_file():
         raise InputError(
             f"--verify: {folder} has no checksums; expected a checkpoint written by `strata pack`"
         )
     path = folder / CHECKSUMS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="ascii"))
-    except FileNotFoundError:
+    if not path.is_file():
+        raise InputError(f"--verify: {path} is missing; expected a checkpoint written by `strata pack`")
+    noted = check_schema(ChecksumFile, read_json_object(path, unique_keys=True), str(path))
+    for name, digest in noted.files.items():
+        _check_small_file(folder / name, digest)
+    return Checksums(folder=folder, tensors=noted.tensors)
+
+
+def _check_small_file(file: Path, expected: str) -> None:
+    found = digest_of(file.read_bytes()) if file.is_file() else "missing"
+    if found != expected:
         raise InputError(
-            f"--verify: {path} is missing; expected a checkpoint written by `strata pack`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(content, dict) or content.get("algorithm") != ALGORITHM:
-        found = content.get("algorithm") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: the algorithm is {found!r}; expected {ALGORITHM!r}")
-    return Checksums(folder=folder, tensors=_checked(path, content.get("tensors")))
-
-
-def _checked(path: Path, tensors: Any) -> dict[str, dict[str, str]]:
-    if not isinstance(tensors, dict):
-        raise InputError(f"{path}: no object `tensors`; expected one entry a shard")
-    for shard, digests in tensors.items():
-        if not isinstance(digests, dict):
-            raise InputError(f"{path}: {shard} holds {digests!r}; expected an object of tensor names")
-        for name, digest in digests.items():
-            if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-                raise InputError(f"{path}: {shard}: {name}: {digest!r}; expected 64 hexadecimal digits")
-    return tensors
+            f"{file}: was changed after packing: its {ALGORITHM} is {found}, expected {expected} "
+            f"({CHECKSUMS_FILE})"
+        )

@@ -28,7 +28,7 @@ def run(model: Path, questions: Path, out: Path, **settings: object) -> dict:
 @pytest.mark.parametrize("dtype", LARGEST)
 @pytest.mark.parametrize("family", ["llama-gqa", "llama-tied", "gemma2", "mixtral"])
 def test_what_is_right_passes(family, dtype, checkpoint, questions, tmp_path):
-    record = run(checkpoint(family), questions, tmp_path / "out", dtype=dtype, int8_check=0)
+    record = run(checkpoint(family), questions, tmp_path / "out", dtype=dtype, int8_check_questions=0)
     (answer,) = record["measured"]["probe"]
     assert answer["num_tokens"] == 16
     assert answer["readout_error"] < LARGEST[dtype]
@@ -78,7 +78,7 @@ def test_weights_that_are_not_what_is_stored_stop_the_run(
     monkeypatch.setattr(LayerLoader, "decode", decode_wrongly)
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"the readouts after the first layer differ .* --no-probe"):
-        run(checkpoint("llama-gqa"), questions, out, dtype=dtype, int8_check=0)
+        run(checkpoint("llama-gqa"), questions, out, dtype=dtype, int8_check_questions=0)
     assert not (out / "submission.csv").exists()
     assert json.loads((out / "run.json").read_text())["status"] == "failed"
 

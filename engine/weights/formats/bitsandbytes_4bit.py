@@ -8,7 +8,6 @@ Source: bitsandbytes.functional.QuantState.as_dict(packed=True).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from strata.engine.json_files import parse_json
 from strata.engine.types import InputError
 from strata.engine.weights.formats.stored_weight import (
     ReadSmall,
@@ -117,7 +117,7 @@ def _weight(module: str, stored: Mapping[str, StoredTensor], read: ReadSmall) ->
 
 def _read_state(tensor: StoredTensor, read: ReadSmall) -> dict[str, Any]:
     try:
-        state = json.loads(read(tensor).view(torch.uint8).numpy().tobytes())
+        state = parse_json(read(tensor).view(torch.uint8).numpy().tobytes(), f"{tensor.file}: {tensor.name}")
         sizes = [*state["shape"], state["blocksize"]]
         if "nested_blocksize" in state:
             sizes.append(state["nested_blocksize"])

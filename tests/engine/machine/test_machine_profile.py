@@ -105,7 +105,10 @@ def test_workers_share_the_cores():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": None, "speed": 3}, "speed"),
+        ({"speed": 3}, "speed"),
+        ({"name": None}, "name"),
+        ({"num_devices": 10**9}, "num_devices"),
+        ({"disk_bytes_per_s": "1"}, "disk_bytes_per_s"),
         ({"disk_bytes_per_s": -1.0}, "positive"),
         ({"device_kind": "tpu"}, "tpu"),
         ({"device_kind": "cuda"}, "host_to_device_bytes_per_s"),
@@ -128,7 +131,7 @@ def test_a_file_that_is_no_profile_is_named(change, message, tmp_path):
 
 def test_text_that_is_no_json_is_named(tmp_path):
     (tmp_path / "machine.json").write_text("{")
-    with pytest.raises(InputError, match=r"machine\.json: not a machine profile"):
+    with pytest.raises(InputError, match=r"machine\.json: cannot be read as JSON"):
         load_profile(str(tmp_path / "machine.json"))
 
 

@@ -213,13 +213,13 @@ def test_no_checksum_file(tmp_path):
     [
         ("{", "cannot be read as JSON"),
         ("\xff", "cannot be read as JSON"),
-        ("[]", "the algorithm is 'list'; expected 'sha256'"),
-        ('{"tensors": {}}', "the algorithm is None; expected 'sha256'"),
-        ('{"algorithm": "md5", "tensors": {}}', "the algorithm is 'md5'; expected 'sha256'"),
-        ('{"algorithm": "sha256"}', "no object `tensors`"),
-        ('{"algorithm": "sha256", "tensors": {"a": []}}', r"a holds \[\]; expected an object"),
-        ('{"algorithm": "sha256", "tensors": {"a": {"b": 3}}}', "a: b: 3; expected 64 hexadecimal digits"),
-        ('{"algorithm": "sha256", "tensors": {"a": {"b": "12"}}}', "a: b: '12'; expected 64 hexadecimal"),
+        ("[]", "holds a list"),
+        ('{"tensors": {}}', "algorithm: field required"),
+        ('{"algorithm": "md5", "tensors": {}}', "algorithm: .*'md5'"),
+        ('{"algorithm": "sha256"}', "tensors: field required"),
+        ('{"algorithm": "sha256", "tensors": {"a": []}}', "tensors.a: "),
+        ('{"algorithm": "sha256", "tensors": {"a": {"b": 3}}}', "tensors.a.b: .* found 3"),
+        ('{"algorithm": "sha256", "tensors": {"a": {"b": "12"}}}', "tensors.a.b: .* found '12'"),
     ],
 )
 def test_a_malformed_checksum_file(content, message, tmp_path):
