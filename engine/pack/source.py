@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from strata.engine.pack.config_json import small_files
 from strata.engine.prompts.tokenizer import read_tokenizer
@@ -46,10 +46,10 @@ def source_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Content of config.json: as it is written, or as transformers writes the one of a GGUF file."""
     if not is_gguf(checkpoint.path):
         return read_config_json(checkpoint.path)
-    config = checkpoint.config
-    content = json.loads(config.to_json_string(use_diff=False))
+    content = json.loads(checkpoint.config.to_json_string(use_diff=False))
     dtype = str(checkpoint.stored_dtype).removeprefix("torch.")
-    return content | {"architectures": [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__], "dtype": dtype}
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[checkpoint.config.model_type]
+    return content | {"architectures": [architecture], "dtype": dtype}
 
 
 def files_to_copy(model: Path) -> tuple[Path, ...]:

@@ -7,7 +7,7 @@ Independent check: AutoConfig.from_pretrained(gguf_file=...), which is slow wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping, Set
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -19,8 +19,8 @@ from strata.engine.weights.gguf.further_values import further_values
 from strata.engine.weights.gguf.header import GgufHeader, StringArray
 from strata.engine.weights.gguf.settings import GgufSettings
 
-CONFIG_NAMES: Mapping[str, Mapping[str, str | None]] = ggml.GGUF_CONFIG_MAPPING
-CONFIG_DEFAULTS: Mapping[str, Mapping[str, Any]] = ggml.GGUF_CONFIG_DEFAULTS_MAPPING
+CONFIG_NAMES: Mapping[str, Any] = ggml.GGUF_CONFIG_MAPPING
+CONFIG_DEFAULTS: Mapping[str, Any] = ggml.GGUF_CONFIG_DEFAULTS_MAPPING
 """Transformers' names and defaults by architecture."""
 
 ARCHITECTURES = {
@@ -73,7 +73,7 @@ def read_gguf_config(
     values = _mapped_values(settings)
     _expect_blocks(settings, values)
     try:
-        known = AutoConfig.for_model(values["model_type"])
+        known = AutoConfig.for_model(**values)
         config = AutoConfig.for_model(**values, **further_values(settings, values, known))
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
@@ -119,10 +119,14 @@ def _tokenizer_notes(header: GgufHeader) -> list[str]:
     words = header.metadata.get("tokenizer.ggml.pre", "default")
     if header.metadata.get("tokenizer.ggml.model") != "gpt2" or words in WORDS_LIKE_GPT2:
         return []
-    try:
-        from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
-    except ImportError:
-        mapping = None
-    if words in getattr(mapping, "GGUF_PRE_TOKENIZER_SPLITS", ()):
+    if words in _words_known_to_transformers():
         return []
     return [f"{header.file}: tokenizer.ggml.pre is {words!r}: transformers cuts words as GPT-2 does instead"]
+
+
+def _words_known_to_transformers() -> Container[str]:
+    try:
+        from transformers.integrations.gguf import gguf_tokenizer_mapping
+    except ImportError:
+        return ()
+    return gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS

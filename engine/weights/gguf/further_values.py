@@ -71,6 +71,9 @@ def further_values(
     scaling = _rope_scaling(settings, values)
     if scaling:
         further["rope_scaling"] = scaling
+        original = scaling.get("original_max_position_embeddings")
+        if original is not None and hasattr(known, "original_max_position_embeddings"):
+            further["original_max_position_embeddings"] = original
     return further
 
 

@@ -167,7 +167,11 @@ def _make_weights(
 ) -> Iterator[StoredWeight]:
     from strata.engine.weights.gguf.names import gguf_names
 
-    names = gguf_names(header.metadata["general.architecture"], config)
+    try:
+        names = gguf_names(header.metadata["general.architecture"], config)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{header.file}: transformers makes no model of its metadata: {reason}") from None
     for tensor in tensors:
         experts = names.expert_names(tensor.name, tensor.shape[0]) if len(tensor.shape) == 3 else None
         if experts is not None:

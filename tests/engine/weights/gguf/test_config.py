@@ -92,6 +92,24 @@ def test_factors_of_frequencies_are_honoured(tmp_path: Path) -> None:
     torch.testing.assert_close(inverse_frequencies(scaled), plain / torch.from_numpy(factors))
 
 
+def test_phi3s_factors_are_honoured(tmp_path: Path) -> None:
+    """Phi 3 has a set of factors for prompts within its first window, and one beyond."""
+    short, long = (np.linspace(1, end, 4, dtype=np.float32) for end in (2, 30))
+    tensors = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    metadata = {
+        "phi3.rope.scaling.original_context_length": 1024,
+        "phi3.rope.scaling.attn_factor": 1.25,
+    }
+    plain = inverse_frequencies(opened(tmp_path, family="phi3"))
+    config = opened(tmp_path, family="phi3", tensors=tensors, metadata=metadata).config
+    rope = config.rope_parameters
+    assert rope["original_max_position_embeddings"] == config.original_max_position_embeddings == 1024
+    assert rope["attention_factor"] == 1.25
+    assert rope["long_factor"] == long.tolist()
+    scaled = inverse_frequencies(open_checkpoint(tmp_path / "model.gguf"))
+    torch.testing.assert_close(scaled, plain / torch.from_numpy(short))
+
+
 def test_the_scale_of_gemmas_queries(tmp_path: Path) -> None:
     assert opened(tmp_path, family="gemma2").config.query_pre_attn_scalar == 256
 
