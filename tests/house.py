@@ -23,7 +23,7 @@ ROWS = {
     "engine": (
         "types progress memory_errors",
         "files json_files deadline tree",
-        "adapters questions heads weights results",
+        "adapters questions heads weights results folder_lock",
         "prompts machine model",
         "members plan encoders pack",
         "sweep config",

@@ -21,7 +21,12 @@ from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
-from strata.engine.jobs.describe import describe_halvings, describe_overflows
+from strata.engine.jobs.describe import (
+    describe_halvings,
+    describe_not_finite,
+    describe_overflows,
+    ids_of_readouts,
+)
 from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
@@ -37,7 +42,8 @@ from strata.engine.prompts.continuations import render_continuations
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
-from strata.engine.sweep.sweep import SweptGroup, run_sweep
+from strata.engine.sweep.lane_worker import ReadoutsNotFiniteError
+from strata.engine.sweep.sweep import Advance, SweptGroup, run_sweep
 from strata.engine.tree.targets import TargetTable, build_scored_tree
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 
@@ -225,7 +231,7 @@ class DecoderJob:
             self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
         )
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
-            groups = session.timer.each("sweep", run_sweep(self.sweep, session.folder, advance))
+            groups = session.timer.each("sweep", self._swept_groups(advance))
             with closing(groups):
                 for group in groups:
                     self.swept.append(group)
@@ -259,6 +265,14 @@ class DecoderJob:
             ),
         )
 
+    def _swept_groups(self, advance: Advance) -> Iterator[SweptGroup]:
+        """The sweep's groups; readouts that are not finite are told with the questions they belong to."""
+        try:
+            yield from run_sweep(self.sweep, self.opened.session.folder, advance)
+        except ReadoutsNotFiniteError as error:
+            ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
+            raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
+
     def _score(self, group: SweptGroup) -> list[QuestionScores]:
         """Scores of the questions whose last readout the group holds: every member's, averaged."""
         completed = self.sweep.completed[group.index]
@@ -270,7 +284,11 @@ class DecoderJob:
         by_member: dict[str, list[QuestionScores]] = {}
         for name, adapter in zip(self.opened.members, adapters, strict=True):
             readings = self._readings(targets, group.readouts, name, adapter)
-            by_member[name] = self.opened.head.score(prompts, targets, readings)
+            try:
+                by_member[name] = self.opened.head.score(prompts, targets, readings)
+            except FloatingPointError as error:
+                ids = [prompt.question.id for prompt in prompts]
+                raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
         self.num_scored += len(prompts)
         return average_members(by_member)
 

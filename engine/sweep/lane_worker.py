@@ -46,6 +46,14 @@ class Readouts:
         rows[places] = readouts.to(rows.dtype).cpu()
 
 
+class ReadoutsNotFiniteError(FloatingPointError):
+    """Readouts that hold NaN or inf, and the stream indexes [s] that they belong to."""
+
+    def __init__(self, streams: np.ndarray) -> None:
+        super().__init__("the last layer's readouts are not finite: weights or activations hold NaN or inf")
+        self.streams = streams
+
+
 LEAST_TOKENS = 8
 """Micro-batches are not cut smaller: what they take is nothing beside weights and keys."""
 
@@ -185,11 +193,11 @@ class LaneWorker:
             return self.decoder.normalize(norm, output_SD)
 
         readouts_SD = self._compute(batch, hidden_TD[scored], read_out)
+        streams = indexes(batch.rows)[batch.scored_rows]
         if not is_finite(readouts_SD):
-            raise FloatingPointError(
-                "the last layer's readouts are not finite: weights or activations hold NaN or inf"
-            )
-        self.readouts.put(member, indexes(batch.rows)[batch.scored_rows], readouts_SD)
+            is_odd = ~torch.isfinite(readouts_SD).all(dim=1).cpu().numpy()
+            raise ReadoutsNotFiniteError(streams[is_odd])
+        self.readouts.put(member, streams, readouts_SD)
         return key_values_2KCH, kept
 
     def keep_carried(self, index: int, key_values_2KCH: torch.Tensor) -> torch.Tensor | None:
@@ -234,7 +242,9 @@ class LaneWorker:
         finally:
             self.decoder.assign_layer(layer, self._weights)
         if not is_finite(result):
-            raise FloatingPointError(f"layer {layer}: hidden states are not finite, not even in float32")
+            raise FloatingPointError(
+                f"layer {layer}: hidden states are not finite, not even in float32: weights hold NaN or inf"
+            )
         return result
 
 

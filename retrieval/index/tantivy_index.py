@@ -8,6 +8,7 @@ from typing import Any
 
 import tantivy
 
+from strata.engine.files import OutputError
 from strata.retrieval.corpus.analyzer import make_analyzer
 from strata.retrieval.corpus.chunk import searchable_text
 from strata.retrieval.index.chunk_store import ChunkStore
@@ -32,10 +33,16 @@ def build_tantivy(
         store: the chunks.
         language: of the analyzer; noted in the manifest.
         report: called with the number of chunks indexed so far, after each shard.
+
+    Raises:
+        OutputError: tantivy cannot write (a full disk); what was committed stays for the next call.
     """
     partial, done = store.folder / f"{TANTIVY_PART}.partial", store.folder / TANTIVY_PART
     if not done.exists():
-        _write_index(store, partial, language, report)
+        try:
+            _write_index(store, partial, language, report)
+        except ValueError as error:  # tantivy raises nothing narrower
+            raise OutputError(None, " ".join(str(error).split()), str(partial)) from error
         partial.rename(done)
     files = sorted(
         path for path in done.rglob("*") if path.is_file() and not path.name.startswith(LOCK_PREFIX)
