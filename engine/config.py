@@ -85,6 +85,8 @@ class ScoreConfig:
     """Wall time the run may take, such as 8.5h or 90m; questions not reached get the longest option first."""
     resume: bool = False
     """Go on with an interrupted run in the same --out; a long run is cut into groups that are kept."""
+    overwrite: bool = False
+    """Replace a finished run in --out."""
     limit: int | None = None
     """Only the first N questions."""
     plan: PlanOverrides = field(default_factory=PlanOverrides)

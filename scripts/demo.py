@@ -95,7 +95,7 @@ def score(questions: Path, out: Path) -> list[QuestionScores]:
     from strata.engine.run.score import score_questions
 
     config = ScoreConfig.from_flags(
-        model=MODEL, adapter=(ADAPTER,), questions=questions, out=out, dtype="float32"
+        model=MODEL, adapter=(ADAPTER,), questions=questions, out=out, dtype="float32", overwrite=True
     )
     return score_questions(config).scores
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from strata.engine.folder_lock import lock_folder
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
 
@@ -31,7 +32,7 @@ def run_index(config: IndexConfig) -> int:
     check_codes(config)
     from strata.retrieval.index.build import build_index
 
-    with count_stages(shown=config.progress) as report:
+    with lock_folder(config.out, "--out"), count_stages(shown=config.progress) as report:
         done = build_index(config, report)
         names = [add_encoder(config, encoder, report) for encoder in config.encoder]
         add_codes(config, names, report)

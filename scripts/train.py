@@ -14,6 +14,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from rich.console import Console
 
+from strata.engine.folder_lock import lock_folder
 from strata.engine.results.peak_memory import PeakMemory
 from strata.engine.results.run_record import RunRecord
 from strata.engine.types import InputError, RunWarnings
@@ -60,6 +61,7 @@ def run_train(config: TrainConfig) -> int:
     with ExitStack() as stack:
         record = None
         if processes.is_main_process:
+            stack.enter_context(lock_folder(config.out, "--out"))
             record = stack.enter_context(RunRecord(config.out / RECORD_NAME, asdict(config)))
         trainer = train(config, processes, record, stack)
     close_processes(processes)

@@ -25,7 +25,7 @@ ROWS = {
         "types progress memory_errors",
         "files json_files deadline tree",
         "model_files",
-        "adapters questions heads weights results",
+        "adapters questions heads weights results folder_lock",
         "prompts machine model",
         "members plan encoders pack",
         "sweep config",

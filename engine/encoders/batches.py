@@ -81,7 +81,15 @@ class EncoderLane:
             if not bool(torch.isfinite(logits_R).all()):
                 logits_R, needed_float32 = self._in_float32(inputs), True
             if not bool(torch.isfinite(logits_R).all()):
-                raise FloatingPointError("scores are not finite in float32: the weights hold NaN or inf")
+                odd = [
+                    repr(prompt.question.id)
+                    for prompt, logits in zip(prompts, logits_R.split(counts), strict=True)
+                    if not bool(torch.isfinite(logits).all())
+                ]
+                raise FloatingPointError(
+                    "scores are not finite in float32: the weights hold NaN or inf "
+                    f"({len(odd)} question(s), id {', '.join(odd[:3])})"
+                )
             members.append([logits.numpy() for logits in logits_R.double().cpu().split(counts)])
         return members, needed_float32
 

@@ -22,7 +22,13 @@ from strata.engine.deadline import Deadline
 from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
-from strata.engine.jobs.decoder_notices import describe_halvings, describe_overflows, warn_of_plan
+from strata.engine.jobs.decoder_notices import warn_of_plan
+from strata.engine.jobs.describe import (
+    describe_halvings,
+    describe_not_finite,
+    describe_overflows,
+    ids_of_readouts,
+)
 from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import KnownAnswer, Measured, PrefixSharing, Session, WeightStream
 from strata.engine.jobs.known_answer import check_known_answer
@@ -41,7 +47,8 @@ from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.texts import check_known_labels, render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
-from strata.engine.sweep.sweep import SweptGroup, run_sweep
+from strata.engine.sweep.lane_worker import ReadoutsNotFiniteError
+from strata.engine.sweep.sweep import Advance, SweptGroup, run_sweep
 from strata.engine.tree.targets import TargetTable, build_scored_tree
 from strata.engine.types import Prompt, Question, QuestionScores
 
@@ -230,7 +237,7 @@ class DecoderJob:
             self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
         )
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
-            groups = session.timer.each("sweep", run_sweep(self.sweep, session.folder, advance))
+            groups = session.timer.each("sweep", self._swept_groups(advance))
             with closing(groups):
                 for group in groups:
                     self.swept.append(group)
@@ -264,6 +271,14 @@ class DecoderJob:
             ),
         )
 
+    def _swept_groups(self, advance: Advance) -> Iterator[SweptGroup]:
+        """The sweep's groups; readouts that are not finite are told with the questions they belong to."""
+        try:
+            yield from run_sweep(self.sweep, self.opened.session.folder, advance)
+        except ReadoutsNotFiniteError as error:
+            ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
+            raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
+
     def _score(self, group: SweptGroup) -> list[QuestionScores]:
         """Scores of the questions whose last readout the group holds: every member's, averaged."""
         completed = self.sweep.completed[group.index]
@@ -276,7 +291,11 @@ class DecoderJob:
         labels = self.opened.labels or ((),) * len(adapters)
         for name, adapter, names in zip(self.opened.members, adapters, labels, strict=True):
             readings = self._readings(targets, group.readouts[name], adapter, names)
-            by_member[name] = self.opened.head.score(prompts, targets, readings)
+            try:
+                by_member[name] = self.opened.head.score(prompts, targets, readings)
+            except FloatingPointError as error:
+                ids = [prompt.question.id for prompt in prompts]
+                raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
         self.num_scored += len(prompts)
         return average_members(by_member)
 

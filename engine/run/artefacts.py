@@ -8,7 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from strata.engine.config import ScoreConfig
 from strata.engine.jobs.job import Job, Measured
+from strata.engine.json_files import read_json_object
 from strata.engine.machine.devices import GIB
 from strata.engine.results.peak_memory import PeakMemory, device_peaks
 from strata.engine.results.phases import PhaseTimer
@@ -34,6 +36,17 @@ def check_out(out: Path) -> None:
     existing = next((folder for folder in (out, *out.parents) if folder.exists()), None)
     if existing is not None and not existing.is_dir():
         raise InputError(f"--out: {existing} is a file; expected a folder")
+
+
+def check_unfinished(config: ScoreConfig) -> None:
+    """Raises InputError where --out holds a finished run that nobody said may go."""
+    record = config.out / "run.json"
+    if config.overwrite or config.resume or not record.is_file():
+        return
+    if read_json_object(record).get("status") == "done":
+        raise InputError(
+            f"--out: {config.out} holds a finished run; expected --overwrite (or --resume), or another folder"
+        )
 
 
 def remove_artefacts(out: Path) -> None:

@@ -13,6 +13,7 @@ from time import perf_counter
 
 from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
+from strata.engine.folder_lock import lock_folder
 from strata.engine.jobs.job import Job, Session
 from strata.engine.plan.overrides import BEFORE_DEADLINE, RESUMABLE, GroupGoal
 from strata.engine.questions.label_metrics import evaluate_labels
@@ -24,6 +25,7 @@ from strata.engine.results.report import write_report
 from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import (
     check_out,
+    check_unfinished,
     describe_answers,
     describe_cache,
     describe_measured,
@@ -51,11 +53,19 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
     """Scores a question file and leaves the artefacts in `config.out`.
 
     Raises:
-        InputError: bad input; nothing is left.
+        InputError: bad input, a finished run in the folder, or another one at work there; nothing is left.
         OutputError: an artefact cannot be written; run.json says so where it can.
         FloatingPointError: scores that are not finite even in float32.
     """
     started = perf_counter()
+    config.check()
+    check_out(config.out)
+    with lock_folder(config.out, "--out"):
+        return _score_questions(config, started)
+
+
+def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
+    check_unfinished(config)
     warnings, out = RunWarnings(strict=config.strict), config.out
     session = Session(
         warnings=warnings,

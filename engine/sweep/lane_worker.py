@@ -49,6 +49,15 @@ class Readouts:
 Tap = Callable[[int, str, np.ndarray, torch.Tensor], None]
 """Told of every layer, member, stream indexes [s] and what a head would read there [s, D], on the device."""
 
+
+class ReadoutsNotFiniteError(FloatingPointError):
+    """Readouts that hold NaN or inf, and the stream indexes [s] that they belong to."""
+
+    def __init__(self, streams: np.ndarray) -> None:
+        super().__init__("the last layer's readouts are not finite: weights or activations hold NaN or inf")
+        self.streams = streams
+
+
 LEAST_TOKENS = 8
 """Micro-batches are not cut smaller: what they take is nothing beside weights and keys."""
 
@@ -189,11 +198,10 @@ class LaneWorker:
             return self._normalize(self.decoder.run_layer(layer, states, position_ids[scored], call))
 
         readouts_SD = self._compute(batch, hidden_TD[scored], read_out)
-        if not is_finite(readouts_SD):
-            raise FloatingPointError(
-                "the last layer's readouts are not finite: weights or activations hold NaN or inf"
-            )
         streams = indexes(batch.rows)[batch.scored_rows]
+        if not is_finite(readouts_SD):
+            is_odd = ~torch.isfinite(readouts_SD).all(dim=1).cpu().numpy()
+            raise ReadoutsNotFiniteError(streams[is_odd])
         self.readouts.put(member, streams, readouts_SD)
         if self.tap is not None:
             self.tap(layer, member, streams, readouts_SD)
@@ -255,7 +263,9 @@ class LaneWorker:
         finally:
             self.decoder.assign_layer(layer, self._weights)
         if not is_finite(result):
-            raise FloatingPointError(f"layer {layer}: hidden states are not finite, not even in float32")
+            raise FloatingPointError(
+                f"layer {layer}: hidden states are not finite, not even in float32: weights hold NaN or inf"
+            )
         return result
 
 

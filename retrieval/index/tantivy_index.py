@@ -36,10 +36,16 @@ def build_tantivy(
         store: the chunks.
         language: of the analyzer; noted in the manifest.
         report: called with the number of chunks indexed so far, after each shard.
+
+    Raises:
+        OutputError: tantivy cannot write (a full disk); what was committed stays for the next call.
     """
     partial, done = store.folder / f"{TANTIVY_PART}.partial", store.folder / TANTIVY_PART
     if not done.exists():
-        _write_index(store, partial, language, report)
+        try:
+            _write_index(store, partial, language, report)
+        except ValueError as error:  # tantivy raises nothing narrower
+            raise OutputError(None, " ".join(str(error).split()), str(partial)) from error
         partial.rename(done)
     files = sorted(
         path for path in done.rglob("*") if path.is_file() and not path.name.startswith(LOCK_PREFIX)

@@ -6,11 +6,12 @@ the arrays get their names, the vectors last. Knows nothing of encoders. Legend:
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 
-from strata.engine.files import flush_to_disk
+from strata.engine.files import OutputError, flush_to_disk
 from strata.engine.json_files import check_schema
 from strata.engine.types import InputError
 from strata.retrieval.index.manifest import read_own_json, write_json
@@ -106,7 +107,9 @@ def _partial(path: Path) -> Path:
 
 def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
     if mode == "w+":
-        return np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
+        codes = np.lib.format.open_memmap(path, mode=mode, dtype=dtype, shape=shape)
+        _take_room(path)
+        return codes
 
     def tell(reason: str) -> InputError:
         return InputError(f"{path}: cannot be read ({reason}); remove it to begin this shard again")
@@ -118,6 +121,20 @@ def _map(path: Path, mode: str, shape: tuple[int, ...], dtype: type) -> np.memma
             f"{path}: {found.dtype} {list(found.shape)}; expected {np.dtype(dtype)} {list(shape)}"
         )
     return found
+
+
+def _take_room(path: Path) -> None:
+    """Has the disk give what the file will fill: a full one would end the process at a later write.
+
+    Raises:
+        OutputError: there is no room; the file is removed.
+    """
+    try:
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink()
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _rename(path: Path) -> None:

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from strata.engine.files import OutputError, flush_to_disk
 
 _ASIDE, _UNFINISHED = ".old", ".tmp"
@@ -40,6 +42,9 @@ def write_folder_atomically(folder: Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise OutputError(error.errno, reason, str(folder)) from error
+    except SafetensorError as error:
+        # It tells a full disk in words alone.
+        raise OutputError(None, " ".join(str(error).split()), str(folder)) from error
     finally:
         remove_tree(temporary)
         remove_tree(aside)

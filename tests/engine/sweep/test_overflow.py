@@ -171,6 +171,25 @@ def test_weights_that_are_not_numbers_end_the_run(culprit, dtype, altered, quest
     assert_floating_point_error(model, questions, tmp_path / "out", capsys, "--dtype", dtype)
 
 
+def test_the_questions_of_readouts_that_are_not_finite_are_named(altered, questions, tmp_path, capsys):
+    """One token's embedding is NaN: the questions whose text holds it, and they alone, are told."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(altered_folder := altered(lambda tensors: None))
+    rows = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    tokens = [set(tokenizer(json.dumps(row, ensure_ascii=False))["input_ids"]) for row in rows]
+    others = set().union(*tokens[1:])
+    (odd, *_) = sorted(tokens[0] - others) or [None]
+    if odd is None:
+        pytest.skip("no token is in the first question alone")
+    tensors = load_file(altered_folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][odd] = math.nan
+    save_file(tensors, altered_folder / "model.safetensors", metadata={"format": "pt"})
+    given = ["score", "--model", str(altered_folder), "--questions", str(questions), "--devices", "cpu"]
+    assert main([*given, "--out", str(tmp_path / "out"), "--head", "letters"]) == 1
+    assert f"(question id {rows[0]['id']!r})" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("causal_lm", "lm_head.weight"), ("classifier", "score.weight")], ids=["lm", "cls"]
 )
