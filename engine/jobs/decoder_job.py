@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from strata.engine.adapters.lora import Adapter
@@ -23,6 +22,7 @@ from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
 from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
 from strata.engine.jobs.decoder_notices import warn_of_plan
+from strata.engine.jobs.decoder_scores import MemberHeads
 from strata.engine.jobs.describe import (
     describe_halvings,
     describe_not_finite,
@@ -34,9 +34,8 @@ from strata.engine.jobs.job import KnownAnswer, Measured, PrefixSharing, Session
 from strata.engine.jobs.known_answer import check_known_answer
 from strata.engine.machine.machine import Machine
 from strata.engine.members.cut import Cut
-from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
-from strata.engine.members.readings import MemberCosts, MemberReadings
+from strata.engine.members.readings import MemberCosts
 from strata.engine.model.embedding import check_token_ids
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
@@ -286,33 +285,14 @@ class DecoderJob:
             return []
         targets = self.sweep.scored_tree.targets_of(completed)
         prompts = [self.prompts[index] for index in completed]
-        adapters: Sequence[Adapter | None] = self.opened.adapters or (None,)
-        by_member: dict[str, list[QuestionScores]] = {}
-        labels = self.opened.labels or ((),) * len(adapters)
-        for name, adapter, names in zip(self.opened.members, adapters, labels, strict=True):
-            readings = self._readings(targets, group.readouts[name], adapter, names)
-            try:
-                by_member[name] = self.opened.head.score(prompts, targets, readings)
-            except FloatingPointError as error:
-                ids = [prompt.question.id for prompt in prompts]
-                raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
-        self.num_scored += len(prompts)
-        return average_members(by_member)
-
-    def _readings(
-        self,
-        targets: TargetTable,
-        readouts: torch.Tensor,
-        adapter: Adapter | None,
-        label_names: tuple[str, ...],
-    ) -> MemberReadings:
-        return MemberReadings(
-            checkpoint=self.opened.model.checkpoint,
-            adapter=adapter,
-            readouts=readouts,
-            targets=targets,
+        opened = self.opened
+        heads = MemberHeads(
+            head=opened.head,
+            model=opened.model,
+            adapters=opened.adapters or (None,),
+            labels=opened.labels,
+            dtype=opened.dtype,
             normalized=self.normalized,
-            reader=self.opened.model.reader,
-            device=self.opened.model.devices[0],
-            label_names=label_names,
         )
+        self.num_scored += len(prompts)
+        return heads.score(prompts, targets, group.readouts)

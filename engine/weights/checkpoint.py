@@ -21,7 +21,7 @@ from transformers.core_model_loading import WeightConverter, dot_natural_key
 
 from strata.engine.types import InputError
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
-from strata.engine.weights.stored_model import read_stored_model
+from strata.engine.weights.stored_checkpoint import read_stored_checkpoint
 from strata.engine.weights.stored_rows import StoredRows, rows_of
 from strata.engine.weights.transformers_names import HEAD_WEIGHTS, ModelNames, Placed, read_model_names
 
@@ -143,7 +143,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         InputError: no such directory, no config, a format strata does not read, a missing or truncated
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
-    stored = read_stored_model(path)
+    stored = read_stored_checkpoint(path)
     names = read_model_names(stored.whole)
     weights = _name_weights(stored.weights, names)
     if EMBEDDING not in weights:

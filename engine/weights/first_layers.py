@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.stored_model import LAYER_NAME
+from strata.engine.weights.stored_checkpoint import LAYER_NAME
 
 
 def count_layers(layers: float, num_layers: int) -> int:

@@ -41,7 +41,7 @@ from strata.training.label_names import label_names
 from strata.training.readers.classifier_head import is_score, make_score, score_width, stored_score
 from strata.training.readers.devices import choose_dtype
 from strata.training.readers.seeds import seeded
-from strata.training.readers.trained_parts import group_parameters, lora_settings
+from strata.training.readers.trained_parts import group_parameters, lora_settings, target_modules
 from strata.training.tasks import HEADS, trains_classifier
 from strata.training.types import ParameterGroup
 
@@ -257,7 +257,7 @@ def _add_adapter(config: TrainConfig, base: Any) -> nn.Module:
     classifies = trains_classifier(config.task)
     settings = lora_settings(
         config,
-        _target_modules(config, base),
+        target_modules(config, base),
         ["score"] if classifies else None,
         task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
     )
@@ -276,22 +276,6 @@ def _open_adapter(folder: Path, base: Any) -> nn.Module:
     check_for_peft(folder, [name for name, _ in base.named_modules()])
     with one_line(f"--adapter: {folder}", "does not fit"):
         return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-
-
-def _target_modules(config: TrainConfig, base: Any) -> list[str]:
-    """Names of the linear modules to adapt. `all-linear` takes all of the decoder layers, routers apart.
-
-    PEFT's all-linear also adapts fused experts, as parameters, which no `strata score` could apply.
-    """
-    if config.lora_targets != ("all-linear",):
-        return list(config.lora_targets)
-    layers = base.get_submodule(base.base_model_prefix).get_submodule("layers")
-    linears = {
-        name.rpartition(".")[2]
-        for name, module in layers.named_modules()
-        if type(module) is nn.Linear or type(module).__name__ == "Linear4bit"
-    }
-    return sorted(linears - {"gate", "router"})
 
 
 def _model_class(config: TrainConfig) -> Any:

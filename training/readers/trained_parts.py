@@ -1,12 +1,12 @@
 """What of a model is trained: the settings of its LoRA, and how fast each parameter learns.
 
-Knows neither decoders nor encoders: both say which of their modules are adapted and which are their head.
+Decoders and encoders say which of their modules are adapted and which are their head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -68,3 +68,19 @@ def group_parameters(
         ParameterGroup(parameters=head, scale=head_lr_scale),
     )
     return [group for group in groups if group.parameters]
+
+
+def target_modules(config: TrainConfig, base: Any) -> list[str]:
+    """Names of the linear modules to adapt. `all-linear` takes all of the decoder layers, routers apart.
+
+    PEFT's all-linear also adapts fused experts, as parameters, which no `strata score` could apply.
+    """
+    if config.lora_targets != ("all-linear",):
+        return list(config.lora_targets)
+    layers = base.get_submodule(base.base_model_prefix).get_submodule("layers")
+    linears = {
+        name.rpartition(".")[2]
+        for name, module in layers.named_modules()
+        if type(module) is nn.Linear or type(module).__name__ == "Linear4bit"
+    }
+    return sorted(linears - {"gate", "router"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..reference import Reference
+from ...reference import Reference
 
 
 class GgufReference(Reference):

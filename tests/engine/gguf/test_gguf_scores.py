@@ -17,12 +17,12 @@ from strata.engine.config import ScoreConfig
 from strata.engine.types import InputError
 from strata.scripts.cli import main
 
-from ..reference import Reference, Scores
+from ...reference import Reference, Scores
 from .gguf_references import GgufReference
 
 pytest.importorskip("gguf")
 
-from ..tiny_gguf import build_model, write_tiny_gguf
+from ...tiny_gguf import build_model, write_tiny_gguf
 
 TOLERANCE = 1e-4
 AS_TRANSFORMERS = ("llama", "llama-tied", "qwen2", "gemma2", "gemma3", "phi3", "starcoder2")

@@ -27,7 +27,7 @@ LAYER_NAME = re.compile(r"(?:^|\.)layers\.([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StoredModel:
+class StoredCheckpoint:
     """A model as it is stored.
 
     Attributes:
@@ -43,7 +43,7 @@ class StoredModel:
     weights: list[StoredWeight]
 
 
-def read_stored_model(path: Path) -> StoredModel:
+def read_stored_checkpoint(path: Path) -> StoredCheckpoint:
     """Reads config and headers of a checkpoint directory, or of a GGUF file.
 
     Raises:
@@ -53,7 +53,7 @@ def read_stored_model(path: Path) -> StoredModel:
     return _read_gguf(path) if is_gguf(path) else _read_folder(path)
 
 
-def _read_folder(path: Path) -> StoredModel:
+def _read_folder(path: Path) -> StoredCheckpoint:
     file = path / CONFIG_FILE
     files = sorted(path.glob(f"*{SUFFIX}"))
     if files and not file.is_file():
@@ -67,13 +67,13 @@ def _read_folder(path: Path) -> StoredModel:
             weights = collect_weights(quantization, stored, reader.read)
         except InputError as error:
             raise InputError(str(error) if str(path) in str(error) else f"{file}: {error}") from None
-    return StoredModel(whole=whole, config=config, quantization=quantization, weights=weights)
+    return StoredCheckpoint(whole=whole, config=config, quantization=quantization, weights=weights)
 
 
-def _read_gguf(path: Path) -> StoredModel:
+def _read_gguf(path: Path) -> StoredCheckpoint:
     model = open_gguf(path)
     _check_num_layers(model.config, (weight.name for weight in model.weights), path)
-    return StoredModel(
+    return StoredCheckpoint(
         whole=model.config,
         config=model.config,
         quantization={"quant_method": QUANT_METHOD, "notes": model.notes},
