@@ -21,12 +21,12 @@ from strata.retrieval.evaluate import read_qrels
 from strata.retrieval.open_index import open_tools
 from strata.retrieval.search import num_stages, search
 from strata.retrieval.search_config import SearchConfig
+from strata.scripts.contexts.search_contexts import build_contexts, token_counter, write_contexts
+from strata.scripts.contexts.search_measures import measure_first_pass, measure_stages
 from strata.scripts.index import require_packages
-from strata.scripts.search_contexts import build_contexts, token_counter, write_contexts
-from strata.scripts.search_measures import measure_first_pass, measure_stages
 
 if TYPE_CHECKING:
-    from strata.scripts.rerank_member import MemberScorer
+    from strata.scripts.contexts.rerank_member import MemberScorer
 
 
 def run_search(config: SearchConfig) -> int:
@@ -101,7 +101,7 @@ def member_scorer(config: SearchConfig) -> AbstractContextManager[MemberScorer |
     """The reranker that is a strata member, if wanted."""
     if config.member is None:
         return nullcontext()
-    from strata.scripts.rerank_member import MemberScorer, relevance_members
+    from strata.scripts.contexts.rerank_member import MemberScorer, relevance_members
 
     return MemberScorer(
         relevance_members(config.member, config.member_adapter, config.member_template),

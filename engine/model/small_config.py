@@ -52,7 +52,7 @@ def layer_kind(layer: nn.Module) -> LayerKind:
 
 def layer_kinds(layers: Sequence[nn.Module], layer_types: Sequence[str] | None) -> list[LayerKind]:
     """The kind of every layer: its type, as the config says, and what its modules are."""
-    types = layer_types or [None] * len(layers)
+    types: Sequence[str | None] = layer_types or [None] * len(layers)
     return [(kind, layer_kind(layer)) for layer, kind in zip(layers, types, strict=True)]
 
 

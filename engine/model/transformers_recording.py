@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def record(theirs: nn.Module, path: np.ndarray) -> Recording:
     recording = Recording()
     hooks = []
 
-    def keep(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def keep(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         entering = args[0] if args else kwargs["hidden_states"]
         leaving = output[0] if isinstance(output, tuple) else output
         recording.inputs.append(entering[0].clone())
@@ -63,7 +64,7 @@ def record(theirs: nn.Module, path: np.ndarray) -> Recording:
 def random_model(config: PreTrainedConfig) -> nn.Module:
     """transformers' own model: matrices of unit gain, everything else moved off its neutral value."""
     mappings = (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING)
-    found = next(mapping[type(config)] for mapping in mappings if type(config) in mapping)
+    found: Any = next(mapping[type(config)] for mapping in mappings if type(config) in mapping)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
     config.dtype = torch.float32

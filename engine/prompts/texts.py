@@ -14,6 +14,7 @@ import numpy as np
 
 from strata.engine.heads.head import Draft
 from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.layouts import PlainLayout
 from strata.engine.prompts.render import PromptSettings
 from strata.engine.types import Branch, InputError, Prompt, Question, RunWarnings, Target
 
@@ -47,7 +48,7 @@ def render_texts(
     Raises:
         InputError: a text that becomes no token, or a template that does not fit.
     """
-    writer = DraftWriter(settings.template, head=settings.head, rotates=False)
+    writer = DraftWriter(settings.template, head=settings.head, rotates=False, layout=PlainLayout())
     pairs = not writer.uses_context and any(question.context for question in questions)
     prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_TEXTS):

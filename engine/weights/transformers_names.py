@@ -163,7 +163,7 @@ def _classes(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
         mappings.insert(0, transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
     for mapping in mappings:
         if type(config) in mapping:
-            found = mapping[type(config)]
+            found: Any = mapping[type(config)]
             yield found[0] if isinstance(found, tuple) else found
     raise InputError(f"model type {config.model_type!r} is no language model that transformers knows")
 

@@ -18,7 +18,7 @@ from strata.retrieval.index.chunk_store import ChunkStore
 from strata.retrieval.index.encode import encode_index, write_codes
 from strata.retrieval.index.encoders import EncoderSettings, SentenceEncoder
 from strata.scripts.cli import main
-from strata.scripts.rerank_member import MemberScorer, relevance_members
+from strata.scripts.contexts.rerank_member import MemberScorer, relevance_members
 
 PASSAGES = {
     "moon": (

@@ -12,7 +12,7 @@ from strata.engine.config import ScoreConfig
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.run.score import score_questions
 from strata.engine.scorer import Scorer
-from strata.scripts.rerank_member import (
+from strata.scripts.contexts.rerank_member import (
     RELEVANCE_TEMPLATE,
     MemberScorer,
     deal_options,

@@ -13,7 +13,7 @@ from strata.retrieval.refine.assemble import Context, CountTokens, assemble_cont
 from strata.retrieval.search import SearchResult, SearchTools, refine_method
 from strata.retrieval.search_config import SearchConfig
 from strata.retrieval.types import Hit
-from strata.scripts.context_table import write_with_contexts
+from strata.scripts.contexts.context_table import write_with_contexts
 
 CHARACTERS_PER_TOKEN = 3
 """Assumed where no tokenizer is given; English has four or more, so a context rather turns out short."""

@@ -13,7 +13,7 @@ import pytest
 
 from strata.engine.questions.question_file import read_questions
 from strata.engine.types import Question, RunWarnings
-from strata.scripts.context_table import write_with_contexts
+from strata.scripts.contexts.context_table import write_with_contexts
 
 CSV_TEXT = (
     "\ufeffid,prompt,A,B,C,note,context,answer\r\n"
