@@ -31,10 +31,12 @@ def lock_folder(folder: Path, flag: str, *, beside: bool = False) -> Iterator[No
             and then renamed.
 
     Raises:
-        InputError: another run holds it.
+        InputError: another run holds it, or it is a file.
         OutputError: the lock's file cannot be written.
     """
     path = folder.with_name(f".{folder.name}{LOCK_NAME}") if beside else folder / LOCK_NAME
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{flag}: {folder} is a file; expected a folder")
     is_new = not path.parent.exists()
     lock = FileLock(path, timeout=0, thread_local=False)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from strata.engine.folder_lock import lock_folder
 from strata.engine.pack.config import GIB, PackConfig
 from strata.engine.pack.pack import PackReport, interrupted_line, pack_checkpoint
 
@@ -16,8 +15,7 @@ EXPERTS_NOTES = {
 def run_pack(config: PackConfig) -> int:
     """Packs and prints a summary. Returns the exit status."""
     try:
-        with lock_folder(config.out, "--out", beside=True):
-            report = pack_checkpoint(config)
+        report = pack_checkpoint(config)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(interrupted_line(config.out) or "") from interrupt
     for line in describe_pack(report, config):

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from strata.engine.files import OutputError, write_atomically, write_text_atomically
+from strata.engine.folder_lock import lock_folder
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
@@ -69,8 +70,8 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
     some 20 MB a core.
 
     Raises:
-        InputError: a checkpoint that cannot be read or converted, an output folder in use, other settings
-            than an unfinished pack's, or too little free disk.
+        InputError: a checkpoint that cannot be read or converted, an output folder that is not empty or in
+            use by another run, other settings than an unfinished pack's, or too little free disk.
         OutputError: the system refuses to write; OUT.partial keeps what is finished.
     """
     begin = perf_counter()
@@ -80,7 +81,11 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
     checkpoint = open_checkpoint(config.model)
     if config.layers is not None:
         checkpoint = keep_layers(checkpoint, count_layers(config.layers, checkpoint.num_layers))
-    plan = plan_pack(checkpoint, config)
+    with lock_folder(out, "--out", beside=True):
+        return _pack(plan_pack(checkpoint, config), out, config, begin)
+
+
+def _pack(plan: PackPlan, out: Path, config: PackConfig, begin: float) -> PackReport:
     with closing(PartialFolder(out, _settings_of(config))) as partial, closing(TensorReader()) as reader:
         repaired = _drop_damaged(partial, plan, verify=config.verify)
         num_kept = len(partial.finished)

@@ -31,7 +31,7 @@ from strata.retrieval.index.schemas import JournalSchema
 
 JOURNAL_FILE = "building.json"
 WORK_FOLDER = "building"
-OURS = frozenset({JOURNAL_FILE, WORK_FOLDER, CHUNKS_PART})
+OURS = frozenset({JOURNAL_FILE, WORK_FOLDER, CHUNKS_PART, ".lock"})
 LEFT_OVER = ".*.tmp"
 """The names under which `write_atomically` begins files: a process that was killed leaves them."""
 
