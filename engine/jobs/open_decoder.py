@@ -87,7 +87,7 @@ def open_decoder_members(
         shots=tuple(first.read(first.shots)),
         num_shots=first.num_shots,
     )
-    file = checkpoint.require("norm.weight").parts[0][0].file
+    file = checkpoint.require("embed_tokens.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
     machine = choose_machine(settings, stored, profile)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")

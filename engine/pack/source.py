@@ -12,11 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from strata.engine.pack.config_json import small_files
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config_json, weight_files
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config_json
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import StoredWeight
-from strata.engine.weights.gguf.model_file import gguf_files, is_gguf
+from strata.engine.weights.gguf.model_file import is_gguf
 from strata.engine.weights.shards import read_stored_tensors
+from strata.engine.weights.stored_checkpoint import stored_files
 from strata.engine.weights.tensor_reader import TensorReader
 
 
@@ -26,7 +27,7 @@ def source_files(model: Path) -> list[Path]:
     Raises:
         InputError: no weights there.
     """
-    return list(gguf_files(model)) if is_gguf(model) else [*weight_files(model), model / CONFIG_FILE]
+    return stored_files(model) if is_gguf(model) else [*stored_files(model), model / CONFIG_FILE]
 
 
 def source_weights(checkpoint: Checkpoint) -> list[StoredWeight]:

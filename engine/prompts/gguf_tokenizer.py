@@ -36,7 +36,7 @@ def build_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         (Path(folder) / f"model{SUFFIX}").symlink_to(first.resolve())
         try:
             return PreTrainedTokenizerFast.from_pretrained(
-                folder, gguf_file=f"model{SUFFIX}", local_files_only=True
+                folder, gguf_file=f"model{SUFFIX}", local_files_only=True, trust_remote_code=False
             )
         # The tokenizers library raises Exception itself.
         except Exception as error:

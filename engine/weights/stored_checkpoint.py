@@ -16,10 +16,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
+from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config, weight_files
 from strata.engine.weights.formats.registry import collect_weights
 from strata.engine.weights.formats.stored_weight import StoredWeight
-from strata.engine.weights.gguf.model_file import QUANT_METHOD, SUFFIX, is_gguf, open_gguf
+from strata.engine.weights.gguf.model_file import QUANT_METHOD, SUFFIX, gguf_files, is_gguf, open_gguf
 from strata.engine.weights.shards import read_stored_tensors
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -51,6 +51,15 @@ def read_stored_checkpoint(path: Path) -> StoredCheckpoint:
             shard, a missing part of a quantised weight, or an index that names tensors no shard holds.
     """
     return _read_gguf(path) if is_gguf(path) else _read_folder(path)
+
+
+def stored_files(path: Path) -> list[Path]:
+    """The files that hold a model's weights.
+
+    Raises:
+        InputError: there are none.
+    """
+    return list(gguf_files(path)) if is_gguf(path) else weight_files(path)
 
 
 def _read_folder(path: Path) -> StoredCheckpoint:

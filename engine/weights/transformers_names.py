@@ -113,13 +113,22 @@ class ModelNames:
         return parameter.removeprefix(self.decoder) if parameter.startswith(self.decoder) else None
 
 
+_known: dict[str, ModelNames] = {}
+
+
 def read_model_names(config: PreTrainedConfig) -> ModelNames:
-    """The names in the model that transformers would load for a config.
+    """The names in the model that transformers would load for a config; made once a config and process.
 
     Raises:
         InputError: transformers cannot build it.
     """
-    model = _build(config)
+    key = f"{type(config).__name__} {config.to_json_string(use_diff=False)}"
+    if key not in _known:
+        _known[key] = _read_names(_build(config))
+    return _known[key]
+
+
+def _read_names(model: PreTrainedModel) -> ModelNames:
     path = _decoder_path(model)
     output = model.get_output_embeddings()
     conversions = get_model_conversion_mapping(model)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from strata.engine.adapters.adapter_config import read_adapter_config
 from strata.engine.heads.registry import HEADS
 from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.layouts import PlainLayout
 from strata.engine.prompts.templates import load_template
 from strata.engine.questions.question_file import read_questions
 from strata.engine.results.partial_scores import PartialScores
@@ -165,7 +166,9 @@ def read_journal(folder: Path) -> None:
 def read_template(file: str, head: str) -> object:
     def read(folder: Path) -> object:
         template = load_template(str(folder / file), head=HEADS[head])
-        return DraftWriter(template, head=HEADS[head], rotates=False).write(QUESTION, "some context")
+        return DraftWriter(template, head=HEADS[head], rotates=False, layout=PlainLayout()).write(
+            QUESTION, "some context"
+        )
 
     return read
 

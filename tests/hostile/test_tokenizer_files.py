@@ -10,7 +10,7 @@ import pytest
 
 from strata.engine.encoders.encoder import measure_encoder, read_encoder_config
 from strata.engine.encoders.rows import EncoderTokenizer
-from strata.engine.prompts.continuations import encode_pair
+from strata.engine.prompts.continuations import render_continuations
 from strata.engine.prompts.tokenizer import JointTokenizer, read_tokenizer
 from strata.engine.types import Question, RunWarnings
 
@@ -137,7 +137,11 @@ def test_a_class_of_transformers_is_used_whatever_code_lies_beside_it(model: Pat
 def test_pairs_and_rows_of_encoders_that_cannot_be_tokenized(case: str, model: Path, tmp_path: Path) -> None:
     change, told = TOKENIZER_JSON[case]
     change_json(model / "tokenizer.json", change)
-    refusal(lambda: encode_pair(TEXT, " b", read_tokenizer(model)), "tokenizer.json", told)
+    refusal(
+        lambda: render_continuations([(TEXT, " b")], read_tokenizer(model), window=None),
+        "tokenizer.json",
+        told,
+    )
 
     encoder = build_encoder("bert", tmp_path / "encoder")
     change_json(encoder / "tokenizer.json", change)

@@ -100,7 +100,7 @@ def gguf_names(architecture: str, config: PreTrainedConfig) -> GgufNames:
     """
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(_with_one_layer(config))
+        model = AutoModelForCausalLM.from_config(_with_one_layer(config), trust_remote_code=False)
     names = get_gguf_hf_weights_map(_Flat(model), processor)
     return GgufNames(first_block=names, processor=processor)
 

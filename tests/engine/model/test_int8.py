@@ -84,7 +84,7 @@ def narrow_model(request, tmp_path):
     """A model whose activations stay below the outlier threshold."""
     if request.param not in FAMILIES:
         pytest.skip(f"no family {request.param}")
-    from ...families import CONFIGS, _save
+    from ...families import CONFIGS, save_with_tokenizer
 
     model = hf.AutoModelForCausalLM.from_config(CONFIGS[request.param](), dtype=torch.float32)
     randomize_weights(model)
@@ -94,7 +94,7 @@ def narrow_model(request, tmp_path):
                 parameter.mul_(0.5)
             elif "up_proj" in name or "gate_up" in name:
                 parameter.mul_(0.3)
-    return _save(model, tmp_path / "narrow", "1GB")
+    return save_with_tokenizer(model, tmp_path / "narrow")
 
 
 def test_scores_equal_transformers_with_faked_linears(narrow_model, reference, int8_score):

@@ -14,6 +14,7 @@ import pytest
 
 from strata.engine.heads.registry import HEADS
 from strata.engine.prompts.drafts import DraftWriter
+from strata.engine.prompts.layouts import PlainLayout
 from strata.engine.prompts.sandbox import MAX_CHARACTERS, MAX_SECONDS, BoundedEnvironment, render_bounded
 from strata.engine.prompts.templates import load_template
 from strata.engine.types import InputError, Question
@@ -99,7 +100,7 @@ HOSTILE = {
 def write_drafts(text: str, path) -> None:
     path.write_text("{{ option }}" + text, encoding="utf-8")
     head = HEADS["loglik"]
-    DraftWriter(load_template(str(path), head=head), head=head, rotates=False).write(
+    DraftWriter(load_template(str(path), head=head), head=head, rotates=False, layout=PlainLayout()).write(
         QUESTION, QUESTION.context
     )
 

@@ -172,7 +172,10 @@ def test_weights_that_are_not_numbers_end_the_run(culprit, dtype, altered, quest
 
 
 def test_the_questions_of_readouts_that_are_not_finite_are_named(altered, questions, tmp_path, capsys):
-    """One token's embedding is NaN: the questions whose text holds it, and they alone, are told."""
+    """One token's embedding is NaN: the question whose text holds it is told.
+
+    Others may be told with it: in a tile of attention, a weight of 0 times a value of NaN is NaN.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(altered_folder := altered(lambda tensors: None))
@@ -187,7 +190,9 @@ def test_the_questions_of_readouts_that_are_not_finite_are_named(altered, questi
     save_file(tensors, altered_folder / "model.safetensors", metadata={"format": "pt"})
     given = ["score", "--model", str(altered_folder), "--questions", str(questions), "--devices", "cpu"]
     assert main([*given, "--out", str(tmp_path / "out"), "--head", "letters"]) == 1
-    assert f"(question id {rows[0]['id']!r})" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "(question id " in told
+    assert repr(rows[0]["id"]) in told
 
 
 @pytest.mark.parametrize(
