@@ -26,6 +26,7 @@ from strata.engine.jobs.describe import (
     describe_not_finite,
     describe_overflows,
     ids_of_readouts,
+    unhonoured_settings,
 )
 from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
@@ -33,7 +34,6 @@ from strata.engine.machine.machine import Machine
 from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts, MemberReadings
-from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, rope_type
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
@@ -79,6 +79,11 @@ class DecoderMembers:
         """Their names."""
         return tuple(member.name for member in self.model.members)
 
+    @property
+    def computes_in(self) -> str:
+        """The dtype that decides what overflows."""
+        return self.dtype if self.dtype == "int8" else str(self.model.dtype).removeprefix("torch.")
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's, read when it is first needed.
@@ -120,7 +125,8 @@ class DecoderMembers:
 
         request = PlanRequest(machine=self.machine, overrides=self.session.overrides, group_goal=group_goal)
         sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
-        self._warn(sweep)
+        for message in unhonoured_settings(sweep, self.session.overrides):
+            self.session.warnings.say(message)
         return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
 
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
@@ -152,24 +158,6 @@ class DecoderMembers:
                 if name is not None:
                     self.model.reader.verify(checkpoint.require_plain(name))
         self.is_verified = True
-
-    def _warn(self, sweep: SweepJob) -> None:
-        """Says which of the user's settings the job does not honour."""
-        overrides, say = self.session.overrides, self.session.warnings.say
-        num_layers, config = self.model.checkpoint.num_layers, self.model.checkpoint.config
-        longest = int(sweep.tree.position_ids.max()) + 1
-        supported = getattr(config, "max_position_embeddings", longest)
-        original = getattr(config, "original_max_position_embeddings", None) or supported
-        if rope_type(config) in LENGTH_DEPENDENT_ROPE and longest > original:
-            say(
-                f"rotary scaling {rope_type(config)!r} depends on length: the whole job uses the "
-                f"setting of its longest prompt, {longest} tokens "
-                f"(a run of each prompt alone would switch at {original})"
-            )
-        if overrides.num_groups is not None and overrides.num_groups != sweep.plan.num_groups:
-            say(f"--num-groups {overrides.num_groups}: the job has prompts for {sweep.plan.num_groups} only")
-        if overrides.resident_layers is not None and overrides.resident_layers > num_layers:
-            say(f"--resident-layers {overrides.resident_layers}: the model has {num_layers} layers")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -271,7 +259,7 @@ class DecoderJob:
             yield from run_sweep(self.sweep, self.opened.session.folder, advance)
         except ReadoutsNotFiniteError as error:
             ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
-            raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
+            raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.computes_in)) from error
 
     def _score(self, group: SweptGroup) -> list[QuestionScores]:
         """Scores of the questions whose last readout the group holds: every member's, averaged."""
@@ -288,7 +276,9 @@ class DecoderJob:
                 by_member[name] = self.opened.head.score(prompts, targets, readings)
             except FloatingPointError as error:
                 ids = [prompt.question.id for prompt in prompts]
-                raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
+                raise FloatingPointError(
+                    describe_not_finite(str(error), ids, self.opened.computes_in)
+                ) from error
         self.num_scored += len(prompts)
         return average_members(by_member)
 

@@ -1,11 +1,14 @@
-"""What a run says of what was computed otherwise than planned, or cannot be scored. Knows no model."""
+"""What a run says of what is computed otherwise than was asked for or planned, or cannot be scored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from strata.engine.model.families import LENGTH_DEPENDENT_ROPE, rope_type
+from strata.engine.plan.overrides import PlanOverrides
+from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.tree.targets import TargetTable
 from strata.engine.types import Prompt
 
@@ -47,3 +50,21 @@ def ids_of_readouts(prompts: Sequence[Prompt], targets: TargetTable, streams: np
     is_asked = np.isin(targets.scored[targets.rows], streams)
     owners = np.repeat(np.arange(len(prompts)), [len(prompt.branches) for prompt in prompts])
     return [prompts[index].question.id for index in np.unique(owners[targets.branches[is_asked]])]
+
+
+def unhonoured_settings(sweep: SweepJob, overrides: PlanOverrides) -> Iterator[str]:
+    """Which of the user's settings a sweep does not honour, and a rotary scaling that depends on length."""
+    num_layers, config = sweep.model.checkpoint.num_layers, sweep.model.checkpoint.config
+    longest = int(sweep.tree.position_ids.max()) + 1
+    supported = getattr(config, "max_position_embeddings", longest)
+    original = getattr(config, "original_max_position_embeddings", None) or supported
+    if rope_type(config) in LENGTH_DEPENDENT_ROPE and longest > original:
+        yield (
+            f"rotary scaling {rope_type(config)!r} depends on length: the whole job uses the "
+            f"setting of its longest prompt, {longest} tokens "
+            f"(a run of each prompt alone would switch at {original})"
+        )
+    if overrides.num_groups is not None and overrides.num_groups != sweep.plan.num_groups:
+        yield f"--num-groups {overrides.num_groups}: the job has prompts for {sweep.plan.num_groups} only"
+    if overrides.resident_layers is not None and overrides.resident_layers > num_layers:
+        yield f"--resident-layers {overrides.resident_layers}: the model has {num_layers} layers"
