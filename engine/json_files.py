@@ -133,6 +133,8 @@ def check_schema(schema: type[AnySchema], content: object, where: str) -> AnySch
 def _most_telling(error: ValidationError, content: object) -> tuple[ErrorDetails, str]:
     """The first error and its key; of a key that may hold this or that, the one that reaches deepest."""
     found = error.errors(include_url=False)
+    if found[0]["loc"][-1:] == ("[key]",):
+        return found[0], ".".join(_shown_part(part) for part in _path(content, found[0]))
     of_first_key = [detail for detail in found if detail["loc"][:1] == found[0]["loc"][:1]]
     paths = [_path(content, detail) for detail in of_first_key]
     deepest = max(range(len(paths)), key=lambda place: len(paths[place]))

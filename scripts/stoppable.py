@@ -54,6 +54,7 @@ class _StopSignals:
         self._until_exit = until_exit
         self._former: dict[int, object] = {}
         self._former_hook = sys.unraisablehook
+        self._sent_again: list[threading.Timer] = []
 
     def __enter__(self) -> _StopSignals:
         if threading.current_thread() is not threading.main_thread():
@@ -69,14 +70,21 @@ class _StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        for again in self._sent_again:
+            again.cancel()
+            again.join()
         sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, signal.SIG_IGN if self._until_exit else handler)  # type: ignore[arg-type]
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
-            raise KeyboardInterrupt
+        if self.received is not None:
+            return
+        if _is_importing(frame):
+            self._send_again(number)
+            return
+        self.received = number
+        raise KeyboardInterrupt
 
     def _report(self, ignored: sys.UnraisableHookArgs) -> None:
         """Raises an interrupt again that fell into a destructor, where Python can only report it."""
@@ -84,7 +92,18 @@ class _StopSignals:
             self._former_hook(ignored)
             return
         number, self.received = self.received, None
+        self._send_again(number)
+
+    def _send_again(self, number: int) -> None:
         main_thread = threading.main_thread().ident
         again = threading.Timer(AGAIN_AFTER_S, signal.pthread_kill, [main_thread, number])
         again.daemon = True
+        self._sent_again.append(again)
         again.start()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: extensions that are interrupted then may end the process."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

@@ -178,7 +178,8 @@ class Checkout:
             capture_output=True,
             text=True,
         )
-        if done.returncode == int(stops) and (not stops or (folder / PARTIAL).is_file()):
+        # Older checkouts end with 1 where newer ones end with 130, as shells have it.
+        if done.returncode in ((1, 130) if stops else (0,)) and (not stops or (folder / PARTIAL).is_file()):
             return ""
         said = done.stderr.strip().splitlines() or ["nothing on stderr"]
         return f"{self.label}: strata {arguments[0]} ended with {done.returncode}: {said[-1]}"

@@ -277,7 +277,9 @@ class DecoderJob:
             yield from run_sweep(self.sweep, self.opened.session.folder, advance)
         except ReadoutsNotFiniteError as error:
             ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
-            raise FloatingPointError(describe_not_finite(str(error), ids, self.opened.dtype)) from error
+            raise FloatingPointError(
+                describe_not_finite(str(error), ids, self.opened.machine.computes_in)
+            ) from error
 
     def _score(self, group: SweptGroup) -> list[QuestionScores]:
         """Scores of the questions whose last readout the group holds: every member's, averaged."""
@@ -292,7 +294,7 @@ class DecoderJob:
             model=opened.model,
             adapters=opened.adapters or (None,),
             labels=opened.labels,
-            dtype=opened.dtype,
+            dtype=opened.machine.computes_in,
             normalized=self.normalized,
         )
         self.num_scored += len(prompts)

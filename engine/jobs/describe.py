@@ -1,4 +1,4 @@
-"""What a run says of what was computed otherwise than planned, or cannot be scored. Knows no model."""
+"""What a run says of what is computed otherwise than was asked for or planned, or cannot be scored."""
 
 from __future__ import annotations
 

@@ -47,6 +47,11 @@ class Machine:
         """Whether the workers compute on the CPU."""
         return self.devices[0] == "cpu"
 
+    @property
+    def computes_in(self) -> str:
+        """The dtype that decides what overflows."""
+        return "int8" if self.linear == "int8" else str(self.dtype).removeprefix("torch.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:

@@ -1,7 +1,7 @@
 """Which parameter of transformers' own model each stored tensor becomes. Knows no files and reads no weights.
 
-Data flow: config -> the model class that transformers would load (language model, sequence classifier,
-multimodal wrapper), built without memory for weights -> its conversion tables, parameter names and tied
+Data flow: config -> the model class that transformers would load (language model, multimodal
+wrapper), built without memory for weights -> its conversion tables, parameter names and tied
 weights -> `place`: the name of a stored tensor -> the name of a parameter. Names inside strata are those of
 the decoder ("layers.3.mlp.up_proj.weight", "embed_tokens.weight", "norm.weight") and of the heads
 ("lm_head.weight", "score.weight").
@@ -162,15 +162,11 @@ def _classes(config: PreTrainedConfig) -> Iterator[type[PreTrainedModel]]:
     Raises:
         InputError: after the last.
     """
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    mappings = [
+    for mapping in (
         transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
         transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         transformers.MODEL_MAPPING,
-    ]
-    if architecture.endswith("ForSequenceClassification"):
-        mappings.insert(0, transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
-    for mapping in mappings:
+    ):
         if type(config) in mapping:
             found: Any = mapping[type(config)]
             yield found[0] if isinstance(found, tuple) else found

@@ -83,7 +83,7 @@ def test_an_interrupted_run_resumes(given, out, monkeypatch, capsys):
     monkeypatch.setattr(
         TinyReader, "accumulate_gradients", lambda *given, **named: steps.pop(0)(*given, **named)
     )
-    assert main([*given, "--save-every", "2", "--max-steps", "6"]) == 1
+    assert main([*given, "--save-every", "2", "--max-steps", "6"]) == 130
     assert read_record(out)["status"] == "interrupted"
     monkeypatch.setattr(TinyReader, "accumulate_gradients", original)
     assert main([*given, "--save-every", "2", "--max-steps", "6"]) == 2, "without --resume"

@@ -107,7 +107,7 @@ def test_a_text_that_brings_bos_gets_no_second_one():
     (prompt,) = render([Question(id="1", prompt="x", options=("a", "b"))], tokenizer, "loglik", template)
     assert list(prompt.branches[0].token_ids[:2]) == [0, *tokenizer("x", add_special_tokens=False).input_ids]
     render([Question(id="1", prompt="x", options=("a", "b"))], tokenizer, "loglik", template, warnings)
-    assert [message for message in warnings.messages if "<s>" in message and "template t" in message]
+    assert [message for message in warnings.messages if "BOS" in message and "template t" in message]
     warnings = RunWarnings()
     render([Question(id="1", prompt="x", options=("a", "b"))], tokenizer, "loglik", STATEMENT, warnings)
     assert not warnings.messages

@@ -19,7 +19,6 @@ from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.types import InputError
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.scripts.cli import main
-from strata.scripts.stoppable import run_stoppable
 
 from .run_folder import assert_run_ended
 
@@ -183,18 +182,3 @@ def test_interrupts_while_threads_are_waited_for_leave_none_running():
     with pytest.raises(KeyboardInterrupt):
         coordinator.stop()
     assert not thread.is_alive()
-
-
-def test_an_interrupt_that_falls_into_a_destructor_stops_all_the_same(capsys):
-    class Interrupted:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-            time.sleep(0)
-
-    def command():
-        del [Interrupted()][0]
-        time.sleep(20)
-        return 0
-
-    assert run_stoppable(command, until_exit=False) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "strata: interrupted\n"

@@ -18,7 +18,7 @@ import pytest
 
 from strata.scripts.cli import main
 
-from ..sample_questions import QUESTIONS, write_jsonl
+from ...sample_questions import QUESTIONS, write_jsonl
 
 PROGRAM = "import sys; from strata.scripts.start import main; sys.exit(main())"
 BOTH = (signal.SIGINT, signal.SIGTERM)
