@@ -277,9 +277,8 @@ class DecoderJob:
             yield from run_sweep(self.sweep, self.opened.session.folder, advance)
         except ReadoutsNotFiniteError as error:
             ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
-            raise FloatingPointError(
-                describe_not_finite(str(error), ids, self.opened.machine.computes_in)
-            ) from error
+            told = describe_not_finite(str(error), ids, self.machine.computes_in)
+            raise FloatingPointError(told) from error
 
     def _score(self, group: SweptGroup) -> list[QuestionScores]:
         """Scores of the questions whose last readout the group holds: every member's, averaged."""
