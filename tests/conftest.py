@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from . import families
 from .reference import Reference
@@ -21,6 +22,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress_bars() -> None:
+    """Saving a checkpoint writes nothing to stderr, whichever test is the first to want it."""
+    disable_progress_bar()
 
 
 @pytest.fixture(scope="session", autouse=True)

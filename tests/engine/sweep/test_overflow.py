@@ -202,6 +202,7 @@ def test_an_output_layer_that_is_not_numbers_ends_the_run(kind, name, altered, q
 
 def assert_floating_point_error(model: Path, questions: Path, out: Path, capsys, *more: str) -> None:
     given = ["score", "--model", str(model), "--questions", str(questions), "--out", str(out)]
+    capsys.readouterr()
     assert main([*given, "--devices", "cpu", *more]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "not finite" in line
