@@ -5,7 +5,7 @@
             print(row.question.id, row.order)
 
 Opening reads headers and plans nothing; layers that stay in memory are read by the first call and kept for
-the next. Members that share a model and prompts share a sweep; their scores are averaged over all members.
+the next. Members of one model share a sweep, whatever they are asked; scores are averaged over all members.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from types import TracebackType
 
 from strata.engine.deadline import Deadline
 from strata.engine.encoders.encoder import is_encoder
-from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.decoder_members import DecoderMembers
 from strata.engine.jobs.ensemble_job import EnsembleMembers
 from strata.engine.jobs.job import Job, KnownAnswer, OpenMembers, Session
-from strata.engine.jobs.open_decoder import open_decoder_members
+from strata.engine.jobs.open_decoder import open_decoder_groups
 from strata.engine.jobs.open_encoder import open_encoder_members
+from strata.engine.jobs.shared_sweep import SharedSweepMembers
 from strata.engine.machine.settings import MachineSettings
-from strata.engine.members.member import Member, group_members
+from strata.engine.members.member import Member, group_bases, group_members
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 from strata.engine.weights.byte_sources import ByteSource, FileSource
@@ -75,11 +76,12 @@ class Scorer:
             if settings.cache_dir is not None:
                 source = CachedSource(source, settings.cache_dir)
         opened: list[OpenMembers] = []
-        for group in group_members(members):
-            if is_encoder(group[0].model):
-                opened.append(open_encoder_members(group, settings, session))
-            else:
-                opened.append(open_decoder_members(group, settings, session, source, profile))
+        for groups in group_bases(group_members(members)):
+            if is_encoder(groups[0][0].model):
+                opened += [open_encoder_members(group, settings, session) for group in groups]
+                continue
+            found = open_decoder_groups(groups, settings, session, source, profile)
+            opened.append(found[0] if len(found) == 1 else SharedSweepMembers(found))
         return cls(opened[0] if len(opened) == 1 else EnsembleMembers(opened), session, source)
 
     @property

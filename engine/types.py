@@ -26,7 +26,8 @@ class Question:
     `id` is kept as text, exactly as in the file. `answer` is an index into `options`, or None when unknown.
     `row` is the one-based data row (header not counted; a line number for JSONL), for messages. Of a text to
     classify, `options` are the names of the labels that it may get, `prompt` is the text, and `context` the
-    second text of a pair; `is_text` tells.
+    second text of a pair; `is_text` tells. `contexts` are further ones by the name of what found them, for
+    members that are given another than `context`.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Question:
     context: str = ""
     row: int = 0
     is_text: bool = False
+    contexts: tuple[tuple[str, str], ...] = ()
 
     def name_of(self, option: int) -> str:
         """What results call an option: its letter; of a text to classify the label's name."""

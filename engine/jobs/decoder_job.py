@@ -1,9 +1,6 @@
-"""Decoder members that share one checkpoint: opened, asked, planned, swept, and their heads read.
+"""A planned sweep of decoder members' prompts: swept group after group, and their heads read. See `Job`.
 
-Flow: Member settings -> checkpoint headers, adapters, head, template, machine (`open_decoder_members`) ->
-prompts (`render`) -> scored tree and sweep (`prepare`) -> readouts of a group -> scores of the questions that
-it completes (`DecoderJob.groups`). Opening and planning read no weights; whatever is wrong with the input is
-found there.
+Flow: prompts and their planned sweep -> readouts of a group -> scores of the questions that it completes.
 """
 
 from __future__ import annotations
@@ -11,17 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
-from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
-from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
-from strata.engine.jobs.decoder_notices import warn_of_plan
 from strata.engine.jobs.decoder_scores import MemberHeads
 from strata.engine.jobs.describe import (
     describe_halvings,
@@ -29,151 +20,16 @@ from strata.engine.jobs.describe import (
     describe_overflows,
     ids_of_readouts,
 )
-from strata.engine.jobs.identity import identify_members
-from strata.engine.jobs.job import KnownAnswer, Measured, PrefixSharing, Session, WeightStream
-from strata.engine.jobs.known_answer import check_known_answer
+from strata.engine.jobs.job import Measured, PrefixSharing, WeightStream
 from strata.engine.machine.machine import Machine
-from strata.engine.members.cut import Cut
-from strata.engine.members.member import Member
-from strata.engine.members.readings import MemberCosts
-from strata.engine.model.embedding import check_token_ids
-from strata.engine.model.open_model import OpenModel
-from strata.engine.plan.overrides import GroupGoal
-from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
+from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.progress import progress_bar
-from strata.engine.prompts.continuations import render_continuations
-from strata.engine.prompts.render import PromptSettings, render_prompts
-from strata.engine.prompts.texts import check_known_labels, render_texts
-from strata.engine.prompts.tokenizer import read_tokenizer
-from strata.engine.results.partial_scores import fingerprint_job
 from strata.engine.sweep.lane_worker import ReadoutsNotFiniteError
 from strata.engine.sweep.sweep import Advance, SweptGroup, run_sweep
-from strata.engine.tree.targets import TargetTable, build_scored_tree
-from strata.engine.types import Prompt, Question, QuestionScores
+from strata.engine.types import Prompt, QuestionScores
 
-
-@dataclass(kw_only=True, eq=False)
-class DecoderMembers:
-    """Members of one decoder, opened; see `open_decoder_members`.
-
-    Attributes:
-        settings: the members as the user names them.
-        dtype: `--dtype` as given, which decides scores.
-        adapters: the members' adapters, none for the base model alone.
-        head: what scores their readouts.
-        prompting: template and bounds of their prompts.
-        machine: what they run on.
-        model: the modules.
-        session: of the caller.
-        cut: where the sweep ends.
-        labels: the names of each member's labels, for head classify; empty for others.
-        is_verified: embedding and projection have been checked whole.
-    """
-
-    settings: tuple[Member, ...]
-    dtype: str
-    adapters: tuple[Adapter, ...]
-    head: Head
-    prompting: PromptSettings
-    machine: Machine
-    model: OpenModel
-    session: Session
-    cut: Cut
-    labels: tuple[tuple[str, ...], ...] = ()
-    is_verified: bool = True
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Their names."""
-        return tuple(member.name for member in self.model.members)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """The labels that texts may get, as the first member has them."""
-        return self.labels[0] if self.labels else ()
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's, read when it is first needed.
-
-        Raises:
-            InputError: there is none that transformers can read.
-        """
-        return read_tokenizer(self.settings[0].model)
-
-    def render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
-        """The prompts of questions; see `OpenMembers`."""
-        prompts = self._render(self.settings[0].read(questions), source)
-        check_token_ids(self.model.checkpoint, prompts)
-        return prompts
-
-    def _render(self, questions: Sequence[Question], source: str) -> list[Prompt]:
-        settings, tokenizer, warnings = self.prompting, self.tokenizer, self.session.warnings
-        if not self.labels:
-            return render_prompts(questions, settings, tokenizer, warnings, source=source)
-        check_known_labels(questions, self.labels[0], source)
-        pad = getattr(self.model.checkpoint.config, "pad_token_id", None)
-        return render_texts(questions, settings, tokenizer, warnings, pad_token_id=pad, source=source)
-
-    def fingerprint(self, prompts: Sequence[Prompt]) -> str:
-        """A digest of all that decides the scores; see `OpenMembers`."""
-        first, template = self.settings[0], self.prompting.template.name
-        cut = () if self.cut.is_whole else (self.cut,)
-        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut)
-        return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
-
-    def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
-        """Plans a sweep; see `OpenMembers`."""
-        scored_tree = build_scored_tree(prompts)
-        normalized = self.head.normalizes(scored_tree.targets)
-        costs = MemberCosts(
-            checkpoint=self.model.checkpoint, adapter=self.adapters[0] if self.adapters else None
-        )
-
-        def head_bytes(targets: TargetTable) -> int:
-            return len(self.members) * self.head.bytes_read(targets, costs, normalized=normalized)
-
-        request = PlanRequest(machine=self.machine, overrides=self.session.overrides, group_goal=group_goal)
-        sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
-        warn_of_plan(sweep, self.session)
-        return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
-
-    def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
-        """The probe of the first prompt; see `OpenMembers`."""
-        folder = self.session.folder
-        with self.session.timer.phase("probe"):
-            found = check_known_answer(self.model, self.machine, self.adapters, prompts[0], folder)
-        return [] if found is None else [found]
-
-    def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-        """The prompts, whose branches have their texts already."""
-        return iter(prompts)
-
-    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Sums of continuations' log-probabilities, and whether each is the greedy one; see `Scorer`."""
-        if not pairs:
-            return []
-        prompts = render_continuations(pairs, self.tokenizer, window=self.prompting.window)
-        job = replace(self, head=CONTINUATION).prepare(prompts, GroupGoal())
-        rows = {int(row.question.id): row for group in job.groups(Deadline()) for row in group}
-        ordered = [rows[number] for number in range(len(pairs))]
-        return [(float(row.scores[0]), bool(row.member_scores[IS_GREEDY][0])) for row in ordered]
-
-    def close(self) -> None:
-        """Lets go of resident layers and closes the weight files."""
-        self.model.release()
-        self.model.reader.close()
-
-    def verify(self) -> None:
-        """Checks embedding and projection whole, once: of these, a job reads some rows only."""
-        if self.is_verified:
-            return
-        checkpoint = self.model.checkpoint
-        with self.session.timer.phase("verify"):
-            for name in ("embed_tokens.weight", checkpoint.output_embedding):
-                if name is not None:
-                    self.model.reader.verify(checkpoint.require_rows(name).tensor)
-        self.is_verified = True
+if TYPE_CHECKING:
+    from strata.engine.jobs.decoder_members import DecoderMembers
 
 
 @dataclass(kw_only=True, eq=False)
@@ -237,16 +93,20 @@ class DecoderJob:
             self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
         )
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
-            groups = session.timer.each("sweep", self._swept_groups(advance))
+            groups = session.timer.each("sweep", self._swept_groups(deadline.guard(advance)))
             with closing(groups):
                 for group in groups:
-                    self.swept.append(group)
                     with session.timer.phase("heads"):
-                        scores = self._score(group)
+                        scores = self.take(group)
                     self.bytes_read = reader.num_bytes_read - before
                     yield scores
                     if not deadline.allows(max(swept.seconds for swept in self.swept)):
                         break
+
+    def take(self, group: SweptGroup) -> list[QuestionScores]:
+        """Takes down a group, and scores the questions whose last readout it holds."""
+        self.swept.append(group)
+        return self._score(group)
 
     def measure(self) -> Measured:
         """What the sweep took."""

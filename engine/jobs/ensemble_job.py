@@ -126,25 +126,38 @@ class EnsembleJob:
 
     def measure(self) -> Measured:
         """What all took together."""
-        found = [job.measure() for job in self.jobs]
-        return Measured(
-            num_questions=found[-1].num_questions,
-            tokens_computed=sum(one.tokens_computed for one in found),
-            flops=sum(one.flops for one in found),
-            bytes_read=sum(one.bytes_read for one in found),
-            float32_micro_batches=sum(one.float32_micro_batches for one in found),
-            overflow="; ".join(one.overflow for one in found if one.overflow),
-            halved_micro_batches=sum(one.halved_micro_batches for one in found),
-            halving="; ".join(one.halving for one in found if one.halving),
-        )
+        return join_measured([job.measure() for job in self.jobs])
 
     def _average(self, last: QuestionScores, known: Sequence[dict[str, QuestionScores]]) -> QuestionScores:
-        """Each member counts once, whichever model it belongs to; one that a deadline cut off counts not."""
         rows = [*(scores.get(last.question.id) for scores in known), last]
-        by_member: dict[str, list[QuestionScores]] = {}
-        for part, row in zip(self.opened.parts, rows, strict=True):
-            if row is None:
-                continue
-            for name in part.members:
-                by_member[name] = [scores_of_member(row, name) if len(part.members) > 1 else row]
-        return average_members(by_member)[0]
+        return average_of_parts(self.opened.parts, rows)
+
+
+def average_of_parts(parts: Sequence[OpenMembers], rows: Sequence[QuestionScores | None]) -> QuestionScores:
+    """What members say of a question on average: each counts once, whichever part it belongs to.
+
+    Args:
+        parts: opened members.
+        rows: what each part says; None for one that a deadline cut off, which does not count.
+    """
+    by_member: dict[str, list[QuestionScores]] = {}
+    for part, row in zip(parts, rows, strict=True):
+        if row is None:
+            continue
+        for name in part.members:
+            by_member[name] = [scores_of_member(row, name) if len(part.members) > 1 else row]
+    return average_members(by_member)[0]
+
+
+def join_measured(found: Sequence[Measured]) -> Measured:
+    """What several jobs on the same questions took together."""
+    return Measured(
+        num_questions=found[-1].num_questions,
+        tokens_computed=sum(one.tokens_computed for one in found),
+        flops=sum(one.flops for one in found),
+        bytes_read=sum(one.bytes_read for one in found),
+        float32_micro_batches=sum(one.float32_micro_batches for one in found),
+        overflow="; ".join(one.overflow for one in found if one.overflow),
+        halved_micro_batches=sum(one.halved_micro_batches for one in found),
+        halving="; ".join(one.halving for one in found if one.halving),
+    )

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
 from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, LogLikelihood, with_normalization
 from strata.engine.heads.registry import AUTO, CLASSIFY, choose_head
-from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.decoder_members import DecoderMembers
 from strata.engine.jobs.decoder_notices import left_aside
 from strata.engine.jobs.job import Session
-from strata.engine.machine.machine import StoredModel, choose_machine
+from strata.engine.machine.machine import Machine, StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
-from strata.engine.members.cut import choose_cut
+from strata.engine.members.cut import Cut, choose_cut
 from strata.engine.members.labels import check_shared, label_names
 from strata.engine.members.member import Member
 from strata.engine.members.readings import declared_head, score_shape
-from strata.engine.model.open_model import Computing, open_model
+from strata.engine.model.open_model import Computing, OpenModel, SideAdapter, open_model
 from strata.engine.model.window import model_window
 from strata.engine.prompts.render import PromptSettings
 from strata.engine.prompts.templates import load_template
@@ -33,6 +34,27 @@ from strata.engine.weights.formats.registry import ignored_settings
 from strata.engine.weights.tensor_reader import TensorReader
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Base:
+    """One checkpoint, opened for all its members.
+
+    Attributes:
+        checkpoint: cut after the last layer that is computed.
+        cut: where that is.
+        adapters: those of each group of members.
+        machine: what they run on.
+        model: the modules, and everybody who is swept.
+        sides: what is swept for an adapter's folder, None for the base model alone.
+    """
+
+    checkpoint: Checkpoint
+    cut: Cut
+    adapters: tuple[tuple[Adapter, ...], ...]
+    machine: Machine
+    model: OpenModel
+    sides: dict[Path | None, SideAdapter]
+
+
 def open_decoder_members(
     members: Sequence[Member],
     settings: MachineSettings,
@@ -40,21 +62,51 @@ def open_decoder_members(
     source: ByteSource,
     profile: str | None = None,
 ) -> DecoderMembers:
+    """Opens members that share their prompts; see `open_decoder_groups`."""
+    (opened,) = open_decoder_groups([members], settings, session, source, profile)
+    return opened
+
+
+def open_decoder_groups(
+    groups: Sequence[Sequence[Member]],
+    settings: MachineSettings,
+    session: Session,
+    source: ByteSource,
+    profile: str | None = None,
+) -> list[DecoderMembers]:
     """Opens members of one decoder; reads no weights.
 
     Args:
-        members: they differ in their adapters only.
+        groups: the members of a group differ in their adapters only; those of different groups have the model
+            and the layers to compute in common.
         settings: what of the machine they may use.
         session: of the caller.
         source: where the checkpoint's bytes come from.
         profile: plan for the machine that this profile describes; None for this one.
 
+    Returns:
+        Each group, opened, on one model.
+
     Raises:
         InputError: a file that is missing, broken or does not fit the others, or a setting that cannot be
             honoured.
     """
-    first = members[0]
-    checkpoint = open_checkpoint(first.model)
+    base = _open_base(groups, settings, session, source, profile)
+    return [
+        _ask(base, group, adapters, settings, session)
+        for group, adapters in zip(groups, base.adapters, strict=True)
+    ]
+
+
+def _open_base(
+    groups: Sequence[Sequence[Member]],
+    settings: MachineSettings,
+    session: Session,
+    source: ByteSource,
+    profile: str | None,
+) -> _Base:
+    members = [member for group in groups for member in group]
+    checkpoint = open_checkpoint(members[0].model)
     num_stored_layers = checkpoint.num_layers
     cut = choose_cut(members, num_stored_layers)
     if cut.num_layers is not None:
@@ -63,16 +115,37 @@ def open_decoder_members(
         session.warnings.say(line)
     if (unread := unread_index(checkpoint.path)) is not None:
         session.warnings.say(unread)
+    adapters = tuple(_read_adapters(group, checkpoint, num_stored_layers) for group in groups)
+    file = checkpoint.require("embed_tokens.weight").parts[0][0].file
+    stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=checkpoint.config.hidden_size, file=file)
+    machine = choose_machine(settings, stored, profile)
+    computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     checksums = read_checksums(checkpoint.path) if settings.verify else None
-    adapters = _read_adapters(members, checkpoint, num_stored_layers)
-    width = checkpoint.config.hidden_size
-    where = f"{checkpoint.path} and its adapters"
-    shape = score_shape(checkpoint, adapters)
-    if shape is None:
-        _refuse_absent_head(first.head, declared_head(checkpoint, adapters))
-    head = with_normalization(choose_head(first.head, shape, width, where), first.normalize)
-    if first.normalize != DEFAULT_NORMALIZATION and not isinstance(head, LogLikelihood):
-        session.warnings.say(f"--normalize {first.normalize} has no effect on head {head.name}")
+    distinct = {adapter.path: adapter for of_group in adapters for adapter in of_group}
+    model = open_model(
+        checkpoint,
+        tuple(distinct.values()),
+        computing,
+        TensorReader(source, checksums),
+        with_base=bool(distinct) and not all(adapters),
+    )
+    model.normalizes = cut.normalizes
+    sides = (
+        dict(zip((*distinct, None), model.members, strict=False)) if distinct else {None: model.members[0]}
+    )
+    return _Base(checkpoint=checkpoint, cut=cut, adapters=adapters, machine=machine, model=model, sides=sides)
+
+
+def _ask(
+    base: _Base,
+    members: Sequence[Member],
+    adapters: tuple[Adapter, ...],
+    settings: MachineSettings,
+    session: Session,
+) -> DecoderMembers:
+    """The members of a group, with their head and their prompts."""
+    first, checkpoint = members[0], base.checkpoint
+    head = _choose_head(first, checkpoint, adapters, session)
     window = model_window(checkpoint.config)
     if window.note:
         session.warnings.say(window.note)
@@ -87,14 +160,9 @@ def open_decoder_members(
         shots=tuple(first.read(first.shots)),
         num_shots=first.num_shots,
     )
-    file = checkpoint.require("embed_tokens.weight").parts[0][0].file
-    stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
-    machine = choose_machine(settings, stored, profile)
-    computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
-    model = open_model(checkpoint, adapters, computing, TensorReader(source, checksums))
-    model.normalizes = cut.normalizes
-    model.members = tuple(
-        replace(side, name=member.name) for side, member in zip(model.members, members, strict=True)
+    paths: Sequence[Path | None] = [adapter.path for adapter in adapters] or [None]
+    sides = tuple(
+        replace(base.sides[path], name=member.name) for path, member in zip(paths, members, strict=True)
     )
     return DecoderMembers(
         settings=tuple(members),
@@ -102,13 +170,27 @@ def open_decoder_members(
         adapters=adapters,
         head=head,
         prompting=prompting,
-        machine=machine,
-        model=model,
+        machine=base.machine,
+        model=replace(base.model, members=sides),
         session=session,
-        cut=cut,
+        cut=base.cut,
         labels=_name_labels(head, members, checkpoint, adapters),
         is_verified=not settings.verify,
     )
+
+
+def _choose_head(
+    member: Member, checkpoint: Checkpoint, adapters: Sequence[Adapter], session: Session
+) -> Head:
+    shape = score_shape(checkpoint, adapters)
+    if shape is None:
+        _refuse_absent_head(member.head, declared_head(checkpoint, adapters))
+    where = f"{checkpoint.path} and its adapters"
+    chosen = choose_head(member.head, shape, checkpoint.config.hidden_size, where)
+    head = with_normalization(chosen, member.normalize)
+    if member.normalize != DEFAULT_NORMALIZATION and not isinstance(head, LogLikelihood):
+        session.warnings.say(f"--normalize {member.normalize} has no effect on head {head.name}")
+    return head
 
 
 def _refuse_absent_head(setting: str, declared: str | None) -> None:

@@ -14,6 +14,8 @@ from strata.engine.types import InputError, Question
 if TYPE_CHECKING:
     from strata.engine.prompts.templates import Template
 
+FROM_QUESTION, NO_CONTEXT = "question", "none"
+"""What `Member.context` may say beside the name of a source."""
 BASE_NAME = "base"
 """What a member without an adapter is called where it is the only one."""
 
@@ -32,7 +34,7 @@ class Member:
         normalize: what head loglik divides log-likelihoods by: none, or the option's length in char, byte or
             token.
         max_tokens: longest prompt in tokens; None for the model's window.
-        context: where contexts come from: the question's, or none.
+        context: where contexts come from: `question` (its own), `none`, or the name of one of its `contexts`.
         chat: prompts are conversations in the tokenizer's chat template.
         system: their system message.
         shots: answered questions to show before each question.
@@ -51,7 +53,7 @@ class Member:
     debias: Literal["none", "rotate"] = "none"
     normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = None
-    context: Literal["question", "none"] = "question"
+    context: str = FROM_QUESTION
     chat: bool = False
     system: str | None = None
     shots: tuple[Question, ...] = ()
@@ -75,9 +77,11 @@ class Member:
 
     def read(self, questions: Sequence[Question]) -> Sequence[Question]:
         """The questions with the contexts that this member is given."""
-        if self.context == "question":
+        if self.context == FROM_QUESTION:
             return questions
-        return [replace(question, context="") for question in questions]
+        return [
+            replace(question, context=dict(question.contexts).get(self.context, "")) for question in questions
+        ]
 
 
 def _refuse_repeated_adapters(members: Sequence[Member]) -> None:
@@ -141,3 +145,12 @@ def group_members(members: Sequence[Member]) -> list[list[Member]]:
     for member in members:
         groups.setdefault((member.prompting, member.adapter is None), []).append(member)
     return list(groups.values())
+
+
+def group_bases(groups: Sequence[list[Member]]) -> list[list[list[Member]]]:
+    """Groups of members whose layers are read once for all of them together: one model, cut alike."""
+    bases: dict[tuple[Path, float | None, bool | None], list[list[Member]]] = {}
+    for group in groups:
+        first = group[0]
+        bases.setdefault((first.model.resolve(), first.layers, first.layers_norm), []).append(group)
+    return list(bases.values())

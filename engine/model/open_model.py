@@ -108,7 +108,12 @@ class Computing:
 
 
 def open_model(
-    checkpoint: Checkpoint, adapters: tuple[Adapter, ...], computing: Computing, reader: TensorReader
+    checkpoint: Checkpoint,
+    adapters: tuple[Adapter, ...],
+    computing: Computing,
+    reader: TensorReader,
+    *,
+    with_base: bool = False,
 ) -> OpenModel:
     """Builds the modules.
 
@@ -117,6 +122,7 @@ def open_model(
         adapters: each is a member; without any the base model is the only one.
         computing: on what, and in what.
         reader: reads the checkpoint.
+        with_base: the base model is a member beside the adapters, the last.
 
     Raises:
         InputError: a family that strata cannot run, weights that are missing or of another shape, or adapters
@@ -127,14 +133,18 @@ def open_model(
     for adapter in adapters:
         for layer, layer_shapes in enumerate(shapes):
             check_shapes(adapter, layer_shapes, layer_index=layer)
-    loader = make_loader(checkpoint, decoders[0], computing.dtype, reader, adapters)
-    if len(adapters) > 1:
+    if len(adapters) > 1 or (adapters and with_base):
+        merged: tuple[Adapter, ...] = ()
         for decoder in decoders:
             for module in decoder.layers:
                 wrap_linears(module, {path for adapter in adapters for path in adapter.module_paths})
         members = tuple(SideAdapter(name=adapter.name, layers=adapter.layers) for adapter in adapters)
+        if with_base:
+            members += (SideAdapter(name=BASE_MEMBER, layers=({},) * checkpoint.num_layers),)
     else:
+        merged = adapters
         members = (SideAdapter(name=adapters[0].name if adapters else BASE_MEMBER),)
+    loader = make_loader(checkpoint, decoders[0], computing.dtype, reader, merged)
     return OpenModel(
         checkpoint=checkpoint,
         dtype=computing.dtype,

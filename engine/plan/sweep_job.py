@@ -1,7 +1,8 @@
-"""Plans the sweep of a tree, down to the lanes: what `run_sweep` then does, nothing built twice.
+"""Plans the sweep of trees, down to the lanes: what `run_sweep` then does, nothing built twice.
 
-Flow: open model + tree + machine -> ModelCosts, Workload -> SweepPlan -> the lanes it means -> the bytes that
-will be read, exactly. Reads no weights. Knows no heads: what they read comes as a function of targets.
+Flow: open model + trees + machine -> ModelCosts, Workload -> SweepPlan -> the lanes it means -> the bytes
+that will be read, exactly. Trees of one base, each with members of its own, are planned as one job: a layer
+is read once for all of them. Reads no weights. Knows no heads: what they read comes as a function of targets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from strata.engine.plan.costs import ModelCosts, model_costs
 from strata.engine.plan.overrides import GroupGoal, PlanOverrides
 from strata.engine.plan.planner import layer_bytes, plan_sweep, predict_plan
 from strata.engine.plan.sweep_plan import SweepPlan
-from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
+from strata.engine.plan.workload import (
+    SideBytes,
+    TokenStream,
+    Workload,
+    join_streams,
+    measure_workload,
+)
 from strata.engine.tree.intervals import count
 from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes, token_ids_of
 from strata.engine.tree.prefix_tree import PrefixTree
@@ -68,66 +75,91 @@ class PlanRequest:
     group_goal: GroupGoal = field(default_factory=GroupGoal)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asking:
+    """A tree that some members of a model compute.
+
+    Attributes:
+        model: of one base with those of other askings; its members are who computes the tree.
+        scored_tree: the tokens.
+        head_bytes: what the head will read.
+    """
+
+    model: OpenModel
+    scored_tree: ScoredTree
+    head_bytes: HeadBytes
+
+
 def plan_sweep_job(
     model: OpenModel, scored_tree: ScoredTree, request: PlanRequest, head_bytes: HeadBytes
 ) -> SweepJob:
-    """Plans the sweep of a tree. Layers that an earlier sweep left in memory stay if that is no slower.
+    """Plans the sweep of one tree; see `plan_sweep_jobs`."""
+    asking = Asking(model=model, scored_tree=scored_tree, head_bytes=head_bytes)
+    (job,) = plan_sweep_jobs([asking], request)
+    return job
+
+
+def plan_sweep_jobs(askings: Sequence[Asking], request: PlanRequest) -> tuple[SweepJob, ...]:
+    """Plans the sweep of trees. Layers that an earlier sweep left in memory stay if that is no slower.
 
     Args:
-        model: what sweeps.
-        scored_tree: the tokens.
+        askings: the trees, of one base.
         request: on which machine, and what is fixed.
-        head_bytes: what the head will read.
+
+    Returns:
+        A job for each, all with one plan.
 
     Raises:
         InputError: too small a budget.
     """
-    fresh = _plan_sweep_job(model, scored_tree, request, head_bytes, held=frozenset())
-    if not model.resident:
+    fresh, resident = _plan(askings, request, held=frozenset()), askings[0].model.resident
+    if not resident:
         return fresh
-    warm = _plan_warm(model, scored_tree, request, head_bytes)
-    if warm is not None and warm.plan.predicted_s <= fresh.plan.predicted_s:
+    warm = _plan_warm(askings, request)
+    if warm is not None and warm[0].plan.predicted_s <= fresh[0].plan.predicted_s:
         return warm
-    model.resident.clear()
+    resident.clear()
     return fresh
 
 
-def _plan_warm(
-    model: OpenModel, scored_tree: ScoredTree, request: PlanRequest, head_bytes: HeadBytes
-) -> SweepJob | None:
-    """The job with the layers that are in memory staying there; None when that is not possible."""
-    num_held = len(model.resident)
-    if request.overrides.resident_layers not in (None, num_held):
+def _plan_warm(askings: Sequence[Asking], request: PlanRequest) -> tuple[SweepJob, ...] | None:
+    """The jobs with the layers that are in memory staying there; None when that is not possible."""
+    resident = askings[0].model.resident
+    if request.overrides.resident_layers not in (None, len(resident)):
         return None
-    kept = replace(request, overrides=replace(request.overrides, resident_layers=num_held))
+    kept = replace(request, overrides=replace(request.overrides, resident_layers=len(resident)))
     try:
-        job = _plan_sweep_job(model, scored_tree, kept, head_bytes, held=frozenset(model.resident))
+        jobs = _plan(askings, kept, held=frozenset(resident))
     except InputError:
         return None
-    return job if set(model.resident) <= set(job.plan.resident_layers) else None
+    return jobs if set(resident) <= set(jobs[0].plan.resident_layers) else None
 
 
-def _plan_sweep_job(
-    model: OpenModel,
-    scored_tree: ScoredTree,
-    request: PlanRequest,
-    head_bytes: HeadBytes,
-    held: frozenset[int],
-) -> SweepJob:
+def _plan(askings: Sequence[Asking], request: PlanRequest, held: frozenset[int]) -> tuple[SweepJob, ...]:
     """Plans a sweep that finds some layers in memory already."""
-    costs = _costs_of(model, held)
-    work = _measure(model, costs, scored_tree, head_bytes(scored_tree.targets))
+    costs = _costs_of(askings[0].model, held)
+    work = _measure(askings, costs)
     plan = plan_sweep(costs, work, request.machine, request.overrides)
     wanted = request.group_goal.num_groups(plan.predicted_s)
     if request.overrides.num_groups is None and wanted > plan.num_groups:
         overrides = replace(request.overrides, num_groups=wanted)
         plan = plan_sweep(costs, work, request.machine, overrides)
-    plan, groups = settle_groups(scored_tree, plan)
+    plan, groups = settle_groups([asking.scored_tree for asking in askings], plan)
     plan = predict_plan(plan, costs, work, request.machine.rates)
-    plan = count_lasting(plan, public_key_bytes(costs, groups) * len(model.members) + model.adapter_bytes)
-    job = SweepJob(model=model, scored_tree=scored_tree, plan=plan, groups=groups)
-    exact = _exact_bytes(job, costs, work, head_bytes)
-    return replace(job, plan=replace(plan, bytes_read=exact))
+    lasting = [
+        public_key_bytes(costs, lanes) * len(asking.model.members) + asking.model.adapter_bytes
+        for asking, lanes in zip(askings, groups, strict=True)
+    ]
+    plan = count_lasting(plan, sum(lasting))
+    jobs = [
+        SweepJob(model=asking.model, scored_tree=asking.scored_tree, plan=plan, groups=lanes)
+        for asking, lanes in zip(askings, groups, strict=True)
+    ]
+    beside = [
+        _bytes_beside_layers(job, work, asking.head_bytes) for job, asking in zip(jobs, askings, strict=True)
+    ]
+    exact = replace(plan, bytes_read=layer_bytes(plan, costs) + work.norm_bytes + sum(beside))
+    return tuple(replace(job, plan=exact) for job in jobs)
 
 
 def _costs_of(model: OpenModel, held: frozenset[int]) -> ModelCosts:
@@ -140,16 +172,24 @@ def _costs_of(model: OpenModel, held: frozenset[int]) -> ModelCosts:
     )
 
 
-def _measure(model: OpenModel, costs: ModelCosts, scored_tree: ScoredTree, head_bytes: int) -> Workload:
+def _measure(askings: Sequence[Asking], costs: ModelCosts) -> Workload:
+    model = askings[0].model
     norms = [source for name, source in model.checkpoint.weights.items() if name.startswith("norm.")]
     side_bytes = SideBytes(
         norm=sum(source.num_bytes for source in norms) if model.normalizes else 0,
-        head=head_bytes,
+        head=sum(asking.head_bytes(asking.scored_tree.targets) for asking in askings),
         embedding_row=embedding_bytes(model.checkpoint, 1),
     )
+    if len(askings) == 1:
+        stream = _stream_of(askings[0].scored_tree)
+        return measure_workload(costs, stream, side_bytes, num_members=len(model.members))
+    streams = [_stream_of(asking.scored_tree) for asking in askings for _ in asking.model.members]
+    return measure_workload(costs, join_streams(streams), side_bytes, num_members=1)
+
+
+def _stream_of(scored_tree: ScoredTree) -> TokenStream:
     tree = scored_tree.tree
-    stream = TokenStream(token_ids=tree.token_ids, position_ids=tree.position_ids, scored=scored_tree.scored)
-    return measure_workload(costs, stream, side_bytes, num_members=len(model.members))
+    return TokenStream(token_ids=tree.token_ids, position_ids=tree.position_ids, scored=scored_tree.scored)
 
 
 def plan_lanes(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[tuple[Lane, ...], ...]:
@@ -162,13 +202,24 @@ def plan_lanes(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[tuple[Lane, ..
     return tuple(lanes[first : first + num_devices] for first in range(0, len(lanes), num_devices))
 
 
-def settle_groups(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[SweepPlan, tuple[tuple[Lane, ...], ...]]:
-    """The plan with the number of groups that its lanes really make: a small tree has few runs."""
-    groups = plan_lanes(scored_tree, plan)
-    while len(groups) != plan.num_groups:
-        plan = replace(plan, num_groups=len(groups))
-        groups = plan_lanes(scored_tree, plan)
-    return plan, groups
+Groups = tuple[tuple[Lane, ...], ...]
+"""The lanes of every group, one a device."""
+
+
+def settle_groups(
+    scored_trees: Sequence[ScoredTree], plan: SweepPlan
+) -> tuple[SweepPlan, tuple[Groups, ...]]:
+    """The plan with the number of groups that the lanes really make: small trees have few runs.
+
+    Returns:
+        The plan, and each tree's groups; a tree that has fewer than others has empty ones in the end.
+    """
+    groups = [plan_lanes(tree, plan) for tree in scored_trees]
+    while max(map(len, groups)) != plan.num_groups:
+        plan = replace(plan, num_groups=max(map(len, groups)))
+        groups = [plan_lanes(tree, plan) for tree in scored_trees]
+    nothing = (EMPTY_LANE,) * len(plan.devices)
+    return plan, tuple(lanes + (nothing,) * (plan.num_groups - len(lanes)) for lanes in groups)
 
 
 def public_key_bytes(costs: ModelCosts, groups: Sequence[tuple[Lane, ...]]) -> int:
@@ -186,9 +237,8 @@ def count_lasting(plan: SweepPlan, num_bytes: int) -> SweepPlan:
     )
 
 
-def _exact_bytes(job: SweepJob, costs: ModelCosts, work: Workload, head_bytes: HeadBytes) -> int:
-    """Bytes that the run will read: layers, embedding rows a group, final norm, heads a group."""
+def _bytes_beside_layers(job: SweepJob, work: Workload, head_bytes: HeadBytes) -> int:
+    """Bytes that a job will read beside layers and final norm: embedding rows and heads of every group."""
     num_rows = sum(len(token_ids_of(job.tree, lanes)) for lanes in job.groups)
     heads = sum(head_bytes(job.scored_tree.targets_of(indexes)) for indexes in job.completed if indexes)
-    rows = num_rows * work.embedding_row_bytes
-    return layer_bytes(job.plan, costs) + rows + work.norm_bytes + heads
+    return num_rows * work.embedding_row_bytes + heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,18 @@ class TokenStream:
     token_ids: np.ndarray
     position_ids: np.ndarray
     scored: np.ndarray
+
+
+def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
+    """The tokens of several trees, one tree after the other."""
+    starts = np.cumsum([0, *(len(stream.token_ids) for stream in streams)])
+    return TokenStream(
+        token_ids=np.concatenate([stream.token_ids for stream in streams]),
+        position_ids=np.concatenate([stream.position_ids for stream in streams]),
+        scored=np.concatenate(
+            [stream.scored + start for stream, start in zip(streams, starts[:-1], strict=True)]
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

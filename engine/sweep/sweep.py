@@ -1,8 +1,9 @@
 """The sweep: every micro-batch through layer 1, then layer 2, and so on, while the next layer is read.
 
-Data flow: SweepJob (open model, tree, plan, lanes) -> a group of lanes at a time, a worker thread a lane ->
+Data flow: SweepJob (open model, tree, plan, lanes) -> a group of lanes at a time, a worker thread a device ->
 readouts [S, D] a member, one row for each scored stream index in ascending order. Members (adapters) have
-hidden states of their own and share each layer's base weights.
+hidden states of their own and share each layer's base weights. So do several jobs of one base, which differ
+in their prompts: a worker thread takes each layer through the lanes of all of them.
 Where memory runs out (host or device), the micro-batch is cut in two and computed again, down to
 `LEAST_TOKENS`; results stay the same, since the stream may be cut anywhere. Other lanes do not notice.
 Knows nothing of questions, prompts or heads.
@@ -10,9 +11,10 @@ Knows nothing of questions, prompts or heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 
@@ -59,17 +61,25 @@ class SweptGroup:
     halvings: tuple[tuple[int, int], ...]
 
 
-@dataclass(kw_only=True, eq=False)
-class _Shared:
-    """What the workers of a run have in common."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _SharedByLanes:
+    """What the lanes of one job have in common."""
 
     job: SweepJob
+    public: PublicKeys
+    readouts: Readouts
+
+
+@dataclass(kw_only=True, eq=False)
+class _Shared:
+    """What the workers of a run have in common; `base` is the open model, whose members are the jobs'."""
+
+    base: OpenModel
+    parts: Sequence[_SharedByLanes]
     folder: Path
     stream: LayerStream
-    public: PublicKeys
     coordinator: Coordinator
     norm: Mapping[str, torch.Tensor] | None
-    readouts: Readouts
     advance: Advance
     tap: Tap | None
 
@@ -93,21 +103,44 @@ def run_sweep(
         FloatingPointError: hidden states that are not finite even in float32.
         MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
+    for (group,) in run_sweeps([job], folder, advance, tap):
+        yield group
+
+
+def run_sweeps(
+    jobs: Sequence[SweepJob], folder: Path, advance: Advance = lambda tokens: None, tap: Tap | None = None
+) -> Iterator[tuple[SweptGroup, ...]]:
+    """Computes the readouts of jobs that share a base and a plan; arguments and errors are `run_sweep`'s.
+
+    Args:
+        jobs: of equally many groups; their models differ in their members only (see `plan_sweep_jobs`).
+        folder: see `run_sweep`.
+        advance: see `run_sweep`.
+        tap: see `run_sweep`.
+
+    Yields:
+        Each group as it ends, once a job. The seconds are those of all; what was waited for and read is told
+        by the first job's alone.
+    """
     try:
-        yield from _sweep_groups(job, folder, advance, tap)
+        yield from _sweep_groups(jobs, folder, advance, tap)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryRanOutError(_explain(job, error)) from error
+        raise MemoryRanOutError(_explain(jobs[0], error)) from error
 
 
-def _sweep_groups(job: SweepJob, folder: Path, advance: Advance, tap: Tap | None) -> Iterator[SweptGroup]:
-    for device, decoder in zip(job.model.devices, job.model.decoders, strict=True):
-        decoder.prepare_rope(int(job.tree.position_ids.max()), device, job.model.dtype)
-    shared = _share(job, folder, advance, tap)
+def _sweep_groups(
+    jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None
+) -> Iterator[tuple[SweptGroup, ...]]:
+    base = jobs[0].model
+    longest = max(int(job.tree.position_ids.max()) for job in jobs)
+    for device, decoder in zip(base.devices, base.decoders, strict=True):
+        decoder.prepare_rope(longest, device, base.dtype)
+    shared = _share(jobs, folder, advance, tap)
     try:
         shared.coordinator.start(shared.stream.read_all, "layer-reader")
-        for group in range(len(job.groups)):
+        for group in range(len(jobs[0].groups)):
             yield _sweep_group(shared, group)
     finally:
         shared.coordinator.stop()
@@ -129,53 +162,69 @@ def _explain(job: SweepJob, error: BaseException) -> str:
     )
 
 
-def _sweep_group(shared: _Shared, group: int) -> SweptGroup:
-    """All lanes of a group, a thread each."""
+def _sweep_group(shared: _Shared, group: int) -> tuple[SweptGroup, ...]:
+    """All lanes of a group, a thread a device."""
     started, stream = perf_counter(), shared.stream
     wait_s, read_s = stream.wait_s, stream.read_s
-    workers = _embed_group(shared, group)
-    tasks = [partial(sweep_lane, shared, group, worker) for worker in workers]
-    shared.coordinator.run(tasks, f"sweep-{group}")
-    for worker in workers:
+    workers = [_embed_group(shared, part, group) for part in shared.parts]
+    on_device = zip(*workers, strict=True)
+    shared.coordinator.run(
+        [partial(sweep_lanes, shared, group, lanes) for lanes in on_device], f"sweep-{group}"
+    )
+    for worker in chain.from_iterable(workers):
         worker.close()
-    return SweptGroup(
-        index=group,
-        readouts=shared.readouts.rows,
-        seconds=perf_counter() - started,
-        tokens_computed=sum(worker.lane.num_tokens for worker in workers) * len(shared.job.members),
-        weights_wait_s=stream.wait_s - wait_s,
-        weights_read_s=stream.read_s - read_s,
-        overflows=tuple(overflow for worker in workers for overflow in worker.overflows),
-        halvings=tuple(halving for worker in workers for halving in worker.halvings),
+    seconds = perf_counter() - started
+    return tuple(
+        SweptGroup(
+            index=group,
+            readouts=part.readouts.rows,
+            seconds=seconds,
+            tokens_computed=sum(worker.lane.num_tokens for worker in lanes) * len(part.job.members),
+            weights_wait_s=stream.wait_s - wait_s if part is shared.parts[0] else 0.0,
+            weights_read_s=stream.read_s - read_s if part is shared.parts[0] else 0.0,
+            overflows=tuple(overflow for worker in lanes for overflow in worker.overflows),
+            halvings=tuple(halving for worker in lanes for halving in worker.halvings),
+        )
+        for part, lanes in zip(shared.parts, workers, strict=True)
     )
 
 
-def sweep_lane(shared: _Shared, group: int, worker: LaneWorker) -> None:
-    """One worker's sweep: all layers over all micro-batches of its lane, for every member."""
-    model, lane, device = shared.job.model, worker.lane, worker.device
+def sweep_lanes(shared: _Shared, group: int, workers: Sequence[LaneWorker]) -> None:
+    """One device's sweep: all layers over the lanes of all jobs, each layer taken and given back once."""
+    device = workers[0].device
     with torch.inference_mode():
-        for layer in range(model.checkpoint.num_layers):
-            worker.assign(layer, shared.stream.take(group, layer, device))
-            for member in model.members:
-                member.activate(worker.decoder, layer, device, worker.dtype)
-                carried = shared.public.take(member.name, layer, lane, device)
-                index = 0
-                while index < len(worker.tiled):
-                    shared.coordinator.check()
-                    try:
-                        key_values, kept = worker.run(index, member.name, carried)
-                    except (MemoryError, RuntimeError) as error:
-                        worker.halve(index, error)
-                        continue
-                    batch, index, carried = worker.tiled[index].batch, index + 1, kept
-                    shared.public.publish(member.name, layer, lane, batch, key_values)
-                    shared.advance(batch.num_rows)
-            worker.release()
+        for layer in range(shared.base.checkpoint.num_layers):
+            weights = shared.stream.take(group, layer, device)
+            for part, worker in zip(shared.parts, workers, strict=True):
+                worker.assign(layer, weights)
+                sweep_layer(shared, part, worker, layer)
+                worker.release()
+            del weights  # nothing may refer to a slot that is given back
             shared.stream.give_back(group, layer, device)
 
 
-def _share(job: SweepJob, folder: Path, advance: Advance, tap: Tap | None) -> _Shared:
-    model, coordinator = job.model, Coordinator()
+def sweep_layer(shared: _Shared, part: _SharedByLanes, worker: LaneWorker, layer: int) -> None:
+    """One layer over all micro-batches of a lane, for every member."""
+    lane, device = worker.lane, worker.device
+    for member in part.job.model.members:
+        member.activate(worker.decoder, layer, device, worker.dtype)
+        carried = part.public.take(member.name, layer, lane, device)
+        index = 0
+        while index < len(worker.tiled):
+            shared.coordinator.check()
+            try:
+                key_values, kept = worker.run(index, member.name, carried)
+            except (MemoryError, RuntimeError) as error:
+                worker.halve(index, error)
+                continue
+            batch, index, carried = worker.tiled[index].batch, index + 1, kept
+            part.public.publish(member.name, layer, lane, batch, key_values)
+            shared.advance(batch.num_rows)
+
+
+def _share(jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None) -> _Shared:
+    job, coordinator = jobs[0], Coordinator()
+    model = job.model
     # A job that was planned before another one ran has no memory for what that one left.
     for layer in set(model.resident) - set(job.plan.resident_layers):
         del model.resident[layer]
@@ -186,19 +235,25 @@ def _share(job: SweepJob, folder: Path, advance: Advance, tap: Tap | None) -> _S
         num_slots=min(job.plan.num_slots, num_streamed * num_groups),
         resident=frozenset(job.plan.resident_layers),
     )
-    scored, dtype = job.scored_tree.scored, readout_dtype(model.dtype)
-    size = (len(scored), model.checkpoint.config.hidden_size)
     return _Shared(
-        job=job,
+        base=model,
+        parts=[
+            _SharedByLanes(job=one, public=PublicKeys(coordinator), readouts=_make_readouts(one))
+            for one in jobs
+        ],
         folder=folder,
         stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident),
-        public=PublicKeys(coordinator),
         coordinator=coordinator,
         norm=_read_norm(model) if model.normalizes else None,
-        readouts=Readouts(scored=scored, rows={name: torch.empty(size, dtype=dtype) for name in job.members}),
         advance=advance,
         tap=tap,
     )
+
+
+def _make_readouts(job: SweepJob) -> Readouts:
+    scored, dtype = job.scored_tree.scored, readout_dtype(job.model.dtype)
+    size = (len(scored), job.model.checkpoint.config.hidden_size)
+    return Readouts(scored=scored, rows={name: torch.empty(size, dtype=dtype) for name in job.members})
 
 
 def _read_norm(model: OpenModel) -> dict[str, torch.Tensor]:
@@ -207,9 +262,9 @@ def _read_norm(model: OpenModel) -> dict[str, torch.Tensor]:
     return {name.removeprefix("norm."): checkpoint.require_rows(name).read(model.reader) for name in names}
 
 
-def _embed_group(shared: _Shared, group: int) -> list[LaneWorker]:
-    """The workers of a group, their hidden stores filled with embeddings."""
-    job, model = shared.job, shared.job.model
+def _embed_group(shared: _Shared, part: _SharedByLanes, group: int) -> list[LaneWorker]:
+    """The workers of a job's group, their hidden stores filled with embeddings."""
+    job, model = part.job, part.job.model
     token_ids = token_ids_of(job.tree, job.groups[group])
     table, row_of_token = read_embedding(model.checkpoint, token_ids, model.reader)
     workers = []
@@ -224,7 +279,7 @@ def _embed_group(shared: _Shared, group: int) -> list[LaneWorker]:
             lane=lane,
             stores={name: make_store(job.plan.hidden_store, shape, shared.folder) for name in job.members},
             norm=shared.norm,
-            readouts=shared.readouts,
+            readouts=part.readouts,
             tap=shared.tap,
         )
         with torch.inference_mode():
