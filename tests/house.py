@@ -24,7 +24,7 @@ ROWS = {
     "engine": (
         "types progress memory_errors",
         "files json_files deadline tree",
-        "model_files",
+        "model_files calibration",
         "adapters questions heads weights results folder_lock",
         "prompts machine model",
         "members plan encoders pack",
