@@ -26,7 +26,7 @@ ROWS = {
         "files json_files deadline tree",
         "model_files calibration",
         "adapters questions heads weights results folder_lock",
-        "prompts machine model",
+        "prompts machine model ensembles",
         "members plan encoders pack",
         "sweep config",
         "jobs",
