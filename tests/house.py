@@ -24,9 +24,9 @@ ROWS = {
     "engine": (
         "types progress memory_errors",
         "files json_files deadline tree",
-        "model_files",
+        "model_files calibration",
         "adapters questions heads weights results folder_lock",
-        "prompts machine model",
+        "prompts machine model ensembles",
         "members plan encoders pack",
         "sweep config",
         "jobs",

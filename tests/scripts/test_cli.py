@@ -32,7 +32,17 @@ COMMANDS = {
     "index": "strata index --corpus",
     "search": "strata search --index",
 }
-HEAVY = ("torch", "transformers", "pyarrow", "pandas", "sklearn", "sentence_transformers", "tantivy", "ray")
+HEAVY = (
+    "torch",
+    "transformers",
+    "pyarrow",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "sentence_transformers",
+    "tantivy",
+    "ray",
+)
 ASK_FOR_HELP = """
 import contextlib, io, json, sys
 from strata.scripts.cli import main
