@@ -121,24 +121,45 @@ def check_schema(schema: type[AnySchema], content: object, where: str) -> AnySch
         InputError: the first thing that does not fit: the key's path, what is expected, what was found.
     """
     try:
+        return fit_schema(schema, content)
+    except MisfitError as misfit:
+        key = ".".join(_shown_part(part) for part in misfit.path)
+        raise InputError(f"{where}: {key + ': ' if key else ''}{misfit}") from None
+
+
+class MisfitError(ValueError):
+    """The first value that does not fit a schema: the keys to it, and what is expected and was found."""
+
+    def __init__(self, path: tuple[int | str, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def fit_schema(schema: type[AnySchema], content: object) -> AnySchema:
+    """The content as an object of the schema, for callers who say themselves where a value is.
+
+    Raises:
+        MisfitError: the first thing that does not fit.
+    """
+    try:
         return schema.model_validate(content)
     except ValidationError as error:
-        first, key = _most_telling(error, content)
+        first, path = _most_telling(error, content)
         message = first["msg"].removeprefix("Value error, ")
         expected = message[:1].lower() + message[1:]
         found = "" if first["type"] == "missing" else f", found {shown(first['input'])}"
-        raise InputError(f"{where}: {key + ': ' if key else ''}{expected}{found}") from None
+        raise MisfitError(tuple(path), f"{expected}{found}") from None
 
 
-def _most_telling(error: ValidationError, content: object) -> tuple[ErrorDetails, str]:
-    """The first error and its key; of a key that may hold this or that, the one that reaches deepest."""
+def _most_telling(error: ValidationError, content: object) -> tuple[ErrorDetails, list[int | str]]:
+    """The first error and its keys; of a key that may hold this or that, the one that reaches deepest."""
     found = error.errors(include_url=False)
     if found[0]["loc"][-1:] == ("[key]",):
-        return found[0], ".".join(_shown_part(part) for part in _path(content, found[0]))
+        return found[0], _path(content, found[0])
     of_first_key = [detail for detail in found if detail["loc"][:1] == found[0]["loc"][:1]]
     paths = [_path(content, detail) for detail in of_first_key]
     deepest = max(range(len(paths)), key=lambda place: len(paths[place]))
-    return of_first_key[deepest], ".".join(_shown_part(part) for part in paths[deepest])
+    return of_first_key[deepest], paths[deepest]
 
 
 def _path(content: object, detail: ErrorDetails) -> list[int | str]:

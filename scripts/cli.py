@@ -15,6 +15,7 @@ from tyro.extras import SubcommandApp
 from strata.engine.config import PlanConfig, ScoreConfig
 from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
 from strata.engine.pack.config import PackConfig
+from strata.engine.pipeline.settings import RunSettings
 from strata.engine.probe.config import ProbeConfig
 from strata.engine.types import InputError
 from strata.retrieval.index_config import IndexConfig
@@ -67,6 +68,25 @@ def plan(config: PlanConfig) -> int:
     from strata.scripts.plan import run_plan
 
     return run_plan(config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(RunSettings):
+    """`RunSettings`, the file of which comes without a flag."""
+
+    config: tyro.conf.Positional[Path]
+    """YAML file of members, stages, ensemble, calibration and deadline (docs/run.md)."""
+
+
+@app.command(name="run")
+def run(config: RunFlags) -> int:
+    """Run a whole system from one YAML file: retrieval, members, stages, ensemble, calibration, deadline.
+
+    Example: strata run pipeline.yaml --questions test.csv --out runs/first --set deadline=8.5h
+    """
+    from strata.scripts.run import run_run
+
+    return run_run(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="pack")

@@ -23,7 +23,7 @@ ALLOWED = {
 ROWS = {
     "engine": (
         "types progress memory_errors",
-        "files json_files deadline tree",
+        "files json_files yaml_files deadline tree",
         "model_files calibration",
         "adapters questions heads weights results folder_lock",
         "prompts machine model ensembles",
@@ -32,6 +32,7 @@ ROWS = {
         "jobs",
         "scorer",
         "run probe",
+        "pipeline",
     ),
     "kernels": ("prefix_attention dequant int8_linear",),
     "training": (

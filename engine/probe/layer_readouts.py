@@ -18,7 +18,7 @@ from strata.engine.adapters.labels import read_labels
 from strata.engine.heads.classifier import Binary
 from strata.engine.heads.classify import Classify
 from strata.engine.heads.head import Head, ReadingCosts
-from strata.engine.jobs.decoder_job import DecoderMembers
+from strata.engine.jobs.decoder_members import DecoderMembers
 from strata.engine.jobs.job import Session
 from strata.engine.jobs.open_decoder import open_decoder_members
 from strata.engine.members.member import Member

@@ -71,7 +71,9 @@ class RunRecord:
 
     def as_dict(self) -> dict:
         """What run.json holds at this moment, made of plain JSON types only."""
-        rows = {kind: {"count": len(ids), "ids": ids} for kind, ids in self.warnings.rows.items()}
+        # Several members may find the same question odd.
+        ids_of = {kind: list(dict.fromkeys(ids)) for kind, ids in self.warnings.rows.items()}
+        rows = {kind: {"count": len(ids), "ids": ids} for kind, ids in ids_of.items()}
         record = {
             "status": self.status,
             "error": self.error,

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from strata.engine.config import ScoreConfig
 from strata.engine.jobs.job import Job, Measured
 from strata.engine.json_files import read_json_object
 from strata.engine.machine.devices import GIB
@@ -38,14 +37,14 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out: {existing} is a file; expected a folder")
 
 
-def check_unfinished(config: ScoreConfig) -> None:
+def check_unfinished(out: Path, *, may_replace: bool) -> None:
     """Raises InputError where --out holds a finished run that nobody said may go."""
-    record = config.out / "run.json"
-    if config.overwrite or config.resume or not record.is_file():
+    record = out / "run.json"
+    if may_replace or not record.is_file():
         return
     if read_json_object(record).get("status") == "done":
         raise InputError(
-            f"--out: {config.out} holds a finished run; expected --overwrite (or --resume), or another folder"
+            f"--out: {out} holds a finished run; expected --overwrite (or --resume), or another folder"
         )
 
 

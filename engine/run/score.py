@@ -65,7 +65,7 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
 
 
 def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
-    check_unfinished(config)
+    check_unfinished(config.out, may_replace=config.overwrite or config.resume)
     warnings, out = RunWarnings(strict=config.strict), config.out
     session = Session(
         warnings=warnings,
