@@ -152,6 +152,21 @@ def test_rows_give_what_their_sample_gives(planted):
     assert choice.observed_loss == pytest.approx(by_hand.mean())
 
 
+@pytest.mark.parametrize("planted", [Independent, Nested])
+def test_chosen_on_one_half_it_helps_on_the_other(planted):
+    """The other half loses little, far less than where as many questions were taken by chance."""
+    generator = np.random.default_rng(9)
+    small, big = planted_cascade(planted, 6000, generator)
+    half = slice(3000)
+    choice = smallest_share(small[half], big[half], small[3000:], risk=planted.risk)
+    other = sample_of(small[3000:], big[3000:], big[3000:], "margin")
+    lost = losses_at(other, other.doubts, choice.share).mean()
+    by_chance = (1 - choice.share) * (other.big_right.mean() - other.small_right.mean())
+    assert choice.share < 0.8
+    assert lost < 1.5 * planted.risk
+    assert lost < by_chance / 2
+
+
 def test_too_few_questions_give_all_to_the_big_model():
     small, big = planted_cascade(Nested, 50, np.random.default_rng(2))
     choice = smallest_share(small, big, small, risk=0.01)
