@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
-from strata.engine.calibration.answered import answered_scores
+from strata.engine.calibration.answered import AnsweredScores, answered_scores
 from strata.engine.calibration.isotonic import IsotonicTop, fit_isotonic
 from strata.engine.calibration.temperature import TemperatureScaling, fit_temperature
 from strata.engine.json_files import shown
@@ -16,7 +16,10 @@ from strata.engine.types import InputError, QuestionScores
 
 Calibration: TypeAlias = TemperatureScaling | IsotonicTop
 
-FITS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
+FITS: dict[str, Callable[[AnsweredScores], Calibration]] = {
+    "temperature": fit_temperature,
+    "isotonic": fit_isotonic,
+}
 KINDS: dict[str, type[TemperatureScaling] | type[IsotonicTop]] = {
     "temperature": TemperatureScaling,
     "isotonic": IsotonicTop,

@@ -58,4 +58,4 @@ def _error_correlation(one: np.ndarray, other: np.ndarray, answers: np.ndarray) 
     errors = np.stack([one[known] != answers[known], other[known] != answers[known]]).astype(np.float64)
     if errors.shape[1] == 0 or (errors.min(axis=1) == errors.max(axis=1)).any():
         return float("nan")
-    return float(np.corrcoef(errors)[0, 1])
+    return float(np.asarray(np.corrcoef(errors))[0, 1])

@@ -117,8 +117,8 @@ def smallest_share(
         raise InputError("no question to be answered; expected at least one")
     sample = sample_of(small, big, big if taken is None else taken, by)
     target = doubts(to_answer, by)
-    share, is_certified = _test_shares(
-        sample, target, risk, confidence, _shuffled(sample, seed), is_free=taken is None
+    share, is_certified = certify_share(
+        sample, target, risk=risk, confidence=confidence, replaces=taken is None, seed=seed
     )
     return RiskChoice(
         share=share,
@@ -132,23 +132,35 @@ def smallest_share(
     )
 
 
-def _test_shares(
+def certify_share(
     sample: CascadeSample,
     target: np.ndarray,
+    *,
     risk: float,
     confidence: float,
-    order: np.ndarray,
-    *,
-    is_free: bool,
+    replaces: bool,
+    seed: int,
 ) -> tuple[float, bool]:
-    """The last share before the first that is not rejected; `is_free`: share 1 loses nothing."""
-    chosen, is_certified = 1.0, is_free
+    """Tests shares from 1 downwards; the last one before the first that fails, and whether any passed.
+
+    Args:
+        sample: answered questions.
+        target: [N] doubts of the questions to be answered.
+        risk: r.
+        confidence: 1 minus the level of each test.
+        replaces: a question that is taken has the big model's own answer, so taking all loses nothing.
+        seed: of the order in which the p-value sees the questions, which knows nothing of them: files are
+            often sorted.
+    """
+    order = np.random.default_rng(seed).permutation(len(sample.doubts))
+    level = 1 - confidence
+    chosen, is_certified = 1.0, replaces
     for percent in range(NUM_SHARES, -1, -1):
         share = percent / NUM_SHARES
-        if is_free and count_taken(share, len(target)) == len(target):
+        if replaces and count_taken(share, len(target)) == len(target):
             continue
         rescaled = (losses_at(sample, target, share)[order] + 1) / 2
-        if p_value_of_mean_at_least(rescaled, (risk + 1) / 2, level=1 - confidence) > 1 - confidence:
+        if p_value_of_mean_at_least(rescaled, (risk + 1) / 2, level=level) > level:
             break
         chosen, is_certified = share, True
     return chosen, is_certified
@@ -204,8 +216,3 @@ def sample_of(
         big_right=right[BIG],
         taken_right=right[TAKEN],
     )
-
-
-def _shuffled(sample: CascadeSample, seed: int) -> np.ndarray:
-    """An order of the questions that knows nothing of them: files are often sorted."""
-    return np.random.default_rng(seed).permutation(len(sample.doubts))
