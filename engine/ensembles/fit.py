@@ -24,7 +24,7 @@ from strata.engine.questions.metrics import accuracy, map_at_k
 from strata.engine.types import InputError, QuestionScores
 
 MIN_WEIGHT = 1e-3
-"""A member that would get less is left out: it need not be run at all."""
+"""A member that would get less is left out, and need not be run at all; unless it is all a question has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,11 @@ def _fit(questions: Sequence[AlignedQuestion], start: Combination) -> Combinatio
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-10, "maxiter": 500},
     )
-    weights = np.where(found.x < MIN_WEIGHT, 0.0, found.x)
+    weights = np.clip(found.x, 0.0, 1.0)
+    kept = weights >= MIN_WEIGHT
+    is_heard = [any(kept[names.index(name)] for name in question.rows) for question in questions]
+    if all(is_heard):
+        weights = np.where(kept, weights, 0.0)
     weights /= weights.sum()
     return Combination(over=start.over, weights=dict(zip(names, weights.tolist(), strict=True)))
 

@@ -34,6 +34,7 @@ from strata.engine.ensembles.betting import p_value_of_mean_at_least
 from strata.engine.ensembles.rules import Measure, count_taken, doubts
 from strata.engine.types import InputError, QuestionScores
 
+CONFIDENCE = 0.9
 NUM_SHARES = 100
 """Shares are multiples of 1%."""
 SMALL, BIG, TAKEN = "small", "big", "taken"
@@ -89,7 +90,7 @@ def smallest_share(
     to_answer: Sequence[QuestionScores],
     *,
     risk: float,
-    confidence: float = 0.9,
+    confidence: float = CONFIDENCE,
     by: Measure = "margin",
     taken: Sequence[QuestionScores] | None = None,
     seed: int = 0,
@@ -137,9 +138,9 @@ def certify_share(
     target: np.ndarray,
     *,
     risk: float,
-    confidence: float,
+    confidence: float = CONFIDENCE,
     replaces: bool,
-    seed: int,
+    seed: int = 0,
 ) -> tuple[float, bool]:
     """Tests shares from 1 downwards; the last one before the first that fails, and whether any passed.
 

@@ -16,7 +16,7 @@ import numpy as np
 from strata.engine.calibration.registry import Calibration, calibrate, fit_calibration, read_calibration
 from strata.engine.calibration.reliability import describe_reliability
 from strata.engine.ensembles.fit import fit_weights
-from strata.engine.ensembles.risk import CascadeSample, choose_share, sample_of
+from strata.engine.ensembles.risk import CascadeSample, certify_share, sample_of
 from strata.engine.files import to_json, write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json
 from strata.engine.pipeline.config import Pipeline
@@ -148,8 +148,16 @@ def fit_on_answers(pipeline: Pipeline, board: Scoreboard) -> Fitted:
     for index, stage in enumerate(pipeline.stages):
         if stage.rule is not None and stage.rule.risk is not None:
             sample = _sample_of(board, index, stage.rule.by)
-            choice = choose_share(sample, sample.doubts, risk=stage.rule.risk, replaces=stage.replaces)
-            samples[stage.name], account[f"risk of {stage.name}"] = sample, choice
+            share, is_certified = certify_share(
+                sample, sample.doubts, risk=stage.rule.risk, replaces=stage.replaces
+            )
+            samples[stage.name] = sample
+            account[f"share of {stage.name}"] = {
+                "risk": stage.rule.risk,
+                "share": share,
+                "is_certified": is_certified,
+                "num_questions": len(sample.doubts),
+            }
     calibration = None
     if pipeline.calibration != "none":
         answers = board.answers()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strata.engine.ensembles.risk import choose_share
+from strata.engine.ensembles.risk import certify_share
 from strata.engine.ensembles.rules import SelectionRule, doubts, select_questions
 from strata.engine.pipeline.config import Pipeline
 from strata.engine.pipeline.fitted import Fitted
@@ -46,5 +46,5 @@ def selection_rule(
         return SelectionRule(least_sure=1.0, by=rule.by)
     target = doubts(board.answers(index - 1), rule.by)
     replaces = pipeline.stages[index].replaces
-    choice = choose_share(sample, target, risk=rule.risk, replaces=replaces)
-    return SelectionRule(least_sure=choice.share, by=rule.by)
+    share, _ = certify_share(sample, target, risk=rule.risk, replaces=replaces)
+    return SelectionRule(least_sure=share, by=rule.by)
