@@ -36,8 +36,9 @@ from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import check_out, check_unfinished, remove_artefacts, write_artefacts
 from strata.engine.types import Question, QuestionScores, RunWarnings
 
-FINISH_SHARE, FINISH_S = 0.01, 60.0
-"""Of the time until the deadline, what is kept for writing artefacts: a share, at most so many seconds."""
+FINISH_SHARE, LEAST_FINISH_S, MOST_FINISH_S = 0.01, 5.0, 60.0
+"""Of the time until the deadline, what is kept for fitting and writing artefacts."""
+MOST_FINISH_SHARE = 0.2
 
 Tell = Callable[[StageAccount], None]
 """Told of each stage as it ends."""
@@ -159,8 +160,13 @@ def _final(pipeline: Pipeline, started: float) -> Deadline:
     whole = Deadline.after(started, pipeline.deadline)
     if whole.at_s is None:
         return whole
-    kept = min(FINISH_S, FINISH_SHARE * (whole.at_s - started))
-    return Deadline(at_s=whole.at_s - kept, gives_up=True)
+    return Deadline(at_s=whole.at_s - finish_s(whole.at_s - started), gives_up=True)
+
+
+def finish_s(allowed_s: float) -> float:
+    """Seconds of those allowed that are kept for the end of a run."""
+    wanted = min(MOST_FINISH_S, max(LEAST_FINISH_S, FINISH_SHARE * allowed_s))
+    return min(wanted, MOST_FINISH_SHARE * allowed_s)
 
 
 def _weights(pipeline: Pipeline, fitted: Fitted) -> dict[str, float]:
