@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from strata.engine.machine.machine import Machine
 from strata.engine.model.embedding import embedding_bytes
@@ -19,7 +20,7 @@ from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.tree.intervals import count
 from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes, token_ids_of
-from strata.engine.tree.prefix_tree import PrefixTree
+from strata.engine.tree.prefix_tree import PrefixTree, count_visible
 from strata.engine.tree.targets import ScoredTree, TargetTable
 from strata.engine.types import InputError
 
@@ -148,7 +149,12 @@ def _measure(model: OpenModel, costs: ModelCosts, scored_tree: ScoredTree, head_
         embedding_row=embedding_bytes(model.checkpoint, 1),
     )
     tree = scored_tree.tree
-    stream = TokenStream(token_ids=tree.token_ids, position_ids=tree.position_ids, scored=scored_tree.scored)
+    stream = TokenStream(
+        token_ids=tree.token_ids,
+        position_ids=tree.position_ids,
+        scored=scored_tree.scored,
+        visible=partial(count_visible, tree),
+    )
     return measure_workload(costs, stream, side_bytes, num_members=len(model.members))
 
 

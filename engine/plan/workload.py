@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,15 @@ from strata.engine.plan.costs import ModelCosts, sweep_flops
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenStream:
-    """The tokens of a prefix tree: ids and positions [T], and `scored` [S], the indexes that are read out."""
+    """The tokens of a prefix tree: ids and positions [T], and `scored` [S], the indexes that are read out.
+
+    `visible` says how many keys [T] each sees under a window; None for all positions up to its own.
+    """
 
     token_ids: np.ndarray
     position_ids: np.ndarray
     scored: np.ndarray
+    visible: Callable[[int | None], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ def measure_workload(
     costs: ModelCosts, stream: TokenStream, side_bytes: SideBytes, *, num_members: int
 ) -> Workload:
     """The size of a tree's job."""
-    gemm, attention = sweep_flops(costs, stream.position_ids, stream.scored)
+    gemm, attention = sweep_flops(costs, stream.position_ids, stream.scored, stream.visible)
     return Workload(
         num_tokens=len(stream.token_ids),
         num_scored=len(stream.scored),
