@@ -8,11 +8,10 @@ found there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,11 +28,13 @@ from strata.engine.jobs.describe import (
     describe_overflows,
     ids_of_readouts,
 )
+from strata.engine.jobs.describe_sweep import describe_sweep
 from strata.engine.jobs.identity import identify_members
 from strata.engine.jobs.job import KnownAnswer, Measured, PrefixSharing, Session, WeightStream
 from strata.engine.jobs.known_answer import check_known_answer
 from strata.engine.machine.machine import Machine
 from strata.engine.members.cut import Cut
+from strata.engine.members.ensemble import finish_each
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts
 from strata.engine.model.embedding import check_token_ids
@@ -119,7 +120,8 @@ class DecoderMembers:
         """A digest of all that decides the scores; see `OpenMembers`."""
         first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
-        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut)
+        debias = (first.debias, first.debiasing)
+        settings = (self.head.name, first.normalize, template, self.dtype, *debias, *self.labels, *cut)
         return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
@@ -137,6 +139,17 @@ class DecoderMembers:
         sweep = plan_sweep_job(self.model, scored_tree, request, head_bytes)
         warn_of_plan(sweep, self.session)
         return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether the way to debias does."""
+        debias = self.prompting.debias
+        return debias.waits_for_all and debias.suits(self.head)
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """What the way to debias makes of each member's; see `OpenMembers`."""
+        finish = partial(self.prompting.debias.finish, warnings=self.session.warnings)
+        return finish_each(self.members, rows, finish) if self.waits_for_all else list(rows)
 
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """The probe of the first prompt; see `OpenMembers`."""
@@ -212,21 +225,9 @@ class DecoderJob:
 
     def describe(self) -> dict[str, object]:
         """The plan as run.json keeps it."""
-        plan = self.sweep.plan
-        return {
-            **asdict(plan),
-            "tokens_computed": plan.tokens,
-            "sweep_s": plan.predicted_s,
-            **describe_head(self.opened.head),
-            "template": self.opened.prompting.template.name,
-            "members": list(self.opened.members),
-            "num_layers": self.opened.model.checkpoint.num_layers,
-            "final_norm": self.opened.model.normalizes,
-            **asdict(self.prefix_sharing),
-            "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
-            "budgets": asdict(self.machine.budgets),
-            "rates": asdict(self.machine.rates),
-        }
+        opened = self.opened
+        prompting = {**describe_head(opened.head), "template": opened.prompting.template.name}
+        return {**describe_sweep(self.sweep, self.machine), **prompting, **asdict(self.prefix_sharing)}
 
     def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
         """Sweeps group after group, and scores the questions that each completes; see `Job`."""
@@ -253,11 +254,10 @@ class DecoderJob:
         tokens = sum(group.tokens_computed for group in self.swept)
         overflows = [overflow for group in self.swept for overflow in group.overflows]
         halvings = [halving for group in self.swept for halving in group.halvings]
-        plan = self.sweep.plan
         return Measured(
             num_questions=self.num_scored,
             tokens_computed=tokens,
-            flops=plan.flops * tokens / plan.tokens,
+            flops=self.sweep.plan.flops * tokens / self.sweep.plan.tokens,
             bytes_read=self.bytes_read,
             float32_micro_batches=len(overflows),
             overflow=describe_overflows(overflows),

@@ -1,7 +1,7 @@
 """Spans of a sequence that do not see each other: their positions, and what each of its tokens sees.
 
-A sequence of L tokens may hold *siblings*: spans (start, end) that follow one another without a gap. All begin
-at the position id that the first one has, each sees what comes before the first and itself, and the tokens
+A sequence of L tokens may hold *siblings*: spans (start, end) that follow one another without a gap. All
+begin at the position id of the first one, each sees what comes before the first and itself, and the tokens
 behind the last see everything and go on behind the longest: a set of options, read in no order.
 
     tokens     | before ......... | sibling | sib | sibling .. | after ....
