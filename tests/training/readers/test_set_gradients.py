@@ -1,4 +1,4 @@
-"""Training on sets of options: gradients against transformers + PEFT under a dense mask and position ids.
+"""Training on sets of options: gradients against transformers + PEFT under a dense mask and position ids."""
 
 from __future__ import annotations
 
