@@ -94,7 +94,11 @@ class ChatLayout:
         text = prompt + answer
         # As for any continuation, spaces before it are scored with it; line feeds end the assistant's header.
         start = len(prompt.rstrip(" ")) if draft.is_continuation and answer else len(prompt)
-        siblings = _move(draft.siblings, self._find_asked(turns, asked, prompt)) if draft.siblings else ()
+        siblings: tuple[tuple[int, int], ...] = ()
+        if draft.siblings:
+            if draft.siblings[-1][1] > len(asked):
+                raise InputError("--chat: expected a template with text behind the options, for --debias set")
+            siblings = _move(draft.siblings, self._find_asked(turns, asked, prompt))
         return replace(draft, text=text, scored=(start, len(text)), siblings=siblings)
 
     def _find_asked(self, turns: list[dict[str, str]], asked: str, prompt: str) -> int:

@@ -49,13 +49,13 @@ def put_siblings(
     Raises:
         InputError: the tokenizer makes one token of an option's beginning and what stands before it.
     """
-    befores = [draft.text[: draft.siblings[0][0]] for draft in drafts]
+    openings = [draft.text[: draft.siblings[0][0]] for draft in drafts]
     texts = [
         before + draft.text[slice(*span)]
-        for draft, before in zip(drafts, befores, strict=True)
+        for draft, before in zip(drafts, openings, strict=True)
         for span in draft.siblings
     ]
-    distinct = list(dict.fromkeys([*befores, *texts]))
+    distinct = list(dict.fromkeys([*openings, *texts]))
     encoded = dict(zip(distinct, tokenizer.encode(distinct), strict=True))
     return [_put(draft, tokens, encoded) for draft, tokens in zip(drafts, without, strict=True)]
 
