@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.heads.debiasing.debias import DebiasSettings
+from strata.engine.heads.debiasing.registry import DebiasName
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
 from strata.engine.machine.settings import MachineSettings
@@ -52,8 +54,15 @@ class ScoreConfig:
     """Apply the final norm after those layers: auto does unless the adapter was trained without."""
     submission: Literal["best", "probabilities"] = "best"
     """submission.csv: the three best letters (labels), or of --task classify a probability column a label."""
-    debias: Literal["none", "rotate"] = "none"
-    """rotate shows the options in every cyclic order and averages (head letters)."""
+    debias: DebiasName = "none"
+    """Against a preference for positions. Head letters: rotate averages over every cyclic order, permute over
+    all or --debias-orders, pride learns a prior on --debias-sample. Others: set lists options unordered."""
+    debias_orders: int | None = None
+    """With permute: orders a question, the stated one included; all up to 24 by default."""
+    debias_sample: float = 0.05
+    """With pride: share of the questions (at least 16) that is shown in every cyclic order."""
+    debias_seed: int = 0
+    """Of orders and samples that are drawn."""
     normalize: Normalization = DEFAULT_NORMALIZATION
     """What log-likelihoods are divided by: the option's length in char, byte or token, or none (loglik)."""
     context_column: str = "context"
@@ -130,11 +139,14 @@ class ScoreConfig:
         """A member an adapter, or the base model alone.
 
         Raises:
-            InputError: few-shot examples that cannot be read.
+            InputError: few-shot examples that cannot be read, or settings of --debias that mean nothing.
         """
         shots: tuple[Question, ...] = ()
         if self.shots is not None:
             shots = read_shots(self.shots, self.num_shots, context_column=self.context_column)
+        debiasing = DebiasSettings(
+            num_orders=self.debias_orders, sample=self.debias_sample, seed=self.debias_seed
+        )
         return [
             Member(
                 model=self.model,
@@ -142,6 +154,7 @@ class ScoreConfig:
                 head=CLASSIFY if self.task == "classify" else self.head,
                 template=self.template,
                 debias=self.debias,
+                debiasing=debiasing,
                 normalize=self.normalize,
                 chat=self.chat,
                 system=self.system,

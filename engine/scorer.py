@@ -123,10 +123,17 @@ class Scorer:
         return [by_id[question.id] for question in questions]
 
     def groups(self, questions: Sequence[Question]) -> Iterator[list[QuestionScores]]:
-        """Scores questions, and yields them as groups of them finish; raises as `score` does."""
+        """Scores questions, and yields them as groups of them finish; raises as `score` does.
+
+        Where a question's scores depend on the others' (debias pride), all come at the end.
+        """
         if not questions:
             return
-        yield from self.plan(questions).groups(Deadline())
+        groups = self.plan(questions).groups(Deadline())
+        if self._opened.waits_for_all:
+            yield self.finish([row for rows in groups for row in rows])
+        else:
+            yield from groups
 
     def plan(self, questions: Sequence[Question], group_goal: GroupGoal | None = None) -> Job:
         """What `score` would do: tokens, groups, seconds, bytes (`describe`). Reads no decoder's weights."""
@@ -153,6 +160,19 @@ class Scorer:
             InputError: they differ by more than the compute dtype explains.
         """
         return self._opened.check_known_answers(prompts)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a question's scores depend on others', so that they are final only after `finish`."""
+        return self._opened.waits_for_all
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """Scores that a job's groups gave, or an interrupted run has kept, as they are given all of them.
+
+        They are the same but for debias pride, whose prior is learned from some of them. It may be called
+        again with more.
+        """
+        return self._opened.finish(rows)
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores of these prompts."""

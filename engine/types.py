@@ -70,7 +70,8 @@ class Branch:
     predicted, never computed, so its position may equal L. `option` indexes the question's own options.
     `order` lists the option indexes in the order the prompt shows them (empty when it shows this option
     only). `label` is the text whose tokens are the targets, None for a classifier head or when the option
-    itself is scored.
+    itself is scored. `siblings` are spans of `token_ids` that do not see each other, one right behind the
+    other, which begin at the same position; the tokens behind them go on behind the longest.
     """
 
     option: int
@@ -79,6 +80,7 @@ class Branch:
     token_ids: np.ndarray
     text: str
     targets: tuple[Target, ...]
+    siblings: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,8 +23,8 @@ ALLOWED = {
 ROWS = {
     "engine": (
         "types progress memory_errors",
-        "files json_files yaml_files deadline tree",
-        "model_files calibration",
+        "files json_files deadline tree",
+        "model_files calibration yaml_files",
         "adapters questions heads weights results folder_lock",
         "prompts machine model ensembles",
         "members plan encoders pack",
@@ -57,7 +57,7 @@ ROWS = {
         "configs process_memory timing record",
         "roofline limited_process harness",
         "workloads",
-        "calibrate large train retrieval peers",
+        "calibrate large train retrieval peers debias",
         "sweep",
         "cli",
     ),

@@ -49,6 +49,8 @@ class TrainConfig:
     """Built-in template (statement, yes-no, letters) or a file; the task's by default."""
     max_tokens: int | None = None
     """Longest prompt in tokens; only contexts are ever shortened."""
+    debias: Literal["none", "set"] = "none"
+    """set: with task binary, contrast or choice, prompts list all options unordered, as in `strata score`."""
     shuffle_options: bool = True
     """Show every question's options in another order each epoch."""
     soft_labels: Path | None = None
@@ -225,6 +227,11 @@ class TrainConfig:
         ):
             if given and self.task != "classify":
                 raise InputError(f"{flag}: --task {self.task} has no labels; expected --task classify")
+        if self.debias != "none" and self.task not in ("binary", "contrast", "choice"):
+            raise InputError(
+                f"--debias {self.debias}: task {self.task} does not score an option by its text; "
+                "expected --task binary, contrast or choice"
+            )
         if self.task == "multiple-choice" and (self.layers is not None or self.layers_norm == "no"):
             raise InputError(
                 "--layers, --layers-norm: expected a decoder; --task multiple-choice is an encoder's"

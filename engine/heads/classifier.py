@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Pen, ReadingCosts, Readings, shown_order
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.tree.targets import TargetTable
@@ -30,8 +31,10 @@ class ClassifierHead(ABC):
         """No log-probability is asked for."""
         return False
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
-        """A draft an option, read at its last token; there is no order to rotate."""
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
+        """A draft an option, read at its last token; its list, if any, is in the stated order."""
         order = shown_order(pen, question)
         texts = [pen.render(question, context, option=option) for option in range(len(question.options))]
         return [

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import ANY_NUMBER, Draft, Pen, ReadingCosts, Readings
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.tree.targets import TargetTable
@@ -38,7 +39,9 @@ class Classify:
         """No log-probability is asked for."""
         return False
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
         """One draft; a context that the template does not show is the second text of a pair."""
         text = pen.render(question, context)
         second = None if pen.uses_context else context

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Pen, ReadingCosts, Readings
 from strata.engine.tree.targets import TargetTable
 from strata.engine.types import Prompt, Question, QuestionScores
@@ -35,7 +36,9 @@ class Continuation:
         """Log-probabilities are what is asked for."""
         return True
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
         """Has no texts of its own."""
         raise NotImplementedError("continuations come as pairs of texts, not as questions")
 

@@ -1,4 +1,4 @@
-"""Takes the preference for a position out of the scores: every option is shown in every place, then averaged.
+"""Takes the preference for a position out of the scores of a question that is shown in several orders.
 
 Knows nothing of prompts or models: it sees one score an option for each order in which the options were
 shown. A branch carries the option's index in its own question, so un-rotating is grouping by `Branch.order`.
@@ -12,8 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from strata.engine.heads.probabilities import average_probabilities
+from strata.engine.heads.probabilities import average_probabilities, log_softmax
 from strata.engine.types import Branch
+
+STATED_ORDER = "stated_order"
+"""Name of the member scores [O] of the order that the question states: what they are without debiasing."""
+BY_PLACE = "by_place"
+"""Name of the member scores [O] that are the mean log-probability of each place, over the orders shown."""
 
 
 def rotations(num_options: int) -> tuple[tuple[int, ...], ...]:
@@ -52,6 +57,15 @@ def group_by_order(
     return {
         order: np.array([options[index] for index in range(num_options)]) for order, options in found.items()
     }
+
+
+def mean_by_place(scores_per_order: Mapping[tuple[int, ...], np.ndarray]) -> np.ndarray:
+    """[O] mean over the orders of log softmax(scores_r)[the option that stands at each place].
+
+    Args:
+        scores_per_order: as in `unrotate_and_average`, with keys that are no empty ones.
+    """
+    return np.mean([log_softmax(scores)[list(order)] for order, scores in scores_per_order.items()], axis=0)
 
 
 def unrotate_and_average(

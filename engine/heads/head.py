@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.tree.targets import TargetTable
 from strata.engine.types import Prompt, Question, QuestionScores
 
@@ -46,6 +47,7 @@ class Draft:
     scored: tuple[int, int] | None
     second: str | None = None
     is_continuation: bool = False
+    siblings: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of_option(cls, text: str, span: tuple[int, int], *, option: int, order: tuple[int, ...]) -> Draft:
@@ -182,7 +184,7 @@ class Head(Protocol):
 
     @property
     def numbers_options(self) -> bool:
-        """Whether the options' places could bias the scores, so that --debias rotate has something to do."""
+        """Whether options are named by their place, so that other orders change the scores."""
         ...
 
     def weight_shapes(self, hidden_size: int) -> tuple[tuple[int, int], ...]:
@@ -200,14 +202,16 @@ class Head(Protocol):
         """
         ...
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
         """The texts of a question's branches.
 
         Args:
             pen: renders the template.
             question: what is asked; its context is not looked at.
             context: what is left of the context.
-            rotates: show the options in every cyclic order, where the head numbers them.
+            orders: those that a head which numbers the options shows them in, the stated one first.
 
         Raises:
             InputError: the template cannot be rendered with this question.

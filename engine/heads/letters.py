@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from strata.engine.heads.debias import group_by_order, rotations, unrotate_and_average
+from strata.engine.heads.debias import (
+    BY_PLACE,
+    STATED_ORDER,
+    group_by_order,
+    mean_by_place,
+    unrotate_and_average,
+)
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Pen
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.heads.token_head import TokenHead
@@ -27,20 +35,30 @@ class Letters(TokenHead):
     forbids: Literal["option"] = "option"
     numbers_options = True
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
-        """A draft a letter, for the stated order or for every cyclic one."""
-        orders = rotations(len(question.options))
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
+        """A draft a letter, for each of the orders."""
         drafts: list[Draft] = []
-        for order in orders if rotates else orders[:1]:
+        for order in orders:
             text = pen.render(question, context, order=order)
             for letter, option in zip(LETTERS, order, strict=False):
                 drafts.append(Draft.of_label(letter, after=text, option=option, order=order))
         return drafts
 
     def score_prompt(self, prompt: Prompt, branch_scores: np.ndarray) -> QuestionScores:
-        """The letters' log-probabilities, un-rotated and averaged over the orders shown."""
+        """The letters' log-probabilities, un-permuted and averaged over the orders shown.
+
+        Beside them, where there are several: those of the stated order, and of each place.
+        """
         by_order = group_by_order(prompt.branches, branch_scores.tolist())
+        stated = next(iter(by_order.values()))
         if len(by_order) == 1:
-            return rank_options(prompt, next(iter(by_order.values())))
+            return rank_options(prompt, stated)
         scores, probabilities = unrotate_and_average(by_order)
-        return QuestionScores(question=prompt.question, scores=scores, probabilities=probabilities)
+        return QuestionScores(
+            question=prompt.question,
+            scores=scores,
+            probabilities=probabilities,
+            member_scores={STATED_ORDER: stated, BY_PLACE: mean_by_place(by_order)},
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Head, Pen, shown_order
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.heads.token_head import TokenHead
@@ -45,8 +47,10 @@ class LogLikelihood(TokenHead):
     forbids = None
     numbers_options = False
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
-        """A draft an option, of which the option is scored; there is no order to rotate."""
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
+        """A draft an option, of which the option is scored; its list, if any, is in the stated order."""
         order = shown_order(pen, question)
         drafts = []
         for option in range(len(question.options)):

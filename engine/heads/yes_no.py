@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Pen, shown_order
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.heads.token_head import TokenHead
@@ -33,8 +35,10 @@ class YesNo(TokenHead):
         pairs = targets.rows.reshape(-1, 2)
         return bool((pairs[:, 0] != pairs[:, 1]).any())
 
-    def write_drafts(self, pen: Pen, question: Question, context: str, *, rotates: bool) -> list[Draft]:
-        """Two drafts an option; there is no order to rotate."""
+    def write_drafts(
+        self, pen: Pen, question: Question, context: str, *, orders: Sequence[Order]
+    ) -> list[Draft]:
+        """Two drafts an option; its list, if any, is in the stated order."""
         order = shown_order(pen, question)
         drafts: list[Draft] = []
         for option in range(len(question.options)):

@@ -5,7 +5,6 @@ Flow: prompts and their planned sweep -> readouts of a group -> scores of the qu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from strata.engine.jobs.describe import (
     describe_overflows,
     ids_of_readouts,
 )
+from strata.engine.jobs.describe_sweep import describe_sweep
 from strata.engine.jobs.job import Measured, PrefixSharing, WeightStream
 from strata.engine.machine.machine import Machine
 from strata.engine.plan.sweep_job import SweepJob
@@ -68,21 +68,9 @@ class DecoderJob:
 
     def describe(self) -> dict[str, object]:
         """The plan as run.json keeps it."""
-        plan = self.sweep.plan
-        return {
-            **asdict(plan),
-            "tokens_computed": plan.tokens,
-            "sweep_s": plan.predicted_s,
-            **describe_head(self.opened.head),
-            "template": self.opened.prompting.template.name,
-            "members": list(self.opened.members),
-            "num_layers": self.opened.model.checkpoint.num_layers,
-            "final_norm": self.opened.model.normalizes,
-            **asdict(self.prefix_sharing),
-            "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
-            "budgets": asdict(self.machine.budgets),
-            "rates": asdict(self.machine.rates),
-        }
+        opened = self.opened
+        prompting = {**describe_head(opened.head), "template": opened.prompting.template.name}
+        return {**describe_sweep(self.sweep, self.machine), **prompting, **asdict(self.prefix_sharing)}
 
     def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
         """Sweeps group after group, and scores the questions that each completes; see `Job`."""

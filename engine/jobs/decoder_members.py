@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +24,7 @@ from strata.engine.jobs.job import KnownAnswer, Session
 from strata.engine.jobs.known_answer import check_known_answer
 from strata.engine.machine.machine import Machine
 from strata.engine.members.cut import Cut
+from strata.engine.members.ensemble import finish_each
 from strata.engine.members.member import Member
 from strata.engine.members.readings import MemberCosts
 from strata.engine.model.embedding import check_token_ids
@@ -36,7 +37,7 @@ from strata.engine.prompts.texts import check_known_labels, render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
 from strata.engine.results.partial_scores import fingerprint_job
 from strata.engine.tree.targets import TargetTable, build_scored_tree
-from strata.engine.types import Prompt, Question
+from strata.engine.types import Prompt, Question, QuestionScores
 
 
 @dataclass(kw_only=True, eq=False)
@@ -106,7 +107,8 @@ class DecoderMembers:
         """A digest of all that decides the scores; see `OpenMembers`."""
         first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
-        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut)
+        debias = (first.debias, first.debiasing)
+        settings = (self.head.name, first.normalize, template, self.dtype, *debias, *self.labels, *cut)
         return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def ask(self, prompts: Sequence[Prompt]) -> Asking:
@@ -133,6 +135,17 @@ class DecoderMembers:
         request = PlanRequest(machine=self.machine, overrides=self.session.overrides, group_goal=group_goal)
         (sweep,) = plan_sweep_jobs([self.ask(prompts)], request)
         return self.job_of(prompts, sweep)
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether the way to debias does."""
+        debias = self.prompting.debias
+        return debias.waits_for_all and debias.suits(self.head)
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """What the way to debias makes of each member's; see `OpenMembers`."""
+        finish = partial(self.prompting.debias.finish, warnings=self.session.warnings)
+        return finish_each(self.members, rows, finish) if self.waits_for_all else list(rows)
 
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """The probe of the first prompt; see `OpenMembers`."""

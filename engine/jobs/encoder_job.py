@@ -102,6 +102,15 @@ class EncoderMembers:
         """None: transformers' own model computes it."""
         return []
 
+    @property
+    def waits_for_all(self) -> bool:
+        """Never: rows show one option each."""
+        return False
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """As they are; see `OpenMembers`."""
+        return list(rows)
+
     def with_texts(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
         """The prompts with each row's text, special tokens included."""
         return (self.writer.with_texts(prompt) for prompt in prompts if isinstance(prompt, EncoderPrompt))

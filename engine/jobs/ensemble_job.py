@@ -71,6 +71,28 @@ class EnsembleMembers:
         jobs = [part.prepare(part_of(prompts, n), group_goal) for n, part in enumerate(self.parts)]
         return EnsembleJob(opened=self, prompts=prompts, jobs=jobs)
 
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether some model's do."""
+        return any(part.waits_for_all for part in self.parts)
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """Every model's, averaged again; see `OpenMembers`."""
+        if not self.waits_for_all:
+            return list(rows)
+        found: list[dict[str, list[QuestionScores]]] = [{} for _ in rows]
+        for part in self.parts:
+            asked = [index for index, row in enumerate(rows) if self._has_scored(part, row)]
+            for name, finished in finish_members(part, [rows[index] for index in asked]).items():
+                for index, row in zip(asked, finished, strict=True):
+                    found[index][name] = [row]
+        return [average_members(by_member)[0] for by_member in found]
+
+    def _has_scored(self, part: OpenMembers, row: QuestionScores) -> bool:
+        """A row without its members' scores is the last model's: a deadline kept the others from it."""
+        alone = not any(name in row.member_scores for name in self.members)
+        return part is self.parts[-1] if alone else part.members[0] in row.member_scores
+
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """Those of all models."""
         return [
@@ -88,6 +110,17 @@ class EnsembleMembers:
         """Closes every model."""
         for part in self.parts:
             part.close()
+
+
+def finish_members(part: OpenMembers, rows: Sequence[QuestionScores]) -> dict[str, list[QuestionScores]]:
+    """What each member of a model says of questions that it has scored, by its name."""
+    if len(part.members) > 1:
+        finished = part.finish(rows)
+        return {name: [scores_of_member(row, name) for row in finished] for name in part.members}
+    (name,) = part.members
+    return {
+        name: part.finish([scores_of_member(row, name) if name in row.member_scores else row for row in rows])
+    }
 
 
 def part_of(prompts: Sequence[Prompt], index: int) -> list[Prompt]:

@@ -108,6 +108,15 @@ class OpenMembers(Protocol):
         """
         ...
 
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether a question's scores depend on others', so that they are final only after `finish`."""
+        ...
+
+    def finish(self, rows: Sequence[QuestionScores]) -> list[QuestionScores]:
+        """What groups made of questions, in order, given all that are scored; it may be called again."""
+        ...
+
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """Computes the beginning of a prompt in two ways on the real weights, by each model that is streamed.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from strata.engine.adapters.adapter_file import read_adapter
 from strata.engine.adapters.lora import Adapter
+from strata.engine.heads.debiasing.registry import choose_debias
 from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, LogLikelihood, with_normalization
 from strata.engine.heads.registry import AUTO, CLASSIFY, choose_head
@@ -149,10 +150,14 @@ def _ask(
     window = model_window(checkpoint.config)
     if window.note:
         session.warnings.say(window.note)
+    debias = choose_debias(first.debias, first.debiasing)
+    debias.suits(head)
     prompting = PromptSettings(
-        template=load_template(first.template, head=head, chat=first.chat),
+        template=load_template(
+            first.template, head=head, chat=first.chat, lists_options=debias.masks_options
+        ),
         head=head,
-        debias=first.debias,
+        debias=debias,
         max_tokens=first.max_tokens,
         window=window.num_tokens,
         chat=first.chat,

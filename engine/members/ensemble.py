@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from strata.engine.heads.probabilities import average_probabilities, option_probabilities
@@ -30,6 +31,17 @@ def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionSc
             )
         )
     return averaged
+
+
+def finish_each(
+    names: Sequence[str],
+    rows: Sequence[QuestionScores],
+    finish: Callable[[Sequence[QuestionScores]], list[QuestionScores]],
+) -> list[QuestionScores]:
+    """Averaged rows, of which every member's part is finished by itself."""
+    if len(names) == 1:
+        return finish(rows)
+    return average_members({name: finish([scores_of_member(row, name) for row in rows]) for name in names})
 
 
 def scores_of_member(row: QuestionScores, name: str) -> QuestionScores:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from strata.engine.heads.debiasing.debias import DebiasSettings
+from strata.engine.heads.debiasing.registry import DebiasName
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.types import InputError, Question
 
@@ -30,7 +32,8 @@ class Member:
         adapter: PEFT LoRA folder, None for the model as it is.
         head: a head's name, or auto.
         template: built-in prompt template, a file, or a template itself; None takes the head's.
-        debias: none or rotate.
+        debias: a way of the registry: none, rotate, permute, set or pride.
+        debiasing: what that way is told.
         normalize: what head loglik divides log-likelihoods by: none, or the option's length in char, byte or
             token.
         max_tokens: longest prompt in tokens; None for the model's window.
@@ -50,7 +53,8 @@ class Member:
     adapter: Path | None = None
     head: str = "auto"
     template: str | Template | None = None
-    debias: Literal["none", "rotate"] = "none"
+    debias: DebiasName = "none"
+    debiasing: DebiasSettings = field(default_factory=DebiasSettings)
     normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = None
     context: str = FROM_QUESTION

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from strata.engine.deadline import parse_duration_s
+from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import FROM_QUESTION, NO_CONTEXT, Member
@@ -145,6 +146,9 @@ def _member(
             head=given.head,
             template=given.template,
             debias=given.debias,
+            debiasing=DebiasSettings(
+                num_orders=given.debias_orders, sample=given.debias_sample, seed=given.debias_seed
+            ),
             normalize=given.normalize,
             max_tokens=given.max_tokens,
             context=given.context,

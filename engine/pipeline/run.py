@@ -203,8 +203,9 @@ def _run_unit(work: _Work, unit: Unit, chosen: Sequence[str]) -> None:
         resumes=work.settings.resume,
     )
     for rows in score_unit(unit, asked, work.session, deadline, work.pace):
-        work.board.add(unit.names, rows)
-        work.board.write_submission(work.settings.out, work.pipeline.output.submission)
+        if rows:
+            work.board.add(unit.names, rows)
+            work.board.write_submission(work.settings.out, work.pipeline.output.submission)
 
 
 def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:

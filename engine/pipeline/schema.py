@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from strata.engine.heads.debiasing.registry import DebiasName
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
 from strata.engine.json_files import Schema
 
@@ -52,7 +53,10 @@ class MemberSection(Section):
     adapter: str | None = None
     head: str = "auto"
     template: str | None = None
-    debias: Literal["none", "rotate"] = "none"
+    debias: DebiasName = "none"
+    debias_orders: int | None = Field(default=None, ge=1)
+    debias_sample: float = Field(default=0.05, gt=0, le=1)
+    debias_seed: int = Field(default=0, ge=0)
     normalize: Normalization = DEFAULT_NORMALIZATION
     max_tokens: int | None = Field(default=None, ge=1)
     context: str = "question"

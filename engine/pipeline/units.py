@@ -87,18 +87,24 @@ def score_unit(
     """Scores what a unit is asked, as far as time allows; each group is safe on disk before it is handed on.
 
     Yields:
-        First what an interrupted run has left of the chosen questions, then groups as they end.
+        First what an interrupted run has left of the chosen questions, then groups as they end, and once more
+        all of them where they depend on each other.
 
     Raises:
         InputError: whatever is wrong with a member's files, or left-over scores of other settings.
     """
     with Scorer.open(unit.members, unit.machine, session=session) as scorer:
-        prompts = scorer.render(asked.questions, asked.source)
+        questions = asked.questions
+        if scorer.waits_for_all:
+            # What the others say is learned from: of the questions that are scored, and no others.
+            wanted = set(asked.chosen)
+            questions = [question for question in questions if question.id in wanted]
+        prompts = scorer.render(questions, asked.source)
         folder = Path(session.folder) / "members" / unit.folder
         kept = PartialScores(folder, scorer.fingerprint(prompts))
-        done = kept.read(asked.questions) if asked.resumes else {}
-        if known := [done[name] for name in asked.chosen if name in done]:
-            yield known
+        done = kept.read(questions) if asked.resumes else {}
+        known = [done[name] for name in asked.chosen if name in done]
+        yield known
         by_id = {prompt.question.id: prompt for prompt in prompts}
         left = [by_id[name] for name in asked.chosen if name not in done]
         if left and asked.probe:
@@ -107,4 +113,7 @@ def score_unit(
         kept.start(resume=asked.resumes)
         for rows in score_in_chunks(scorer, left, deadline, pace):
             kept.add(rows)
+            known = known + rows
             yield rows
+        if scorer.waits_for_all:
+            yield scorer.finish(known)

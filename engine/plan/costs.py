@@ -7,7 +7,7 @@ window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -185,28 +185,42 @@ def _costs_of_layers(
     )
 
 
-def sweep_flops(costs: ModelCosts, position_ids: np.ndarray, scored: np.ndarray) -> tuple[float, float]:
+def sweep_flops(
+    costs: ModelCosts,
+    position_ids: np.ndarray,
+    scored: np.ndarray,
+    visible: Callable[[int | None], np.ndarray] | None = None,
+) -> tuple[float, float]:
     """Useful FLOPs of a job's GEMMs and of its unmasked attention; the last layer counts scored tokens only.
 
     Args:
         costs: the model's.
         position_ids: [T] of every trie token.
         scored: [S] stream indexes that need queries and MLP in the last layer.
+        visible: window -> keys [T] that every token sees; None where these are all positions up to its own.
     """
     tokens, num_scored = len(position_ids), len(scored)
     body = sum(costs.linear_weights[:-1]) * tokens
     last = (
         costs.key_value_weights * tokens + (costs.linear_weights[-1] - costs.key_value_weights) * num_scored
     )
-    pairs = sum(visible_pairs(position_ids, window) for window in costs.windows[:-1])
-    pairs += visible_pairs(position_ids[scored], costs.windows[-1])
+    count = visible or (lambda window: positions_up_to(position_ids, window))
+    keys = {window: count(window) for window in set(costs.windows)}
+    totals = {window: int(found.sum()) for window, found in keys.items()}
+    pairs = sum(totals[window] for window in costs.windows[:-1])
+    pairs += int(keys[costs.windows[-1]][scored].sum())
     return 2.0 * (body + last), 4.0 * costs.num_heads * costs.head_dim * pairs
+
+
+def positions_up_to(position_ids: np.ndarray, window: int | None) -> np.ndarray:
+    """[T] int64, how many positions there are up to each token's own, and in the window."""
+    visible = position_ids.astype(np.int64) + 1
+    return visible if window is None else np.minimum(visible, window)
 
 
 def visible_pairs(position_ids: np.ndarray, window: int | None) -> int:
     """(token, visible key) pairs of tokens at these positions of their branches."""
-    visible = position_ids.astype(np.int64) + 1
-    return int(visible.sum() if window is None else np.minimum(visible, window).sum())
+    return int(positions_up_to(position_ids, window).sum())
 
 
 def _window(config: PreTrainedConfig, layer: int) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from strata.engine.machine.machine import Machine
 from strata.engine.model.embedding import embedding_bytes
@@ -26,7 +27,7 @@ from strata.engine.plan.workload import (
 )
 from strata.engine.tree.intervals import count
 from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes, token_ids_of
-from strata.engine.tree.prefix_tree import PrefixTree
+from strata.engine.tree.prefix_tree import PrefixTree, count_visible
 from strata.engine.tree.targets import ScoredTree, TargetTable
 from strata.engine.types import InputError
 
@@ -189,7 +190,12 @@ def _measure(askings: Sequence[Asking], costs: ModelCosts) -> Workload:
 
 def _stream_of(scored_tree: ScoredTree) -> TokenStream:
     tree = scored_tree.tree
-    return TokenStream(token_ids=tree.token_ids, position_ids=tree.position_ids, scored=scored_tree.scored)
+    return TokenStream(
+        token_ids=tree.token_ids,
+        position_ids=tree.position_ids,
+        scored=scored_tree.scored,
+        visible=partial(count_visible, tree),
+    )
 
 
 def plan_lanes(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[tuple[Lane, ...], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,22 @@ from strata.engine.plan.costs import ModelCosts, sweep_flops
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenStream:
-    """The tokens of a prefix tree: ids and positions [T], and `scored` [S], the indexes that are read out."""
+    """The tokens of a prefix tree: ids and positions [T], and `scored` [S], the indexes that are read out.
+
+    `visible` says how many keys [T] each sees under a window; None for all positions up to its own.
+    """
 
     token_ids: np.ndarray
     position_ids: np.ndarray
     scored: np.ndarray
+    visible: Callable[[int | None], np.ndarray] | None = None
+
+    def count_visible(self, window: int | None) -> np.ndarray:
+        """[T] keys that each token sees."""
+        if self.visible is not None:
+            return self.visible(window)
+        seen = self.position_ids.astype(np.int64) + 1
+        return seen if window is None else np.minimum(seen, window)
 
 
 def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
@@ -28,6 +39,7 @@ def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
         scored=np.concatenate(
             [stream.scored + start for stream, start in zip(streams, starts[:-1], strict=True)]
         ),
+        visible=lambda window: np.concatenate([stream.count_visible(window) for stream in streams]),
     )
 
 
@@ -64,7 +76,7 @@ def measure_workload(
     costs: ModelCosts, stream: TokenStream, side_bytes: SideBytes, *, num_members: int
 ) -> Workload:
     """The size of a tree's job."""
-    gemm, attention = sweep_flops(costs, stream.position_ids, stream.scored)
+    gemm, attention = sweep_flops(costs, stream.position_ids, stream.scored, stream.visible)
     return Workload(
         num_tokens=len(stream.token_ids),
         num_scored=len(stream.scored),

@@ -8,12 +8,15 @@ occur elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import uuid4
 
+from strata.engine.heads.debiasing.debias import Order, stated_order
 from strata.engine.heads.head import Draft, Head
 from strata.engine.prompts.examples import Examples
 from strata.engine.prompts.layouts import Layout
 from strata.engine.prompts.sandbox import RENDERING_ERRORS, render_bounded
+from strata.engine.prompts.siblings.option_list import MARKED_OPTIONS, find_listed
 from strata.engine.prompts.templates import DEFAULT_LABELS, Template, compile_template, find_variables
 from strata.engine.types import LETTERS, InputError, Question
 
@@ -30,7 +33,7 @@ class DraftWriter:
         template: Template,
         *,
         head: Head,
-        rotates: bool,
+        masks_options: bool = False,
         layout: Layout,
         shots: Sequence[Question] = (),
         num_shots: int | None = None,
@@ -40,7 +43,7 @@ class DraftWriter:
         Args:
             template: what the branches look like.
             head: says which branches there are.
-            rotates: a head that numbers the options shows them in every cyclic order.
+            masks_options: the options that a draft lists are its siblings.
             layout: puts drafts where they stand.
             shots: answered questions to show before each; see `Examples`.
             num_shots: how many of them; None for all.
@@ -51,23 +54,37 @@ class DraftWriter:
         self.uses_context = "context" in find_variables(template.name, template.text)
         self.labels: tuple[str, str] = template.labels or DEFAULT_LABELS
         self.lists_options = template.lists_options
-        self._name, self._head, self._rotates = template.name, head, rotates
+        self._name, self._head, self._masks_options = template.name, head, masks_options
         self._compiled = compile_template(template, head=head)
         self._layout = layout
         self._examples = Examples(shots, num_shots, self._write_example)
 
-    def write(self, question: Question, context: str) -> list[Draft]:
-        """Writes all drafts of a question with this context.
+    def write(self, question: Question, context: str, orders: Sequence[Order] = ()) -> list[Draft]:
+        """Writes all drafts of a question with this context; without orders, in the stated one.
 
         Raises:
-            InputError: the template cannot be rendered with this question.
+            InputError: the template cannot be rendered with this question, or lists options that are to be
+                siblings otherwise than each in the same way.
         """
-        drafts = self._head.write_drafts(self, question, context, rotates=self._rotates)
+        drafts = self._write(question, context, orders)
+        if self._masks_options:
+            drafts = [self._with_siblings(draft, question, context) for draft in drafts]
         shots = self._examples.before(question)
         return [self._layout.place(draft, shots) for draft in drafts]
 
+    def _write(self, question: Question, context: str, orders: Sequence[Order] = ()) -> list[Draft]:
+        shown = orders or (stated_order(question),)
+        return self._head.write_drafts(self, question, context, orders=shown)
+
     def _write_example(self, question: Question) -> list[Draft]:
-        return self._head.write_drafts(self, question, question.context, rotates=False)
+        return self._write(question, question.context)
+
+    def _with_siblings(self, draft: Draft, question: Question, context: str) -> Draft:
+        marked = self._render_listed(
+            context, question.prompt, MARKED_OPTIONS, question.options[draft.option], question.id
+        )
+        where = f"template {self._name} (question id {question.id!r})"
+        return replace(draft, siblings=find_listed(draft.text, marked, question.options, where))
 
     def render(
         self,
@@ -98,18 +115,20 @@ class DraftWriter:
         self, question: Question, context: str, order: Sequence[int] | None, option: str | None
     ) -> str:
         listed = question.options if order is None else [question.options[index] for index in order]
-        variables: dict[str, object] = {
-            "context": context,
-            "prompt": question.prompt,
-            "options": list(zip(LETTERS, listed, strict=False)),
-        }
+        pairs = tuple(zip(LETTERS, listed, strict=False))
+        return self._render_listed(context, question.prompt, pairs, option, question.id)
+
+    def _render_listed(
+        self, context: str, prompt: str, listed: Sequence[tuple[str, str]], option: str | None, name: str
+    ) -> str:
+        variables: dict[str, object] = {"context": context, "prompt": prompt, "options": list(listed)}
         if option is not None:
             variables["option"] = option
         try:
             return render_bounded(self._compiled, variables)
         except RENDERING_ERRORS as error:
             raise InputError(
-                f"template {self._name}: cannot be rendered (question id {question.id!r}): {error}"
+                f"template {self._name}: cannot be rendered (question id {name!r}): {error}"
             ) from error
 
 

@@ -48,7 +48,8 @@ class PlainLayout:
         start, end = _scored_span(draft)
         before = "".join(shot.text[: _scored_span(shot)[1]] + _EXAMPLE_SEPARATOR for shot in shots)
         scored = (start + len(before), end + len(before))
-        return replace(draft, text=before + draft.text, scored=scored)
+        siblings = _move(draft.siblings, len(before))
+        return replace(draft, text=before + draft.text, scored=scored, siblings=siblings)
 
 
 class ChatLayout:
@@ -93,7 +94,23 @@ class ChatLayout:
         text = prompt + answer
         # As for any continuation, spaces before it are scored with it; line feeds end the assistant's header.
         start = len(prompt.rstrip(" ")) if draft.is_continuation and answer else len(prompt)
-        return replace(draft, text=text, scored=(start, len(text)))
+        siblings: tuple[tuple[int, int], ...] = ()
+        if draft.siblings:
+            if draft.siblings[-1][1] > len(asked):
+                raise InputError("--chat: expected a template with text behind the options, for --debias set")
+            siblings = _move(draft.siblings, self._find_asked(turns, asked, prompt))
+        return replace(draft, text=text, scored=(start, len(text)), siblings=siblings)
+
+    def _find_asked(self, turns: list[dict[str, str]], asked: str, prompt: str) -> int:
+        """Where the last message begins in the prompt, which must show it as it is."""
+        before, _, _ = self._render([*turns, *_turns(_ANSWER_MARKER)], begins_answer=True).partition(
+            _ANSWER_MARKER
+        )
+        if not prompt.startswith(before + asked):
+            raise InputError(
+                "--chat: the chat template changes the message; expected it as it is, for --debias set"
+            )
+        return len(before)
 
     def _find_lead(self) -> str:
         prompt = self._render(_turns("?"), begins_answer=True)
@@ -114,6 +131,10 @@ class ChatLayout:
             raise InputError(f"--chat: the chat template cannot write this conversation: {reason}") from error
         assert isinstance(text, str)
         return text
+
+
+def _move(spans: Sequence[tuple[int, int]], num_characters: int) -> tuple[tuple[int, int], ...]:
+    return tuple((start + num_characters, end + num_characters) for start, end in spans)
 
 
 def _turns(asked: str, answer: str | None = None) -> list[dict[str, str]]:

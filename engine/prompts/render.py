@@ -7,11 +7,13 @@ hold any character of what the head scores, a label or the option; one that stra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Debias, stated_orders
+from strata.engine.heads.debiasing.permute import Stated
 from strata.engine.heads.head import Draft, Head
 from strata.engine.prompts.drafts import DraftWriter
 from strata.engine.prompts.layouts import ChatLayout, Layout, PlainLayout
@@ -35,8 +37,8 @@ class PromptSettings:
     Attributes:
         template: from `load_template` for this head.
         head: what scores the options; it says which branches there are.
-        debias: "rotate" shows the options in every cyclic order where the head numbers them (a warning says
-            so where it does not); "none" in the stated order only.
+        debias: which orders the options are shown in (a warning tells where that has no effect on the head),
+            and whether they see each other.
         max_tokens: the user's bound on the tokens of a branch, its last predicted token included; None for
             none.
         window: the bound of the model; None for none.
@@ -47,12 +49,13 @@ class PromptSettings:
         num_shots: see `shots`.
 
     Raises:
-        InputError: an unknown way to debias, a bound below 1, or a system message outside of a chat.
+        InputError: a way to debias that the head cannot be asked in, a bound below 1, or a system message
+            outside of a chat.
     """
 
     template: Template
     head: Head
-    debias: str = "none"
+    debias: Debias = field(default_factory=Stated)
     max_tokens: int | None = None
     window: int | None = None
     chat: bool = False
@@ -61,17 +64,11 @@ class PromptSettings:
     num_shots: int | None = None
 
     def __post_init__(self) -> None:
-        if self.debias not in ("none", "rotate"):
-            raise InputError(f"--debias {self.debias!r}: expected none or rotate")
+        self.debias.suits(self.head)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InputError(f"--max-tokens {self.max_tokens}: expected at least 1")
         if self.system is not None and not self.chat:
             raise InputError(f"--system {self.system!r}: expected --chat with it")
-
-    @property
-    def rotates(self) -> bool:
-        """Whether options are to be shown in every cyclic order."""
-        return self.debias == "rotate"
 
     @property
     def limit_tokens(self) -> int | None:
@@ -105,7 +102,8 @@ def render_prompts(
         One Prompt a question, in order, with the branches that the head drafts. A branch's `token_ids` end
         before its last target. Its `text` is complete: tokenized, it begins with `token_ids` and the last
         target (and goes on where a template does after the option). A text that brings the tokenizer's BOS
-        token has it once, where the tokenizer alone would make two.
+        token has it once, where the tokenizer alone would make two. Options that do not see each other are
+        tokenized apart, and in `token_ids` stand in an order of their own.
 
     Raises:
         InputError: a label that becomes no token or unknown tokens only, labels that become the same
@@ -114,7 +112,7 @@ def render_prompts(
     writer = DraftWriter(
         settings.template,
         head=settings.head,
-        rotates=settings.rotates,
+        masks_options=settings.debias.masks_options,
         layout=_choose_layout(settings, tokenizer),
         shots=settings.shots,
         num_shots=settings.num_shots,
@@ -123,11 +121,17 @@ def render_prompts(
     _warn_of_settings(settings, warnings)
     if not writer.uses_context and any(question.context for question in questions):
         warnings.say(f"template {settings.template.name} does not show the contexts that the questions have")
+    planned = settings.debias.plan_orders if settings.debias.suits(settings.head) else stated_orders
+    orders = planned(questions)
     prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_QUESTIONS):
-        batch = questions[first : first + _BATCH_QUESTIONS]
+        batch = slice(first, first + _BATCH_QUESTIONS)
         fitted = fit_questions(
-            batch, writer=writer, tokenizer=joint_tokenizer, limit_tokens=settings.limit_tokens
+            questions[batch],
+            orders[batch],
+            writer=writer,
+            tokenizer=joint_tokenizer,
+            limit_tokens=settings.limit_tokens,
         )
         for one in fitted:
             _report_length(one, settings, source, warnings)
@@ -156,8 +160,9 @@ def _choose_layout(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase)
 
 def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:
     head, max_tokens, window = settings.head, settings.max_tokens, settings.window
-    if settings.rotates and not head.numbers_options:
-        warnings.say(f"--debias rotate has no effect on head {head.name}, which does not number the options")
+    if not settings.debias.suits(head):
+        name = settings.debias.name
+        warnings.say(f"--debias {name} has no effect on head {head.name}, which does not number the options")
     if max_tokens is not None and window is not None and max_tokens > window:
         warnings.say(
             f"--max-tokens {max_tokens} exceeds the model's window of {window} tokens, which is used"
@@ -216,6 +221,7 @@ def _build_branch(tokenized: TokenizedDraft, warnings: RunWarnings) -> Branch:
         token_ids=np.ascontiguousarray(ids[: targets[-1].position]) if is_predicted else ids,
         text=draft.text,
         targets=targets,
+        siblings=tokenized.siblings,
     )
 
 

@@ -4,11 +4,6 @@ A template is Jinja2 with the variables `context` (may be empty), `prompt`, `opt
 `options` (the pairs (letter, text) in the order shown). Nothing is trimmed: a newline at a template's end
 is part of it.
 
-The Alpaca frames end in "### Response:" and a newline, after which the label is written bare. That is how the
-Llama-2 fine-tunes of this format were trained, and a word at the start of a line is one whole token for
-Llama-2 ("yes", "no", "A": the newline is a token of its own), whereas a space would glue itself to the
-label ("_yes") and leave the boundary between prompt and label inside a token.
-
 In a chat, a template is the user's message, up to what is scored. A file that uses `messages` is a chat
 template itself, as transformers has them; the message is then the head's own.
 """
@@ -25,73 +20,21 @@ import yaml
 from strata.engine.files import read_utf8
 from strata.engine.heads.head import Head
 from strata.engine.json_files import shown
+from strata.engine.prompts.built_in_texts import (
+    CHAT_LETTERS,
+    CHAT_YES_NO,
+    CHAT_YES_NO_LISTED,
+    LETTERS,
+    STATEMENT,
+    STATEMENT_LISTED,
+    YES_NO,
+    YES_NO_LISTED,
+)
 from strata.engine.prompts.sandbox import BoundedEnvironment
 from strata.engine.types import InputError
 
 VARIABLES = ("context", "prompt", "option", "options")
 DEFAULT_LABELS = ("yes", "no")
-
-_STATEMENT = """\
-{% if context %}Context: {{ context }}
-
-{% endif %}Question: {{ prompt }}
-Answer: {{ option }}"""
-
-_ALPACA_OPENING = """\
-Below is an instruction that describes a task, paired with an input that provides further context. \
-Write a response that appropriately completes the request.
-
-### Instruction:
-"""
-
-_YES_NO = (
-    _ALPACA_OPENING
-    + """\
-Answer yes if the proposed answer to the question is correct, and no if it is not.
-
-### Input:
-{% if context %}Context: {{ context }}
-
-{% endif %}Question: {{ prompt }}
-Proposed answer: {{ option }}
-
-### Response:
-"""
-)
-
-_LETTERS = (
-    _ALPACA_OPENING
-    + """\
-Answer the question with the letter of the correct option.
-
-### Input:
-{% if context %}Context: {{ context }}
-
-{% endif %}Question: {{ prompt }}
-{% for letter, text in options %}{{ letter }}. {{ text }}
-{% endfor %}
-### Response:
-"""
-)
-
-
-_CHAT_YES_NO = """\
-Answer Yes if the proposed answer to the question is correct, and No if it is not.
-
-{% if context %}Context: {{ context }}
-
-{% endif %}Question: {{ prompt }}
-Proposed answer: {{ option }}
-"""
-
-_CHAT_LETTERS = """\
-Answer the question with the letter of the correct option, and nothing else.
-
-{% if context %}Context: {{ context }}
-
-{% endif %}Question: {{ prompt }}
-{% for letter, text in options %}{{ letter }}. {{ text }}
-{% endfor %}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +57,19 @@ class Template:
 
 
 BUILT_IN = {
-    "statement": Template(name="statement", text=_STATEMENT),
-    "yes-no": Template(name="yes-no", text=_YES_NO, labels=DEFAULT_LABELS),
-    "letters": Template(name="letters", text=_LETTERS, lists_options=True),
+    "statement": Template(name="statement", text=STATEMENT),
+    "yes-no": Template(name="yes-no", text=YES_NO, labels=DEFAULT_LABELS),
+    "letters": Template(name="letters", text=LETTERS, lists_options=True),
+    "statement-listed": Template(name="statement-listed", text=STATEMENT_LISTED, lists_options=True),
+    "yes-no-listed": Template(
+        name="yes-no-listed", text=YES_NO_LISTED, labels=DEFAULT_LABELS, lists_options=True
+    ),
+    "chat-yes-no-listed": Template(
+        name="chat-yes-no-listed", text=CHAT_YES_NO_LISTED, labels=("Yes", "No"), lists_options=True
+    ),
     "text": Template(name="text", text="{{ prompt }}"),
-    "chat-yes-no": Template(name="chat-yes-no", text=_CHAT_YES_NO, labels=("Yes", "No")),
-    "chat-letters": Template(name="chat-letters", text=_CHAT_LETTERS, lists_options=True),
+    "chat-yes-no": Template(name="chat-yes-no", text=CHAT_YES_NO, labels=("Yes", "No")),
+    "chat-letters": Template(name="chat-letters", text=CHAT_LETTERS, lists_options=True),
 }
 
 _ENVIRONMENT = BoundedEnvironment(
@@ -129,7 +79,9 @@ MAX_TEMPLATE_CHARACTERS = 1_000_000
 MAX_YAML_DEPTH = 8
 
 
-def load_template(given: str | Template | None, *, head: Head, chat: bool = False) -> Template:
+def load_template(
+    given: str | Template | None, *, head: Head, chat: bool = False, lists_options: bool = False
+) -> Template:
     """Finds the template to use with a head.
 
     Args:
@@ -138,11 +90,12 @@ def load_template(given: str | Template | None, *, head: Head, chat: bool = Fals
             head's.
         head: what scores the options.
         chat: the template is a user's message, or a chat template that uses `messages`.
+        lists_options: take the one of the head's that lists the options.
 
     Raises:
         InputError: no such template, a syntax error, an unknown variable, or not what the head needs.
     """
-    own = BUILT_IN.get(f"chat-{head.template}" if chat else head.template) or BUILT_IN[head.template]
+    own = _own_template(f"{head.template}-listed" if lists_options else head.template, chat=chat)
     given = own if given is None else given
     template = given if isinstance(given, Template) else BUILT_IN.get(given) or _read_template(given)
     if template.frame is not None:
@@ -151,6 +104,10 @@ def load_template(given: str | Template | None, *, head: Head, chat: bool = Fals
         template = replace(own, name=template.name, frame=template.frame)
     compile_template(template, head=head)
     return template
+
+
+def _own_template(name: str, *, chat: bool) -> Template:
+    return BUILT_IN.get(f"chat-{name}" if chat else name) or BUILT_IN[name]
 
 
 def compile_template(template: Template, *, head: Head) -> jinja2.Template:

@@ -48,7 +48,7 @@ def render_texts(
     Raises:
         InputError: a text that becomes no token, or a template that does not fit.
     """
-    writer = DraftWriter(settings.template, head=settings.head, rotates=False, layout=PlainLayout())
+    writer = DraftWriter(settings.template, head=settings.head, layout=PlainLayout())
     pairs = not writer.uses_context and any(question.context for question in questions)
     prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_TEXTS):

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft
 from strata.engine.prompts.continuations import EncodedPair, encode_pairs
 from strata.engine.prompts.drafts import CONTEXT_MARKER, DraftWriter, find_marked
+from strata.engine.prompts.siblings.sibling_tokens import SiblingTokens, put_siblings, without_siblings
 from strata.engine.prompts.tokenizer import JointTokenizer, Tokens
-from strata.engine.types import Question
+from strata.engine.tree.intervals import Intervals
+from strata.engine.types import InputError, Question
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,22 +30,26 @@ class TokenizedDraft:
     draft: Draft
     tokens: Tokens
     target_indices: range
+    siblings: Intervals = ()
 
     @property
     def num_tokens(self) -> int:
-        """Tokens up to the last one that matters, a predicted one included."""
-        return self.target_indices[-1] + 1 if self.target_indices else len(self.tokens)
+        """Positions up to the last token that matters, a predicted one included."""
+        num = self.target_indices[-1] + 1 if self.target_indices else len(self.tokens)
+        lengths = [end - start for start, end in self.siblings]
+        return num - sum(lengths) + max(lengths, default=0)
 
 
 @dataclass(kw_only=True)
 class FittedQuestion:
     """A question with its tokenized drafts, fitted to a limit as far as its context allowed.
 
-    `context` is what was left of the question's own; `cuts` [C + 1] holds the characters of it that its first
-    0, 1, ..., C tokens take up (None: not measured).
+    `orders` are those its options are shown in. `context` is what was left of the question's own; `cuts`
+    [C + 1] holds the characters of it that its first 0, 1, ..., C tokens take up (None: not measured).
     """
 
     question: Question
+    orders: tuple[Order, ...]
     context: str
     cuts: np.ndarray | None = None
     drafts: list[TokenizedDraft] | None = None
@@ -73,7 +80,12 @@ class FittedQuestion:
 
 
 def fit_questions(
-    questions: Sequence[Question], *, writer: DraftWriter, tokenizer: JointTokenizer, limit_tokens: int | None
+    questions: Sequence[Question],
+    orders: Sequence[tuple[Order, ...]],
+    *,
+    writer: DraftWriter,
+    tokenizer: JointTokenizer,
+    limit_tokens: int | None,
 ) -> list[FittedQuestion]:
     """Writes and tokenizes all branches of some questions, with contexts that let them fit.
 
@@ -81,6 +93,7 @@ def fit_questions(
 
     Args:
         questions: a batch; all their tokens are in memory at once.
+        orders: for each question those its options are shown in.
         writer: writes the branches' texts.
         tokenizer: tokenizes them.
         limit_tokens: what the longest branch may take, its last predicted token included; None sets no limit.
@@ -88,7 +101,10 @@ def fit_questions(
     Raises:
         InputError: the template cannot be rendered.
     """
-    fitted = [FittedQuestion(question=question, context=question.context) for question in questions]
+    fitted = [
+        FittedQuestion(question=question, orders=shown, context=question.context)
+        for question, shown in zip(questions, orders, strict=True)
+    ]
     if limit_tokens is not None:
         _shorten_by_measure(fitted, writer, tokenizer, limit_tokens)
     pending = fitted
@@ -102,16 +118,24 @@ def _shorten_by_measure(
     fitted: Sequence[FittedQuestion], writer: DraftWriter, tokenizer: JointTokenizer, limit_tokens: int
 ) -> None:
     with_context = [one for one in fitted if one.context and writer.uses_context]
-    probes = [_longest_draft(writer.write(one.question, one.context)) for one in with_context]
-    measured = tokenizer.encode([probe.text for _, probe in probes])
-    for one, (index, probe), tokens in zip(with_context, probes, measured, strict=True):
-        marked = writer.write(one.question, CONTEXT_MARKER)[index].text
-        one.cuts = _measure_context(one.context, probe.text, marked, tokens, tokenizer)
-        excess = _find_targets(probe, tokens).num_tokens - limit_tokens
+    probes = [_longest_draft(writer.write(one.question, one.context, one.orders)) for one in with_context]
+    measured = _measure_drafts([probe for _, probe in probes], tokenizer)
+    for one, (index, probe), tokenized in zip(with_context, probes, measured, strict=True):
+        marked = writer.write(one.question, CONTEXT_MARKER, one.orders)[index].text
+        one.cuts = _measure_context(one.context, probe.text, marked, tokenized.tokens, tokenizer)
+        excess = tokenized.num_tokens - limit_tokens
         if excess > 0:
             # A template may show the context more than once.
             num_dropped = -(-excess // max(marked.count(CONTEXT_MARKER), 1))
             one.keep_context_tokens(len(one.cuts) - 1 - num_dropped)
+
+
+def _measure_drafts(drafts: Sequence[Draft], tokenizer: JointTokenizer) -> list[TokenizedDraft]:
+    """The drafts as wholes, whose targets are told as far as their end goes."""
+    if any(draft.siblings for draft in drafts):
+        return _tokenize(drafts, tokenizer)
+    wholes = tokenizer.encode([draft.text for draft in drafts])
+    return [_find_targets(draft, tokens) for draft, tokens in zip(drafts, wholes, strict=True)]
 
 
 def _longest_draft(drafts: Sequence[Draft]) -> tuple[int, Draft]:
@@ -138,14 +162,44 @@ def _measure_context(
 def _tokenize_drafts(
     fitted: Sequence[FittedQuestion], writer: DraftWriter, tokenizer: JointTokenizer
 ) -> None:
-    drafts = [writer.write(one.question, one.context) for one in fitted]
+    drafts = [writer.write(one.question, one.context, one.orders) for one in fitted]
     tokenized = iter(_tokenize([draft for group in drafts for draft in group], tokenizer))
     for one, group in zip(fitted, drafts, strict=True):
         one.drafts = [next(tokenized) for _ in group]
 
 
 def _tokenize(drafts: Sequence[Draft], tokenizer: JointTokenizer) -> list[TokenizedDraft]:
-    """The drafts, in order; those that score a continuation by the rule for pairs."""
+    """The drafts, in order, with their siblings."""
+    without = _tokenize_plain([without_siblings(draft) for draft in drafts], tokenizer)
+    listing = [index for index, draft in enumerate(drafts) if draft.siblings]
+    placed = put_siblings(
+        [drafts[index] for index in listing], [without[index].tokens for index in listing], tokenizer
+    )
+    for index, found in zip(listing, placed, strict=True):
+        without[index] = _with_siblings(drafts[index], without[index], found)
+    return without
+
+
+def _with_siblings(draft: Draft, without: TokenizedDraft, found: SiblingTokens) -> TokenizedDraft:
+    """The targets behind the options, of which each needs a token behind them to be read from."""
+    num_more = len(found.tokens) - len(without.tokens)
+    first = without.target_indices.start if without.target_indices else len(without.tokens)
+    if found.siblings and first <= found.siblings[0][0]:
+        raise InputError(
+            f"--debias set: nothing stands between the options and what is read (option {draft.option}); "
+            "expected text between them"
+        )
+    targets = range(without.target_indices.start + num_more, without.target_indices.stop + num_more)
+    return TokenizedDraft(
+        draft=draft,
+        tokens=found.tokens,
+        target_indices=targets if without.target_indices else range(0),
+        siblings=found.siblings,
+    )
+
+
+def _tokenize_plain(drafts: Sequence[Draft], tokenizer: JointTokenizer) -> list[TokenizedDraft]:
+    """Drafts without siblings; those that score a continuation by the rule for pairs."""
     spans = [(draft.text, draft.scored[0]) for draft in drafts if draft.is_continuation and draft.scored]
     pairs = iter(encode_pairs(spans, tokenizer))
     wholes = iter(tokenizer.encode([draft.text for draft in drafts if not draft.is_continuation]))

@@ -95,6 +95,8 @@ def fingerprint_job(prompts: Sequence[Prompt], settings: Iterable[object]) -> st
         for branch in prompt.branches:
             digest.update(branch.token_ids.tobytes())
             digest.update(str([(target.position, target.token_id) for target in branch.targets]).encode())
+            if branch.siblings:
+                digest.update(str(branch.siblings).encode())
     return digest.hexdigest()
 
 

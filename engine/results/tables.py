@@ -188,12 +188,17 @@ def prompt_as_json(prompt: Prompt) -> dict:
 
 
 def branch_as_json(branch: Branch) -> dict:
-    """What prompts.jsonl says of a branch; a target is [position, token id], null for a classifier head."""
+    """What prompts.jsonl says of a branch; a target is [position, token id], null for a classifier head.
+
+    `siblings` are there where there are any: spans of `ids` that do not see each other.
+    """
+    siblings = [[int(start), int(end)] for start, end in branch.siblings]
     return {
         "option": int(branch.option),
         "order": [int(index) for index in branch.order],
         "label": branch.label,
         "ids": np.asarray(branch.token_ids).tolist(),
+        **({"siblings": siblings} if siblings else {}),
         "text": branch.text,
         "targets": [
             [int(target.position), None if target.token_id is None else int(target.token_id)]

@@ -88,7 +88,8 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             known_answers = scorer.check_known_answers(prompts) if config.probe else []
             remove_artefacts(out)
             reset_device_peaks(job.machine.devices)
-            by_id = done | _run(job, kept, deadline, resume=config.resume)
+            found = done | _run(job, kept, deadline, resume=config.resume)
+            by_id = {row.question.id: row for row in scorer.finish(list(found.values()))}
             scores = collect_scores(questions, by_id, warnings)
             record.metrics = evaluate_labels(scores) if scorer.labels else evaluate(scores)
             with session.timer.phase("write"):
@@ -96,7 +97,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
                 write_artefacts(out, scores, texts, config.submission)
                 if not warnings.rows.get(UNREACHED):
                     kept.remove()
-            int8 = check_int8(config, scorer, job, by_id, deadline)
+            int8 = check_int8(config, scorer, job, found, deadline)
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
             record.measured["probe"] = known_answers if config.probe else "skipped (--no-probe)"
             reached = list(by_id.values())

@@ -19,6 +19,19 @@ def clip_path(path: Intervals, depth: int) -> Intervals:
     return tuple(clipped)
 
 
+def slice_path(path: Intervals, spans: Intervals) -> Intervals:
+    """The tokens of a path at these ascending depths [start, end)."""
+    found = []
+    depth = 0
+    for start, end in path:
+        for first, last in spans:
+            low, high = max(first - depth, 0), min(last - depth, end - start)
+            if low < high:
+                found.append((start + low, start + high))
+        depth += end - start
+    return join_intervals(tuple(found))
+
+
 def clip_stream(intervals: Intervals, end: int) -> Intervals:
     """The part of the intervals that lies before stream index `end`."""
     return tuple((a, min(b, end)) for a, b in intervals if a < end)

@@ -168,18 +168,19 @@ def ranges_in_order(wanted: Intervals, key_space: Intervals) -> Intervals:
 def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
     """Runs at which lanes begin: near equal shares of the tokens, at the shallowest run there.
 
-    A run that begins at depth d makes d tokens public, so a cut between questions is better than one inside.
+    A run that begins behind d others of its chain makes d tokens public, so a cut between questions is better
+    than one inside.
     """
     share = tree.num_tokens / num_lanes
     starts = tree.run_starts[:-1]
-    depths = tree.position_ids[starts]
     bounds = {0, tree.num_runs}
     for lane in range(1, num_lanes):
         low, high = np.searchsorted(starts, ((lane - CUT_SLACK) * share, (lane + CUT_SLACK) * share))
         low = max(int(low), 1)
         high = min(max(int(high), low + 1), tree.num_runs)
         if low < high:
-            bounds.add(low + int(np.argmin(depths[low:high])))
+            num_public = [count(_ancestors_before(tree, run, int(starts[run]))) for run in range(low, high)]
+            bounds.add(low + int(np.argmin(num_public)))
     return sorted(bounds)
 
 
@@ -190,9 +191,10 @@ def _public_tokens(tree: PrefixTree, bounds: list[int]) -> Intervals:
 def _ancestors_before(tree: PrefixTree, run: int, end: int) -> Intervals:
     """Ancestors of the run and of all later ones that lie before stream index `end`, the run's own start.
 
-    Depth-first order makes the ancestors of later runs a part of this run's.
+    Depth-first order makes the ancestors of later runs a part of this run's, siblings that it does not see
+    itself included.
     """
-    return clip_stream(tree.paths[run], end)
+    return clip_stream(tree.chains[run], end)
 
 
 def _needed_public(tree: PrefixTree, first: int, last: int, public: Intervals) -> Intervals:

@@ -5,6 +5,8 @@ to the stream only the tokens after its longest common prefix with the sequence 
 a token sees is a *path*: stream intervals from the root to itself. Token t of run r sees `paths[r]` clipped
 at t. There are as many stream tokens as trie nodes (a node here is one token), which is what a sweep
 computes.
+A sequence may hold siblings (see siblings.py): the tree is the same trie of the whole sequences, each token
+told apart by the part it is in; siblings are runs of their own, whose paths leave out the ones before them.
 Independent check: a dictionary-of-dictionaries trie, and every path spelled out equals its sequence (tests).
 Knows nothing of questions, models or devices.
 """
@@ -16,7 +18,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strata.engine.tree.intervals import Intervals, clip_path, join_intervals
+from strata.engine.tree.intervals import (
+    Intervals,
+    clip_path,
+    clip_stream,
+    count,
+    indexes,
+    join_intervals,
+    slice_path,
+)
+from strata.engine.tree.siblings import (
+    check_siblings,
+    cut_parts,
+    sibling_marks,
+    sibling_positions,
+    visible_spans,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,9 +42,11 @@ class PrefixTree:
 
     Attributes:
         token_ids: [T] int32, depth-first order.
-        position_ids: [T] int32, the depth of each token (0 for a root token).
+        position_ids: [T] int32, the depth of each token (0 for a root token), less behind siblings.
         run_starts: [R + 1] int64, stream index at which each run begins; the last entry is T.
-        paths: for each run the stream intervals from the root to the run's end, in order of depth.
+        paths: for each run the stream intervals that its last token sees, in order of depth.
+        chains: for each run the stream intervals from the root to the run's end, all siblings included: what
+            later runs may see of the stream so far. Where there are no siblings, `paths`.
         sequence_paths: for each of the sequences given, its intervals; their lengths add up to the
             sequence's.
     """
@@ -36,6 +55,7 @@ class PrefixTree:
     position_ids: np.ndarray
     run_starts: np.ndarray
     paths: tuple[Intervals, ...]
+    chains: tuple[Intervals, ...]
     sequence_paths: tuple[Intervals, ...]
 
     @property
@@ -62,48 +82,86 @@ class PrefixTree:
         return np.concatenate([self.token_ids[start:end] for start, end in self.sequence_paths[sequence]])
 
 
-def build_prefix_tree(sequences: Sequence[np.ndarray]) -> PrefixTree:
+def build_prefix_tree(
+    sequences: Sequence[np.ndarray], siblings: Sequence[Intervals] | None = None
+) -> PrefixTree:
     """Merges token sequences into one trie.
 
     Args:
         sequences: arrays [L_i] of non-negative token ids, each with at least one token; repeats are allowed.
+        siblings: for each sequence the spans of it that do not see each other; None for none.
 
     Raises:
-        ValueError: no sequences, or an empty one.
+        ValueError: no sequences, an empty one, or siblings that do not follow one another.
     """
     if not len(sequences) or min(len(sequence) for sequence in sequences) == 0:
         raise ValueError("a prefix tree needs at least one sequence, and every sequence at least one token")
-    order = sorted(range(len(sequences)), key=lambda index: np.asarray(sequences[index], ">i4").tobytes())
+    all_spans = siblings or [()] * len(sequences)
+    keyed = _pair_with_marks(sequences, all_spans) if any(all_spans) else sequences
+    order = sorted(range(len(sequences)), key=lambda index: np.asarray(keyed[index], ">i4").tobytes())
     tokens: list[np.ndarray] = []
-    depths: list[np.ndarray] = []
-    starts, paths = [0], []
+    positions: list[np.ndarray] = []
+    starts, paths, chains = [0], [], []
     sequence_paths: list[Intervals] = [()] * len(sequences)
-    previous = np.empty(0, np.int32)
-    path: Intervals = ()
+    previous = np.asarray(keyed[order[0]][:0])
+    chain: Intervals = ()
     for index in order:
-        sequence = np.asarray(sequences[index], np.int32)
-        shared = common_prefix_length(previous, sequence)
-        path = clip_path(path, shared)
+        sequence, spans = np.asarray(sequences[index], np.int32), all_spans[index]
+        shared = common_prefix_length(previous, keyed[index])
+        chain = clip_path(chain, shared)
         if shared < len(sequence):
-            start, end = starts[-1], starts[-1] + len(sequence) - shared
             tokens.append(sequence[shared:])
-            depths.append(np.arange(shared, len(sequence), dtype=np.int32))
-            path = join_intervals((*path, (start, end)))
+            positions.append(sibling_positions(len(sequence), spans)[shared:])
+        for first, last in cut_parts(shared, len(sequence), spans) if shared < len(sequence) else ():
+            start, end = starts[-1], starts[-1] + last - first
+            chain = join_intervals((*chain, (start, end)))
             starts.append(end)
-            paths.append(path)
-        sequence_paths[index] = path
-        previous = sequence
+            chains.append(chain)
+            paths.append(slice_path(chain, visible_spans(last, spans)) if spans else chain)
+        sequence_paths[index] = chain
+        previous = keyed[index]
     return PrefixTree(
         token_ids=np.concatenate(tokens),
-        position_ids=np.concatenate(depths),
+        position_ids=np.concatenate(positions),
         run_starts=np.asarray(starts, np.int64),
         paths=tuple(paths),
+        chains=tuple(chains),
         sequence_paths=tuple(sequence_paths),
     )
 
 
+def count_visible(tree: PrefixTree, window: int | None = None) -> np.ndarray:
+    """[T] int64, how many keys each token sees, itself included; in a window, those fewer than W back."""
+    positions = tree.position_ids.astype(np.int64)
+    visible = positions + 1 if window is None else np.minimum(positions + 1, window)
+    for run, path in enumerate(tree.paths):
+        start, end = int(tree.run_starts[run]), int(tree.run_starts[run + 1])
+        if count(path) == positions[end - 1] + 1:
+            continue
+        before = np.sort(positions[indexes(clip_stream(path, start))])
+        own = np.arange(1, end - start + 1)
+        hidden = 0
+        if window is not None:
+            hidden = np.searchsorted(before, positions[start:end] - window, side="right")
+            own = np.minimum(own, window)
+        visible[start:end] = len(before) - hidden + own
+    return visible
+
+
+def _pair_with_marks(sequences: Sequence[np.ndarray], siblings: Sequence[Intervals]) -> list[np.ndarray]:
+    """[L, 2] of each sequence: tokens are one node only where the parts that they are in are the same."""
+    paired = []
+    for sequence, spans in zip(sequences, siblings, strict=True):
+        check_siblings(spans, len(sequence))
+        marks = sibling_marks(len(sequence), spans)
+        paired.append(np.stack([marks, np.asarray(sequence, np.int32)], axis=1))
+    return paired
+
+
 def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many leading tokens two sequences share."""
+    """How many leading tokens two sequences share; of [L, 2], how many leading pairs."""
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
+    if differs.ndim > 1:
+        differs = differs.any(axis=1)
     return int(np.argmax(differs)) if differs.any() else length

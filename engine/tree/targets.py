@@ -90,9 +90,17 @@ class ScoredTree:
 
 def build_scored_tree(prompts: Sequence[Prompt]) -> ScoredTree:
     """The tree of all branches of some prompts, with their targets."""
-    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
+    tree = build_prompt_tree(prompts)
     ends = np.cumsum([len(prompt.branches) for prompt in prompts])
     return ScoredTree(tree=tree, targets=build_target_table(prompts, tree), branch_ends=ends)
+
+
+def build_prompt_tree(prompts: Sequence[Prompt]) -> PrefixTree:
+    """The tree alone; its sequences are the branches, in order."""
+    branches = [branch for prompt in prompts for branch in prompt.branches]
+    return build_prefix_tree(
+        [branch.token_ids for branch in branches], [branch.siblings for branch in branches]
+    )
 
 
 def build_target_table(prompts: Sequence[Prompt], tree: PrefixTree) -> TargetTable:

@@ -15,6 +15,7 @@ from strata.scripts.bench.configs import (
     TrainBenchConfig,
     TrainEncoderBenchConfig,
 )
+from strata.scripts.bench.debias.config import DebiasBenchConfig
 
 bench_app = SubcommandApp()
 
@@ -84,6 +85,17 @@ def harness(config: HarnessBenchConfig) -> int:
     from strata.scripts.bench.harness import run_harness_bench
 
     return run_harness_bench(config)
+
+
+@bench_app.command(name="debias")
+def debias(config: DebiasBenchConfig) -> int:
+    """Measure what taking out position bias costs: tokens of each way, time of all rotations in one tree.
+
+    Example: strata bench debias --parts tokens
+    """
+    from strata.scripts.bench.debias.debias import run_debias_bench
+
+    return run_debias_bench(config)
 
 
 @bench_app.command(name="calibrate")

@@ -51,6 +51,13 @@ def test_families(family, checkpoint, score):
     assert_same_scores(run, score(**flags), TOLERANCES["float32"])
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_sets_of_options(family, checkpoint, score):
+    flags = {"model": checkpoint(family), "head": "loglik", "debias": "set"}
+    run = score(devices="cuda:0", **flags, **PLACEMENTS["groups"])
+    assert_same_scores(run, score(**flags), TOLERANCES["float32"])
+
+
 @pytest.mark.parametrize("kind", ["classifier", "contrast_classifier"])
 def test_classifiers(kind, checkpoint, score):
     model = checkpoint("llama-gqa", kind)

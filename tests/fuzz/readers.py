@@ -166,9 +166,7 @@ def read_journal(folder: Path) -> None:
 def read_template(file: str, head: str) -> object:
     def read(folder: Path) -> object:
         template = load_template(str(folder / file), head=HEADS[head])
-        return DraftWriter(template, head=HEADS[head], rotates=False, layout=PlainLayout()).write(
-            QUESTION, "some context"
-        )
+        return DraftWriter(template, head=HEADS[head], layout=PlainLayout()).write(QUESTION, "some context")
 
     return read
 

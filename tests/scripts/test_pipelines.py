@@ -1,4 +1,4 @@
-"""Every shipped file of `strata run`, end to end: tiny models, adapters and an index replace the real ones."""
+"""Every shipped file of `strata run`, end to end: tiny models, adapters and an index in place of real ones."""
 
 from __future__ import annotations
 

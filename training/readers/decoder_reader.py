@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from strata.engine.heads.debiasing.registry import choose_debias
 from strata.engine.heads.registry import HEADS
 from strata.engine.model.final_logits import final_logits
 from strata.engine.prompts.render import PromptSettings, render_prompts
@@ -56,9 +57,11 @@ class DecoderReader:
         self.warnings = RunWarnings()
         self._label_rows = {name: row for row, name in enumerate(trained.labels)}
         head = HEADS[trained.head]
+        debias = choose_debias(config.debias)
         self._prompt_settings = PromptSettings(
-            template=load_template(config.template, head=head),
+            template=load_template(config.template, head=head, lists_options=debias.masks_options),
             head=head,
+            debias=debias,
             max_tokens=config.max_tokens,
             window=getattr(checkpoint.config, "max_position_embeddings", None),
         )

@@ -14,8 +14,8 @@ import torch
 
 from strata.engine.model.attention import AttentionCall, TilesOf
 from strata.engine.tree.lanes import MicroBatch, split_lanes
-from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
-from strata.engine.tree.targets import TargetTable, build_target_table
+from strata.engine.tree.prefix_tree import PrefixTree
+from strata.engine.tree.targets import TargetTable, build_prompt_tree, build_target_table
 from strata.engine.tree.tiles import tile_finder
 from strata.training.types import Example
 
@@ -70,7 +70,7 @@ class PackedBatch:
 def pack_examples(examples: Sequence[Example], device: torch.device) -> PackedBatch:
     """Builds the tree of all branches of all examples."""
     prompts = [example.prompt for example in examples]
-    tree = build_prefix_tree([branch.token_ids for prompt in prompts for branch in prompt.branches])
+    tree = build_prompt_tree(prompts)
     targets = build_target_table(prompts, tree)
     (lane,) = split_lanes(tree, targets.scored, 1, tree.num_tokens)
     (batch,) = lane.micro_batches
@@ -101,4 +101,4 @@ def split_examples(examples: Sequence[Example], micro_batch_tokens: int) -> list
 
 def count_tokens(example: Example) -> int:
     """Tree tokens of one example alone."""
-    return build_prefix_tree([branch.token_ids for branch in example.prompt.branches]).num_tokens
+    return build_prompt_tree([example.prompt]).num_tokens

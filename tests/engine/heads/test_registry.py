@@ -100,7 +100,7 @@ class TokenMean:
     def normalizes(self, targets):
         return True
 
-    def write_drafts(self, pen, question, context, *, rotates):
+    def write_drafts(self, pen, question, context, *, orders):
         drafts = []
         for option in range(len(question.options)):
             text = pen.render(question, context, option=option)
@@ -125,7 +125,7 @@ class LogitMean(TokenMean):
 class LargestState(TokenMean):
     """The largest number in the hidden state of an option's last token: needs no stored weight."""
 
-    def write_drafts(self, pen, question, context, *, rotates):
+    def write_drafts(self, pen, question, context, *, orders):
         texts = [pen.render(question, context, option=option) for option in range(len(question.options))]
         return [
             Draft(option=option, order=(), label=None, text=text, scored=None)

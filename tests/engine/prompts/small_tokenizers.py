@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from strata.engine.heads.debiasing.registry import choose_debias
 from strata.engine.heads.registry import HEADS
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
@@ -74,6 +75,7 @@ def render(questions, name="bytes", head="yes-no", template=None, warnings=None,
     source = {"source": given.pop("source")} if "source" in given else {}
     template = template or load_template(None, head=HEADS[head])
     tokenizer = name if not isinstance(name, str) else load_tokenizer(name)
+    given["debias"] = choose_debias(given.pop("debias", "none"))
     settings = PromptSettings(template=template, head=HEADS[head], **given)
     return render_prompts(questions, settings, tokenizer, warnings or RunWarnings(), **source)
 

@@ -100,7 +100,7 @@ HOSTILE = {
 def write_drafts(text: str, path) -> None:
     path.write_text("{{ option }}" + text, encoding="utf-8")
     head = HEADS["loglik"]
-    DraftWriter(load_template(str(path), head=head), head=head, rotates=False, layout=PlainLayout()).write(
+    DraftWriter(load_template(str(path), head=head), head=head, layout=PlainLayout()).write(
         QUESTION, QUESTION.context
     )
 

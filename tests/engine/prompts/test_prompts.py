@@ -152,7 +152,7 @@ def test_settings_that_have_no_effect_are_told():
     assert len(warnings.messages) == 3
 
 
-@pytest.mark.parametrize(("setting", "value"), [("debias", "pride"), ("max_tokens", 0)])
+@pytest.mark.parametrize(("setting", "value"), [("debias", "both"), ("max_tokens", 0)])
 def test_unknown_settings_are_refused(setting, value):
     with pytest.raises(InputError, match=f"{value}"):
         render([], **{setting: value})

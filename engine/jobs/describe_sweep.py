@@ -1,0 +1,25 @@
+"""What run.json keeps of a planned sweep. Knows no heads and no prompts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+from strata.engine.machine.machine import Machine
+from strata.engine.plan.sweep_job import SweepJob
+
+
+def describe_sweep(sweep: SweepJob, machine: Machine) -> dict[str, object]:
+    """The plan, what is swept, and the machine it is for."""
+    plan = sweep.plan
+    return {
+        **asdict(plan),
+        "tokens_computed": plan.tokens,
+        "sweep_s": plan.predicted_s,
+        "members": list(sweep.members),
+        "num_layers": sweep.model.checkpoint.num_layers,
+        "final_norm": sweep.model.normalizes,
+        "num_micro_batches": math.ceil(sweep.tree.num_tokens / plan.micro_batch_tokens),
+        "budgets": asdict(machine.budgets),
+        "rates": asdict(machine.rates),
+    }
