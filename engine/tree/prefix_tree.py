@@ -139,12 +139,10 @@ def count_visible(tree: PrefixTree, window: int | None = None) -> np.ndarray:
         if count(path) == positions[end - 1] + 1:
             continue
         before = np.sort(positions[indexes(clip_stream(path, start))])
-        own = np.arange(1, end - start + 1)
-        hidden = 0
+        visible[start:end] = len(before) + np.arange(1, end - start + 1)
         if window is not None:
             hidden = np.searchsorted(before, positions[start:end] - window, side="right")
-            own = np.minimum(own, window)
-        visible[start:end] = len(before) - hidden + own
+            visible[start:end] = len(before) - hidden + np.minimum(np.arange(1, end - start + 1), window)
     return visible
 
 
