@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from strata.engine.adapters.lora import Adapter
 from strata.engine.deadline import Deadline
+from strata.engine.heads.head import Head
 from strata.engine.heads.loglik import describe_head
 from strata.engine.jobs.decoder_scores import MemberHeads
 from strata.engine.jobs.describe import (
@@ -20,23 +22,53 @@ from strata.engine.jobs.describe import (
     ids_of_readouts,
 )
 from strata.engine.jobs.describe_sweep import describe_sweep
-from strata.engine.jobs.job import Measured, PrefixSharing, WeightStream
+from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
+from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.progress import progress_bar
+from strata.engine.prompts.render import PromptSettings
 from strata.engine.sweep.lane_worker import ReadoutsNotFiniteError
 from strata.engine.sweep.sweep import Advance, SweptGroup, run_sweep
 from strata.engine.types import Prompt, QuestionScores
 
-if TYPE_CHECKING:
-    from strata.engine.jobs.decoder_members import DecoderMembers
+
+class SweptMembers(Protocol):
+    """What a job needs of the opened members whose prompts it sweeps (see `DecoderMembers`).
+
+    Attributes:
+        adapters: the members' adapters, none for the base model alone.
+        head: what scores their readouts.
+        labels: the names of each member's labels; empty for heads without.
+        machine: what they run on.
+        model: the modules.
+        prompting: template and bounds of their prompts.
+        session: of the caller.
+    """
+
+    adapters: tuple[Adapter, ...]
+    head: Head
+    labels: tuple[tuple[str, ...], ...]
+    machine: Machine
+    model: OpenModel
+    prompting: PromptSettings
+    session: Session
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+    def verify(self) -> None:
+        """Checks what is read in parts only, once."""
+        ...
 
 
 @dataclass(kw_only=True, eq=False)
 class DecoderJob:
     """Prompts with their planned sweep; `swept` are the groups done so far. See `Job`."""
 
-    opened: DecoderMembers
+    opened: SweptMembers
     prompts: Sequence[Prompt]
     sweep: SweepJob
     normalized: bool

@@ -1,4 +1,4 @@
-"""Every shipped file of `strata run`, end to end: tiny models, adapters and an index in place of real ones."""
+"""Every shipped file of `strata run`, end to end, with tiny models, adapters and an index in their places."""
 
 from __future__ import annotations
 
