@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Literal, Protocol
 
 from strata.engine.types import InputError, Question, QuestionScores, RunWarnings
-
-if TYPE_CHECKING:
-    from strata.engine.heads.head import Head
 
 Order = tuple[int, ...]
 """Option indexes in the order shown."""
@@ -46,6 +43,25 @@ class DebiasSettings:
             raise InputError(f"--debias-seed {self.seed}: expected 0 or more")
 
 
+class AskedHead(Protocol):
+    """What a way to debias knows of a head; see `Head`."""
+
+    @property
+    def name(self) -> str:
+        """What `--head` calls it."""
+        ...
+
+    @property
+    def needs(self) -> Literal["option", "options", "prompt"]:
+        """The template variable that every template for it must use."""
+        ...
+
+    @property
+    def numbers_options(self) -> bool:
+        """Whether options are named by their place."""
+        ...
+
+
 class Debias(Protocol):
     """A way to take the preference for a position out of the scores. Implementations hold settings only."""
 
@@ -64,7 +80,7 @@ class Debias(Protocol):
         """Whether a question's scores depend on others', so that `finish` has something to do."""
         ...
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Whether it changes the head's scores; where it does not, a run says so and goes on.
 
         Raises:

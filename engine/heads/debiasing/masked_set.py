@@ -8,13 +8,10 @@ Source: McIlroy-Young et al., "Order-Independence Without Fine Tuning" (NeurIPS 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from strata.engine.heads.debiasing.debias import AskedHead
 from strata.engine.heads.debiasing.permute import Stated
 from strata.engine.types import InputError
-
-if TYPE_CHECKING:
-    from strata.engine.heads.head import Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +21,7 @@ class MaskedSet(Stated):
     name = "set"
     masks_options = True
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Heads that are asked of one option at a time, while the prompt lists all.
 
         Raises:

@@ -6,21 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strata.engine.heads.debias import rotations
 from strata.engine.heads.debiasing.debias import (
+    AskedHead,
     DebiasSettings,
     Order,
     stated_order,
     stated_orders,
 )
 from strata.engine.types import Question, QuestionScores, RunWarnings
-
-if TYPE_CHECKING:
-    from strata.engine.heads.head import Head
 
 DEFAULT_ORDERS = 24
 """Orders a question: all of up to four options, so many of more."""
@@ -34,7 +31,7 @@ class Stated:
     masks_options = False
     waits_for_all = False
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Any head."""
         return True
 
@@ -53,7 +50,7 @@ class Rotate(Stated):
 
     name = "rotate"
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Heads that number the options."""
         return head.numbers_options
 
@@ -70,7 +67,7 @@ class Permute(Stated):
 
     name = "permute"
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Heads that number the options."""
         return head.numbers_options
 

@@ -18,18 +18,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from strata.engine.heads.debias import BY_PLACE, STATED_ORDER, rotations
-from strata.engine.heads.debiasing.debias import DebiasSettings, Order, stated_order
+from strata.engine.heads.debiasing.debias import AskedHead, DebiasSettings, Order, stated_order
 from strata.engine.heads.debiasing.permute import Stated
 from strata.engine.heads.probabilities import average_probabilities, log_softmax
 from strata.engine.types import Question, QuestionScores, RunWarnings
-
-if TYPE_CHECKING:
-    from strata.engine.heads.head import Head
 
 LEAST_SAMPLE = 16
 """Questions of each number of options that are sampled, or all where there are fewer."""
@@ -44,7 +40,7 @@ class Pride(Stated):
     name = "pride"
     waits_for_all = True
 
-    def suits(self, head: Head) -> bool:
+    def suits(self, head: AskedHead) -> bool:
         """Heads that number the options."""
         return head.numbers_options
 
