@@ -78,7 +78,7 @@ def shrink(file: Path, tiny, index: Path, folder: Path) -> Path:
     for member in settings["members"].values():
         if "template" in member:
             template = folder / "rows.yaml"
-            template.write_text("text: '{{ question }} Is it {{ option }}?'\n")
+            template.write_text("text: '{{ prompt }} Is it {{ option }}?'\n")
             member["template"] = str(template)
         member.pop("max_tokens", None)
     for source in settings.get("retrieval", {}).values():

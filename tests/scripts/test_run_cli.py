@@ -58,7 +58,8 @@ def test_what_is_printed(file, asked, tmp_path, capsys, fixed_rates):
 
 
 def test_a_plan_says_what_every_stage_takes(file, asked, tmp_path, capsys, fixed_rates):
-    arguments = ["run", str(file), "--questions", str(asked), "--plan", "--set", "deadline=1s"]
+    flags = ["--set", "deadline=1s", "--set", "machine={devices: auto, dtype: float16}"]
+    arguments = ["run", str(file), "--questions", str(asked), "--plan", *flags]
     assert main([*arguments, "--profile", "kaggle-2xt4"]) == 0
     told = capsys.readouterr().out
     assert "hardest" in told
