@@ -54,7 +54,7 @@ ROWS = {
     ),
     "scripts/bench": (
         "configs process_memory timing record",
-        "roofline limited_process harness",
+        "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers",
         "sweep",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tyro.extras import SubcommandApp
 
+from strata.scripts.bench.accuracy.config import AccuracyBenchConfig
 from strata.scripts.bench.configs import (
     CalibrateConfig,
     HarnessBenchConfig,
@@ -57,7 +58,7 @@ def large(config: LargeBenchConfig) -> int:
 def train(config: TrainBenchConfig) -> int:
     """Time training steps: prefixes shared or repeated, weights resident or streamed.
 
-    Example: strata bench train --parts packed streamed
+    Example: strata bench train --parts packed --parts streamed
     """
     from strata.scripts.bench.train.train import run_train_bench
 
@@ -84,6 +85,17 @@ def harness(config: HarnessBenchConfig) -> int:
     from strata.scripts.bench.harness import run_harness_bench
 
     return run_harness_bench(config)
+
+
+@bench_app.command(name="accuracy")
+def accuracy(config: AccuracyBenchConfig) -> int:
+    """Score real questions with real language models, in every way of asking; MAP@3 beside heuristics.
+
+    Example: strata bench accuracy --data DIR --heads loglik --heads letters
+    """
+    from strata.scripts.bench.accuracy.accuracy import run_accuracy_bench
+
+    return run_accuracy_bench(config)
 
 
 @bench_app.command(name="calibrate")
@@ -123,7 +135,7 @@ def retrieval(config: RetrievalBenchConfig) -> int:
 def retrieval_speed(config: RetrievalSpeedConfig) -> int:
     """Measure exact top-k against faiss, BM25 and encoding rates, and the memory of a build.
 
-    Example: strata bench retrieval-speed --parts topk bm25
+    Example: strata bench retrieval-speed --parts topk --parts bm25
     """
     from strata.scripts.bench.retrieval.speed import run_retrieval_speed_bench
 
