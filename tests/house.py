@@ -31,7 +31,7 @@ ROWS = {
         "sweep config",
         "jobs",
         "scorer",
-        "run probe",
+        "run probe calibration",
     ),
     "kernels": ("prefix_attention dequant int8_linear",),
     "training": (

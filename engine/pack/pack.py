@@ -11,7 +11,7 @@ import errno
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from strata.engine.folder_lock import lock_folder
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
-from strata.engine.pack.layout import PackPlan, Shard, plan_pack
+from strata.engine.pack.layout import UNCHANGED, PackPlan, Shard, plan_pack
 from strata.engine.pack.safetensors_writer import SafetensorsWriter
+from strata.engine.pack.smoothing import NormMaxima, plan_smoothing
 from strata.engine.pack.source import source_files, write_tokenizer
 from strata.engine.progress import progress_bar
 from strata.engine.results.machine_facts import package_version
@@ -63,11 +64,15 @@ class PackReport:
     seconds: float
 
 
-def pack_checkpoint(config: PackConfig) -> PackReport:
+def pack_checkpoint(config: PackConfig, calibrated: Sequence[NormMaxima] = ()) -> PackReport:
     """Converts a checkpoint; `config.out` is whole afterwards, or absent.
 
     Takes the memory of the largest weight as stored and as written (and decoded, when both are quantised) and
     some 20 MB a core.
+
+    Args:
+        config: what to convert, and into what.
+        calibrated: what `config.calibrate` asks to find out of the norms, none where it does not.
 
     Raises:
         InputError: a checkpoint that cannot be read or converted, an output folder that is not empty or in
@@ -81,12 +86,16 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
     checkpoint = open_checkpoint(config.model)
     if config.layers is not None:
         checkpoint = keep_layers(checkpoint, count_layers(config.layers, checkpoint.num_layers))
+    smoothing = plan_smoothing(checkpoint, calibrated, config.alpha) if config.calibrate else UNCHANGED
+    settings = _settings_of(config) | ({"smoothing": smoothing.digest} if config.calibrate else {})
     with lock_folder(out, "--out", beside=True):
-        return _pack(plan_pack(checkpoint, config), out, config, begin)
+        return _pack(plan_pack(checkpoint, config, smoothing), out, config, settings, begin)
 
 
-def _pack(plan: PackPlan, out: Path, config: PackConfig, begin: float) -> PackReport:
-    with closing(PartialFolder(out, _settings_of(config))) as partial, closing(TensorReader()) as reader:
+def _pack(
+    plan: PackPlan, out: Path, config: PackConfig, settings: dict[str, Any], begin: float
+) -> PackReport:
+    with closing(PartialFolder(out, settings)) as partial, closing(TensorReader()) as reader:
         repaired = _drop_damaged(partial, plan, verify=config.verify)
         num_kept = len(partial.finished)
         partial.require_room(missing_bytes(partial, plan))
