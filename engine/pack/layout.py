@@ -11,7 +11,7 @@ how a weight is quantised.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -132,8 +132,13 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig, smoothing: Smoothing =
     packed: frozenset[str] = frozenset()
     if config.format not in PLAIN_DTYPES:
         packed = linears.packed | (linears.experts if config.format == "int8" else frozenset())
+        packed -= smoothing.plain
     encodings = [_choose_encoding(smoothing.apply(weight), packed, checkpoint, config) for weight in weights]
-    settings = quantization_settings(config, checkpoint.stored_dtype, _ignored_modules(linears, weights))
+    settings = quantization_settings(
+        config,
+        checkpoint.stored_dtype,
+        [*_ignored_modules(linears, weights), *map(_module, sorted(smoothing.plain))],
+    )
     return PackPlan(
         shards=_cut_into_shards(encodings, config.shard_bytes),
         config=make_config(
@@ -178,6 +183,18 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
         plain={path: tuple(layers) for path, layers in plain.items()},
         num_layers=checkpoint.num_layers,
     )
+
+
+def packed_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Iterator[StoredWeight]:
+    """The linear weights that int8 packs, as they will be before they are rounded.
+
+    Raises:
+        InputError: see `find_linears`.
+    """
+    packed = find_linears(checkpoint).packed
+    for weight in source_weights(checkpoint):
+        if weight.name in packed:
+            yield smoothing.apply(weight)
 
 
 def _stored_weights(checkpoint: Checkpoint, num_layers: int | None) -> list[StoredWeight]:

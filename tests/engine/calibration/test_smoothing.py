@@ -16,7 +16,7 @@ from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.pack import pack_checkpoint
-from strata.engine.pack.smoothing import smoothing_scales
+from strata.engine.pack.smoothing import rounding_error, smoothing_scales
 from strata.engine.questions.question_file import read_questions
 from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, RunWarnings
@@ -128,6 +128,34 @@ def test_int8_is_better_where_activations_have_outliers(checkpoint, questions, f
     before = np.abs(scores(plain, questions, "int8") - exact).mean()
     after = np.abs(scores(smoothed, questions, "int8") - exact).mean()
     assert after < 0.7 * before
+
+
+def test_a_weight_with_outliers_stays_plain_and_dense(checkpoint, questions, fixed_rates, tmp_path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    model = plant_outliers(checkpoint("llama-gqa"), tmp_path / "planted", size=1.0)
+    weights = load_file(model / "model.safetensors")
+    weights[name][:, 0] = 60 * weights[name].square().mean().sqrt()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    packed = pack(model, questions, tmp_path / "packed", "int8")
+    stored = load_file(packed / "model.safetensors")
+    linears = {key for key in stored if "_proj.weight" in key and not key.endswith("_scale")}
+    assert {key for key in linears if stored[key].dtype != torch.int8} == {name}
+    assert torch.equal(stored[name], weights[name])
+    with Scorer.open([Member(model=packed)], MachineSettings(dtype="int8", devices="cpu")) as scorer:
+        decoder = scorer._opened.model.decoders[0]
+        assert "mlp.down_proj.weight" not in decoder.int8_names(1)
+        assert "mlp.down_proj.weight" in decoder.int8_names(0)
+    exact = scores(model, questions, "float32")
+    with_scale_a_channel = tmp_path / "plain"
+    pack_checkpoint(PackConfig(model=model, format="int8", out=with_scale_a_channel))
+    coarse = np.abs(scores(with_scale_a_channel, questions, "int8") - exact).mean()
+    assert np.abs(scores(packed, questions, "int8") - exact).mean() < 0.8 * coarse
+
+
+def test_rounding_error_is_that_of_a_uniform_step() -> None:
+    weight = torch.rand(64, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    # A step of 1/127 is off by 1/sqrt(12) of itself; the median of absolute values is 1/2.
+    assert rounding_error(weight) == pytest.approx(1 / 127 / 12**0.5 / (0.5 / 0.6745), rel=0.05)
 
 
 @pytest.mark.parametrize(
