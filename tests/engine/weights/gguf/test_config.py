@@ -139,7 +139,9 @@ def test_metadata_that_cannot_be_honoured_are_one_line(tmp_path: Path, kind: str
     family = "qwen2" if any("qwen2" in key for key in metadata) else "llama"
     if "general.architecture" in metadata:
         path = write_tiny_gguf(tmp_path / "model.gguf")
-        path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0rwkv7", 1))
+        name = metadata["general.architecture"].encode()
+        written = len(name).to_bytes(8, "little") + name
+        path.write_bytes(path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", written, 1) + bytes(32))
     else:
         path = write_tiny_gguf(tmp_path / "model.gguf", family=family, metadata=metadata)
     with pytest.raises(InputError, match=expected) as caught:
