@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tyro.extras import SubcommandApp
 
-from strata.scripts.bench.accuracy.config import AccuracyBenchConfig
+from strata.scripts.bench.accuracy.config import AccuracyBenchConfig, LoraBenchConfig
 from strata.scripts.bench.configs import (
     CalibrateConfig,
     HarnessBenchConfig,
@@ -96,6 +96,17 @@ def accuracy(config: AccuracyBenchConfig) -> int:
     from strata.scripts.bench.accuracy.accuracy import run_accuracy_bench
 
     return run_accuracy_bench(config)
+
+
+@bench_app.command(name="lora")
+def lora(config: LoraBenchConfig) -> int:
+    """Train a LoRA of a real model on questions with contexts; MAP@3 before and after.
+
+    Example: strata bench lora --data DIR
+    """
+    from strata.scripts.bench.accuracy.lora import run_lora_bench
+
+    return run_lora_bench(config)
 
 
 @bench_app.command(name="calibrate")

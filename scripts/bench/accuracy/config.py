@@ -32,3 +32,33 @@ class AccuracyBenchConfig:
     """Only the first N questions of each set."""
     table: Path | None = None
     """File to leave the table in, as Markdown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraBenchConfig:
+    """Settings of the bench of a real model before and after a LoRA."""
+
+    data: Path
+    """Folder with stem1k.csv, kaggle200.csv and wiki_passages.jsonl."""
+    model: Path | None = None
+    """Decoder checkpoint or GGUF file; by default SmolLM2 as `make real-models` installs it."""
+    folder: Path = Path("runs/bench/lora")
+    """Where contexts, model and runs are made and kept: a second call goes on where the first stopped."""
+    task: Literal["choice", "binary"] = "choice"
+    """What is learned."""
+    context_tokens: int = 110
+    """Budget of a context: the best sentences of the three best pages."""
+    max_steps: int = 110
+    """Optimizer steps."""
+    batch_questions: int = 8
+    """Questions a step."""
+    learning_rate: float = 8e-4
+    """Peak learning rate, of the head as well."""
+    lora_r: int = 8
+    """Rank of LoRA; alpha is twice as much."""
+    lora_targets: tuple[str, ...] = ("v_proj",)
+    """Linear layers to adapt."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Compute dtype of the base model."""
+    seed: int = 0
+    """Of everything random."""
