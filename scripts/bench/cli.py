@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tyro.extras import SubcommandApp
 
-from strata.scripts.bench.accuracy.config import AccuracyBenchConfig, LoraBenchConfig
+from strata.scripts.bench.accuracy.config import AccuracyBenchConfig, Int8BenchConfig, LoraBenchConfig
 from strata.scripts.bench.configs import (
     CalibrateConfig,
     HarnessBenchConfig,
@@ -107,6 +107,17 @@ def lora(config: LoraBenchConfig) -> int:
     from strata.scripts.bench.accuracy.lora import run_lora_bench
 
     return run_lora_bench(config)
+
+
+@bench_app.command(name="int8")
+def int8(config: Int8BenchConfig) -> int:
+    """Compare a real model's answers in int8, calibrated or not, and in bfloat16 with those in float32.
+
+    Example: strata bench int8 --data DIR
+    """
+    from strata.scripts.bench.accuracy.int8 import run_int8_bench
+
+    return run_int8_bench(config)
 
 
 @bench_app.command(name="calibrate")

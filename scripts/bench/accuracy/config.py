@@ -62,3 +62,23 @@ class LoraBenchConfig:
     """Compute dtype of the base model."""
     seed: int = 0
     """Of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8BenchConfig:
+    """Settings of the bench of a real model in int8."""
+
+    data: Path
+    """Folder with the question sets."""
+    model: Path | None = None
+    """Decoder checkpoint or GGUF file; by default SmolLM2 as `make real-models` installs it."""
+    question_set: str = "arc_challenge_val"
+    """Set that is scored."""
+    calibration_set: str = "openbookqa_dev"
+    """Set that the packed model is calibrated on."""
+    alpha: float = 0.75
+    """How much of activations' spread moves into weights."""
+    folder: Path = Path("runs/bench/int8")
+    """Where the packed model and the runs are kept."""
+    limit: int | None = None
+    """Only the first N questions."""
