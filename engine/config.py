@@ -83,7 +83,8 @@ class ScoreConfig:
     machine: MachineSettings = field(default_factory=MachineSettings)
     """What of the machine the run may use."""
     int8_check_questions: int = 16
-    """With --dtype int8: questions scored again without it, for run.json; 0 skips this, and one more read."""
+    """With --dtype int8: questions scored first, with and without it, to warn where it is not safe; 0 skips
+    this, and two more reads."""
     strict: bool = False
     """Refuse odd rows instead of warning."""
     probe: bool = True

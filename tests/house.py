@@ -31,7 +31,7 @@ ROWS = {
         "sweep config",
         "jobs",
         "scorer",
-        "run probe",
+        "run probe smoothquant",
         "pipeline",
     ),
     "kernels": ("prefix_attention dequant int8_linear",),
@@ -55,7 +55,7 @@ ROWS = {
     ),
     "scripts/bench": (
         "configs process_memory timing record",
-        "roofline limited_process harness",
+        "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers debias",
         "sweep",

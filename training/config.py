@@ -47,6 +47,14 @@ class TrainConfig:
     """Column that holds the retrieved context."""
     template: str | None = None
     """Built-in template (statement, yes-no, letters) or a file; the task's by default."""
+    chat: bool = False
+    """Ask in the tokenizer's chat template, as `strata score --chat` does (task letters)."""
+    system: str | None = None
+    """System message of the chat."""
+    shots: Path | None = None
+    """Question file with answers, of which the first --num-shots are shown before every question."""
+    num_shots: int = 5
+    """How many of --shots are shown; a question that is among them sees the next one instead of itself."""
     max_tokens: int | None = None
     """Longest prompt in tokens; only contexts are ever shortened."""
     debias: Literal["none", "set"] = "none"
@@ -232,6 +240,11 @@ class TrainConfig:
                 f"--debias {self.debias}: task {self.task} does not score an option by its text; "
                 "expected --task binary, contrast or choice"
             )
+        for flag, given in (("--chat", self.chat), ("--system", self.system is not None)):
+            if given and self.task != "letters":
+                raise InputError(f"{flag}: --task {self.task} reads no answer; expected --task letters")
+        if self.shots is not None and self.task in ("lm", "multiple-choice", "classify"):
+            raise InputError(f"--shots: --task {self.task} has no prompts with examples; expected letters")
         if self.task == "multiple-choice" and (self.layers is not None or self.layers_norm == "no"):
             raise InputError(
                 "--layers, --layers-norm: expected a decoder; --task multiple-choice is an encoder's"

@@ -68,10 +68,14 @@ class Decoder:
         """Names of a layer's weights that are computed with in int8."""
         return int8_names(self.layers[layer])
 
-    def quantize_linears(self) -> None:
-        """Makes the linear modules of all layers compute in int8, whose weights then are codes and scales."""
-        for layer in self.layers:
-            quantize_linears(layer, self.activations)
+    def quantize_linears(self, dense: Mapping[int, frozenset[str]] | None = None) -> None:
+        """Makes the linear modules of all layers compute in int8, whose weights then are codes and scales.
+
+        Args:
+            dense: by layer number, paths of those that stay as they are.
+        """
+        for number, layer in enumerate(self.layers):
+            quantize_linears(layer, self.activations, (dense or {}).get(number, frozenset()))
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
         """Makes tables of cos and sin [max_position + 1, H] for every kind of layer, on a device.

@@ -70,10 +70,13 @@ def int8_names(layer: nn.Module) -> frozenset[str]:
     )
 
 
-def quantize_linears(layer: nn.Module, shared: SharedActivations) -> None:
-    """Replaces a decoder layer's linear modules, in place."""
+def quantize_linears(
+    layer: nn.Module, shared: SharedActivations, dense: frozenset[str] = frozenset()
+) -> None:
+    """Replaces a decoder layer's linear modules, in place, but for those whose paths are `dense`."""
     for path, module in list(_eligible(layer)):
-        layer.set_submodule(path, Int8Linear(module, shared))
+        if path not in dense:
+            layer.set_submodule(path, Int8Linear(module, shared))
 
 
 def _eligible(layer: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -20,6 +20,7 @@ from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.model_files.config_file import CONFIG_FILE
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
+from strata.engine.weights.formats.stored_weight import ChannelInt8Weight, PlainWeight
 from strata.engine.weights.tensor_reader import TensorReader
 
 BASE_MEMBER = "base"
@@ -162,5 +163,22 @@ def _build(checkpoint: Checkpoint, computing: Computing) -> Decoder:
         where = checkpoint.path / CONFIG_FILE if checkpoint.path.is_dir() else checkpoint.path
         raise InputError(f"{where}: {error}") from None
     if computing.int8:
-        decoder.quantize_linears()
+        decoder.quantize_linears(kept_out_of_int8(checkpoint))
     return decoder
+
+
+def kept_out_of_int8(checkpoint: Checkpoint) -> dict[int, frozenset[str]]:
+    """Paths, by layer, of the modules that a checkpoint in int8 stores plain: whoever packed it had a reason.
+
+    Of a checkpoint without int8 weights, none.
+    """
+    sources = [checkpoint.layer_sources(layer) for layer in range(checkpoint.num_layers)]
+    singles = [{name: source.single for name, source in layer.items()} for layer in sources]
+    if not any(isinstance(weight, ChannelInt8Weight) for layer in singles for weight in layer.values()):
+        return {}
+    return {
+        number: frozenset(
+            name.removesuffix(".weight") for name, weight in layer.items() if isinstance(weight, PlainWeight)
+        )
+        for number, layer in enumerate(singles)
+    }

@@ -29,6 +29,13 @@ class PackConfig:
     """With --format nf4: the scales are quantised too."""
     layers: float | None = None
     """Only the first layers: so many, or such a share of them (0.5); the final norm and heads stay."""
+    calibrate: Path | None = None
+    """Question file; how large activations are on its questions decides how much of that is moved into the
+    weights (SmoothQuant), so that int8 loses less."""
+    calibrate_questions: int = 64
+    """With --calibrate: its first so many questions."""
+    alpha: float = 0.75
+    """With --calibrate: how much is moved; 0 leaves activations as they are, 1 makes their channels equal."""
     shard_gib: float = 4.0
     """Largest size of a file."""
     progress: bool = False
@@ -43,3 +50,11 @@ class PackConfig:
         """Raises InputError when a setting means nothing."""
         if not 0 < self.shard_gib < float("inf"):
             raise InputError(f"--shard-gib: {self.shard_gib} is no file size; expected a number above 0")
+        if self.calibrate is not None and self.format == "nf4":
+            raise InputError(
+                "--calibrate: NF4 computes with activations as they are; expected another --format"
+            )
+        if self.calibrate_questions < 1:
+            raise InputError(f"--calibrate-questions: {self.calibrate_questions}; expected 1 or more")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"--alpha: {self.alpha}; expected a share from 0 to 1")

@@ -11,7 +11,7 @@ how a weight is quantised.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -26,6 +26,7 @@ from strata.engine.pack.config import PackConfig
 from strata.engine.pack.config_json import PLAIN_DTYPES, make_config, quantization_settings
 from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_plain
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
+from strata.engine.pack.smoothing import RescaledWeight, Smoothing
 from strata.engine.pack.source import files_to_copy, source_config, source_weights
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.checkpoint_folder import SINGLE_FILE
@@ -34,6 +35,7 @@ from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeigh
 from strata.engine.weights.safetensors_file import FLOATING_DTYPES
 
 HEADS = ("lm_head", "score")
+UNCHANGED = Smoothing()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,8 +121,8 @@ class Linears:
         ]
 
 
-def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
-    """Decides everything before any weight is read.
+def plan_pack(checkpoint: Checkpoint, config: PackConfig, smoothing: Smoothing = UNCHANGED) -> PackPlan:
+    """Decides everything before any weight is read; what `smoothing` names is written multiplied.
 
     Raises:
         InputError: the checkpoint lacks a weight, or holds one that cannot be decoded.
@@ -130,8 +132,13 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig) -> PackPlan:
     packed: frozenset[str] = frozenset()
     if config.format not in PLAIN_DTYPES:
         packed = linears.packed | (linears.experts if config.format == "int8" else frozenset())
-    encodings = [_choose_encoding(weight, packed, checkpoint, config) for weight in weights]
-    settings = quantization_settings(config, checkpoint.stored_dtype, _ignored_modules(linears, weights))
+        packed -= smoothing.plain
+    encodings = [_choose_encoding(smoothing.apply(weight), packed, checkpoint, config) for weight in weights]
+    settings = quantization_settings(
+        config,
+        checkpoint.stored_dtype,
+        [*_ignored_modules(linears, weights), *map(_module, sorted(smoothing.plain))],
+    )
     return PackPlan(
         shards=_cut_into_shards(encodings, config.shard_bytes),
         config=make_config(
@@ -178,6 +185,18 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
     )
 
 
+def packed_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Iterator[StoredWeight]:
+    """The linear weights that int8 packs, as they will be before they are rounded.
+
+    Raises:
+        InputError: see `find_linears`.
+    """
+    packed = find_linears(checkpoint).packed
+    for weight in source_weights(checkpoint):
+        if weight.name in packed:
+            yield smoothing.apply(weight)
+
+
 def _stored_weights(checkpoint: Checkpoint, num_layers: int | None) -> list[StoredWeight]:
     """Every weight under the name it is stored by, layer after layer, or those of the first layers alone."""
     weights = source_weights(checkpoint)
@@ -202,6 +221,9 @@ def _module(name: str) -> str:
 def _choose_encoding(
     weight: StoredWeight, packed: frozenset[str], checkpoint: Checkpoint, config: PackConfig
 ) -> Encoding:
+    if isinstance(weight, RescaledWeight) and weight.offset:
+        # Not a product alone, so only float32 holds it without rounding.
+        return store_plain(weight, torch.float32)
     if config.format in PLAIN_DTYPES:
         return store_plain(weight, PLAIN_DTYPES[config.format])
     if weight.name not in packed:
@@ -215,6 +237,8 @@ def _choose_encoding(
 
 def _kept_dtype(weight: StoredWeight) -> torch.dtype | None:
     """The dtype of what is stored as numbers, None for codes."""
+    if isinstance(weight, RescaledWeight):
+        return _kept_dtype(weight.source)
     if isinstance(weight, PlainWeight):
         return weight.tensor.torch_dtype
     return FLOATING_DTYPES.get(weight.format_name.upper())

@@ -11,9 +11,9 @@ import errno
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,13 +23,14 @@ from strata.engine.folder_lock import lock_folder
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
-from strata.engine.pack.layout import PackPlan, Shard, plan_pack
+from strata.engine.pack.layout import UNCHANGED, PackPlan, Shard, packed_weights, plan_pack
 from strata.engine.pack.safetensors_writer import SafetensorsWriter
+from strata.engine.pack.smoothing import NormMaxima, Smoothing, find_outlier_weights, plan_smoothing
 from strata.engine.pack.source import source_files, write_tokenizer
 from strata.engine.progress import progress_bar
 from strata.engine.results.machine_facts import package_version
 from strata.engine.types import InputError
-from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.checkpoint import Checkpoint, open_checkpoint
 from strata.engine.weights.checkpoint_folder import CONFIG_FILE, INDEX_FILE
 from strata.engine.weights.checksums import Checksums, digest_of, write_checksums
 from strata.engine.weights.first_layers import count_layers, keep_layers
@@ -63,11 +64,15 @@ class PackReport:
     seconds: float
 
 
-def pack_checkpoint(config: PackConfig) -> PackReport:
+def pack_checkpoint(config: PackConfig, calibrated: Sequence[NormMaxima] = ()) -> PackReport:
     """Converts a checkpoint; `config.out` is whole afterwards, or absent.
 
     Takes the memory of the largest weight as stored and as written (and decoded, when both are quantised) and
     some 20 MB a core.
+
+    Args:
+        config: what to convert, and into what.
+        calibrated: what `config.calibrate` asks to find out of the norms, none where it does not.
 
     Raises:
         InputError: a checkpoint that cannot be read or converted, an output folder that is not empty or in
@@ -81,12 +86,25 @@ def pack_checkpoint(config: PackConfig) -> PackReport:
     checkpoint = open_checkpoint(config.model)
     if config.layers is not None:
         checkpoint = keep_layers(checkpoint, count_layers(config.layers, checkpoint.num_layers))
+    smoothing = _smooth(checkpoint, config, calibrated) if config.calibrate else UNCHANGED
+    settings = _settings_of(config) | ({"smoothing": smoothing.digest} if config.calibrate else {})
     with lock_folder(out, "--out", beside=True):
-        return _pack(plan_pack(checkpoint, config), out, config, begin)
+        return _pack(plan_pack(checkpoint, config, smoothing), out, config, settings, begin)
 
 
-def _pack(plan: PackPlan, out: Path, config: PackConfig, begin: float) -> PackReport:
-    with closing(PartialFolder(out, _settings_of(config))) as partial, closing(TensorReader()) as reader:
+def _smooth(checkpoint: Checkpoint, config: PackConfig, calibrated: Sequence[NormMaxima]) -> Smoothing:
+    smoothing = plan_smoothing(checkpoint, calibrated, config.alpha)
+    if config.format != "int8":
+        return smoothing
+    with closing(TensorReader()) as reader:
+        plain = find_outlier_weights(packed_weights(checkpoint, smoothing), reader)
+    return replace(smoothing, plain=plain)
+
+
+def _pack(
+    plan: PackPlan, out: Path, config: PackConfig, settings: dict[str, Any], begin: float
+) -> PackReport:
+    with closing(PartialFolder(out, settings)) as partial, closing(TensorReader()) as reader:
         repaired = _drop_damaged(partial, plan, verify=config.verify)
         num_kept = len(partial.finished)
         partial.require_room(missing_bytes(partial, plan))

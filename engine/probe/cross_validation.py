@@ -17,6 +17,8 @@ import numpy as np
 from strata.engine.questions.metrics import accuracy, map_at_k
 from strata.engine.types import InputError, Question
 
+ENOUGH = 0.99
+"""Share of the last layer's MAP@3 that is as good as all of it."""
 ALPHAS = tuple(float(10**power) for power in range(-1, 7))
 """Ridge strengths to choose from."""
 
@@ -28,6 +30,12 @@ class LayerReport:
     layers: int
     map_at_3: float
     accuracy: float
+
+
+def enough_layers(reports: Sequence[LayerReport]) -> int:
+    """The fewest layers that reach ENOUGH of what all layers reach."""
+    wanted = ENOUGH * reports[-1].map_at_3
+    return next(report.layers for report in reports if report.map_at_3 >= wanted)
 
 
 def probe_layers(

@@ -1,12 +1,13 @@
 """What `--dtype int8` does to scores: a sample of the job's own questions, scored again without it.
 
-Flow: sample of prompts -> plan and sweep of their tree with dense weights -> scores -> compared with the
-run's. Costs one more read of the checkpoint. Knows nothing of how int8 computes.
+Flow: sample of prompts -> plan and sweep of their tree, in int8 and with dense weights -> scores -> compared,
+before the job itself begins. Costs two more reads of the checkpoint. Knows nothing of how int8 computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
@@ -15,8 +16,14 @@ import numpy as np
 from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, Session
+from strata.engine.machine.settings import MachineSettings
 from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, Prompt, QuestionScores
+from strata.engine.weights.byte_sources import ByteSource
+
+LARGEST_MARGIN_ERROR = 0.5
+"""Of the error of margins over the margins: below 0.2 where int8 is safe, about 1 where activations or
+weights have outliers that it cannot hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,11 @@ class Agreement:
     margin_rms_error: float
     margin_rms: float
     score_rms_error: float
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether margins are mostly what they were."""
+        return self.margin_rms_error <= LARGEST_MARGIN_ERROR * self.margin_rms
 
 
 def compare_scores(found: Sequence[QuestionScores], exact: Sequence[QuestionScores]) -> Agreement:
@@ -65,63 +77,95 @@ def sample_prompts(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
     return [prompts[(2 * index + 1) * len(prompts) // (2 * num)] for index in range(num)]
 
 
-def check_int8(
-    config: ScoreConfig,
-    scorer: Scorer,
-    job: Job,
-    scores: Mapping[str, QuestionScores],
-    deadline: Deadline,
-) -> dict[str, object]:
-    """Scores a sample of an int8 run's questions with dense weights and compares.
+def check_int8(config: ScoreConfig, scorer: Scorer, job: Job, deadline: Deadline) -> dict[str, object]:
+    """Scores a sample of an int8 job's questions with dense weights and without, before the job is run.
 
     Args:
         config: the run's settings.
-        scorer: what scored, for where its bytes come from.
-        job: what it scored.
-        scores: by question id.
+        scorer: what will score, for where its bytes come from.
+        job: what it will score.
         deadline: the check is left out where it would end later.
 
     Returns:
-        What run.json keeps, under `int8_check`: the fields of `Agreement`, the dense dtype, seconds, bytes
-        read; or why not. Nothing for a run that did not compute in int8, or that asks for no check.
+        What run.json keeps, under `int8_check`: the fields of `Agreement`, whether that is safe, the dense
+        dtype, seconds, bytes read; or why not. Nothing for a job that does not compute in int8, or that asks
+        for no check. A job that is not safe is warned of, at once.
     """
     if job.machine.linear != "int8" or not config.int8_check_questions:
         return {}
     with scorer.session.timer.phase("int8 check"):
-        scored = [prompt for prompt in job.prompts if prompt.question.id in scores]
-        sample = sample_prompts(scored, config.int8_check_questions)
-        if not sample:
-            return {"int8_check": {"skipped": "no question was scored"}}
+        sample = sample_prompts(job.prompts, config.int8_check_questions)
         try:
-            return {"int8_check": _compare_with_dense(config, scorer, sample, scores, deadline)}
+            return {"int8_check": _compare_with_dense(config, scorer, sample, deadline)}
         except InputError as error:
             return {"int8_check": {"skipped": str(error)}}
 
 
 def _compare_with_dense(
-    config: ScoreConfig,
-    scorer: Scorer,
-    sample: Sequence[Prompt],
-    scores: Mapping[str, QuestionScores],
-    deadline: Deadline,
+    config: ScoreConfig, scorer: Scorer, sample: Sequence[Prompt], deadline: Deadline
 ) -> dict[str, object]:
     started = perf_counter()
+    as_run = _score_sample(config, config.machine, scorer.source, sample, deadline)
+    if as_run is None:
+        return {"skipped": "no time before the deadline"}
+    dense = _score_sample(
+        config, replace(config.machine, dtype="auto", verify=False), scorer.source, sample, deadline
+    )
+    if dense is None:
+        return {"skipped": "no time before the deadline"}
+    agreement = compare_scores(as_run.scores, dense.scores)
+    if not agreement.is_safe:
+        warning = describe_unsafe(agreement)
+        scorer.session.warnings.say(warning)
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    return {
+        **asdict(agreement),
+        "is_safe": agreement.is_safe,
+        "dense_dtype": dense.dtype,
+        "seconds": perf_counter() - started,
+        "bytes_read": as_run.bytes_read + dense.bytes_read,
+    }
+
+
+def describe_unsafe(agreement: Agreement) -> str:
+    """One line on an int8 job whose answers are not those of the dense model."""
+    return (
+        f"int8 changes this model's answers: on {agreement.questions} of the questions margins are off by "
+        f"{agreement.margin_rms_error:.3g} and are {agreement.margin_rms:.3g} themselves (RMS), and "
+        f"{agreement.top1_agreement:.0%} of the best options stay; expected another --dtype, or a checkpoint "
+        "of `strata pack --format int8 --calibrate`"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredSample:
+    """Scores of the sample's questions in order, the dtype of activations, and bytes read."""
+
+    scores: list[QuestionScores]
+    dtype: str
+    bytes_read: int
+
+
+def _score_sample(
+    config: ScoreConfig,
+    machine: MachineSettings,
+    source: ByteSource,
+    sample: Sequence[Prompt],
+    deadline: Deadline,
+) -> ScoredSample | None:
+    """None where it would end after the deadline."""
     overrides = replace(config.plan, num_groups=1, resident_layers=None)
     session = Session(folder=config.out, overrides=overrides)
-    settings = replace(config.machine, dtype="auto", verify=False)
-    with Scorer.open(config.members(), settings, session=session, source=scorer.source) as dense:
-        job = dense.prepare(sample)
+    with Scorer.open(config.members(), machine, session=session, source=source) as scorer:
+        job = scorer.prepare(sample)
         if not deadline.allows(job.predicted_s):
-            return {"skipped": f"no time before the deadline (about {job.predicted_s:.0f} s)"}
-        exact = {row.question.id: row for rows in job.groups(Deadline()) for row in rows}
-        ids = [prompt.question.id for prompt in sample]
-        agreement = compare_scores([scores[name] for name in ids], [exact[name] for name in ids])
-        return {
-            **asdict(agreement),
-            "dense_dtype": str(job.machine.dtype).removeprefix("torch."),
-            "seconds": perf_counter() - started,
-            "bytes_read": job.measure().bytes_read,
-        }
+            return None
+        found = {row.question.id: row for rows in job.groups(Deadline()) for row in rows}
+        return ScoredSample(
+            scores=[found[prompt.question.id] for prompt in sample],
+            dtype=str(job.machine.dtype).removeprefix("torch."),
+            bytes_read=job.measure().bytes_read,
+        )
 
 
 def _rms(values: np.ndarray) -> float:

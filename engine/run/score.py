@@ -86,6 +86,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             record.plan = job.describe()
             record.begin()
             known_answers = scorer.check_known_answers(prompts) if config.probe else []
+            int8 = check_int8(config, scorer, job, deadline)
             remove_artefacts(out)
             reset_device_peaks(job.machine.devices)
             found = done | _run(job, kept, deadline, resume=config.resume)
@@ -97,7 +98,6 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
                 write_artefacts(out, scores, texts, config.submission)
                 if not warnings.rows.get(UNREACHED):
                     kept.remove()
-            int8 = check_int8(config, scorer, job, found, deadline)
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
             record.measured["probe"] = known_answers if config.probe else "skipped (--no-probe)"
             reached = list(by_id.values())

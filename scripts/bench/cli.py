@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tyro.extras import SubcommandApp
 
+from strata.scripts.bench.accuracy.config import AccuracyBenchConfig, Int8BenchConfig, LoraBenchConfig
 from strata.scripts.bench.configs import (
     CalibrateConfig,
     HarnessBenchConfig,
@@ -58,7 +59,7 @@ def large(config: LargeBenchConfig) -> int:
 def train(config: TrainBenchConfig) -> int:
     """Time training steps: prefixes shared or repeated, weights resident or streamed.
 
-    Example: strata bench train --parts packed streamed
+    Example: strata bench train --parts packed --parts streamed
     """
     from strata.scripts.bench.train.train import run_train_bench
 
@@ -98,6 +99,39 @@ def debias(config: DebiasBenchConfig) -> int:
     return run_debias_bench(config)
 
 
+@bench_app.command(name="accuracy")
+def accuracy(config: AccuracyBenchConfig) -> int:
+    """Score real questions with real language models, in every way of asking; MAP@3 beside heuristics.
+
+    Example: strata bench accuracy --data DIR --heads loglik --heads letters
+    """
+    from strata.scripts.bench.accuracy.accuracy import run_accuracy_bench
+
+    return run_accuracy_bench(config)
+
+
+@bench_app.command(name="lora")
+def lora(config: LoraBenchConfig) -> int:
+    """Train a LoRA of a real model on questions with contexts; MAP@3 before and after.
+
+    Example: strata bench lora --data DIR
+    """
+    from strata.scripts.bench.accuracy.lora import run_lora_bench
+
+    return run_lora_bench(config)
+
+
+@bench_app.command(name="int8")
+def int8(config: Int8BenchConfig) -> int:
+    """Compare a real model's answers in int8, calibrated or not, and in bfloat16 with those in float32.
+
+    Example: strata bench int8 --data DIR
+    """
+    from strata.scripts.bench.accuracy.int8 import run_int8_bench
+
+    return run_int8_bench(config)
+
+
 @bench_app.command(name="calibrate")
 def calibrate(config: CalibrateConfig) -> int:
     """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
@@ -135,7 +169,7 @@ def retrieval(config: RetrievalBenchConfig) -> int:
 def retrieval_speed(config: RetrievalSpeedConfig) -> int:
     """Measure exact top-k against faiss, BM25 and encoding rates, and the memory of a build.
 
-    Example: strata bench retrieval-speed --parts topk bm25
+    Example: strata bench retrieval-speed --parts topk --parts bm25
     """
     from strata.scripts.bench.retrieval.speed import run_retrieval_speed_bench
 

@@ -34,7 +34,7 @@ FREE_FIELDS = frozenset(
     }
 )
 """Settings that may change at --resume: they decide where and how fast, not what is computed."""
-CONTENT_FIELDS = ("model", "adapter", "template")
+CONTENT_FIELDS = ("model", "adapter", "template", "shots")
 """Settings that name files: what is in them counts, not where they are."""
 DATA_FIELDS = ("questions", "passages", "valid", "soft_labels", "labels")
 """Settings whose files are in the digest of the data."""
@@ -59,7 +59,8 @@ def fingerprint_run(config: TrainConfig, data: TrainingSet, dtype: torch.dtype) 
     prints["valid"] = None if data.valid is None else data.valid.fingerprint()
     prints["model"] = _digest_model(config.model)
     prints["adapter"] = None if config.adapter is None else _digest_model(config.adapter)
-    prints["template"] = _template_content(config.template)
+    prints["template"] = _text_of(config.template)
+    prints["shots"] = None if config.shots is None else _text_of(str(config.shots))
     return prints
 
 
@@ -91,7 +92,8 @@ def _digest_model(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _template_content(template: str | None) -> str | None:
-    if template is None or not Path(template).is_file():
-        return template
-    return Path(template).read_text(encoding="utf-8", errors="replace")
+def _text_of(name: str | None) -> str | None:
+    """A file's text; a name that is of no file, such as a built-in template's, itself."""
+    if name is None or not Path(name).is_file():
+        return name
+    return Path(name).read_text(encoding="utf-8", errors="replace")

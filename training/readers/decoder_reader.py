@@ -20,6 +20,7 @@ from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.templates import load_template
 from strata.engine.prompts.texts import render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
+from strata.engine.questions.shots import read_shots
 from strata.engine.types import Prompt, Question, RunWarnings
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
@@ -59,11 +60,17 @@ class DecoderReader:
         head = HEADS[trained.head]
         debias = choose_debias(config.debias)
         self._prompt_settings = PromptSettings(
-            template=load_template(config.template, head=head, lists_options=debias.masks_options),
+            template=load_template(
+                config.template, head=head, chat=config.chat, lists_options=debias.masks_options
+            ),
             head=head,
             debias=debias,
             max_tokens=config.max_tokens,
             window=getattr(checkpoint.config, "max_position_embeddings", None),
+            chat=config.chat,
+            system=config.system,
+            shots=_read_shots(config),
+            num_shots=None if config.shots is None else config.num_shots,
         )
         if config.dtype == "auto" and trained.dtype == torch.float16:
             self.warnings.say(
@@ -150,3 +157,9 @@ class DecoderReader:
         """Scores as the trainer wants them: [O] float64; lm: [1], the mean."""
         plain = [scores_O.detach().double().cpu().numpy() for scores_O in scores]
         return [found.mean(keepdims=True) for found in plain] if self.config.task == "lm" else plain
+
+
+def _read_shots(config: TrainConfig) -> tuple[Question, ...]:
+    if config.shots is None:
+        return ()
+    return read_shots(config.shots, config.num_shots, context_column=config.context_column)

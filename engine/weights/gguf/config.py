@@ -27,17 +27,15 @@ ARCHITECTURES = {
     "gemma2": "gemma2",
     "gemma3": "gemma3",
     "llama": "llama",
-    "mistral": "mistral",
-    "nemotron": "nemotron",
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen2moe": "qwen2_moe",
     "qwen3": "qwen3",
     "qwen3moe": "qwen3_moe",
-    "stablelm": "stablelm",
     "starcoder2": "starcoder2",
 }
-"""`general.architecture` -> what transformers' mapping calls it: the decoders among those that it knows."""
+"""`general.architecture` -> what transformers' mapping calls it: the decoders among those that it knows, but
+for those whose layers strata does not run (nemotron, stablelm). llama.cpp calls a Mistral `llama`."""
 MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 WORDS_LIKE_GPT2 = ("default", "gpt-2", "gpt2", "smollm", "starcoder")

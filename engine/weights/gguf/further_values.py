@@ -57,9 +57,6 @@ def further_values(
     for name, tensor in (("attention_bias", "attn_q.bias"), ("mlp_bias", "ffn_up.bias")):
         if hasattr(known, name):
             further[name] = f"blk.0.{tensor}" in settings.tensor_names
-    if settings.architecture == "stablelm":
-        further["use_qkv_bias"] = "blk.0.attn_q.bias" in settings.tensor_names
-        further["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in settings.tensor_names
     head_dim = {**values, **further}.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     if settings.get("attention.key_length") not in (None, head_dim):
         raise settings.refuse("attention.key_length", f"{head_dim}, the dimensions of a head")

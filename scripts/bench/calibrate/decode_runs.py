@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from strata.kernels.dequant.four_bit import dequantize_4bit
 from strata.kernels.dequant.four_bit_encode import NF4_QUANT_MAP
 from strata.kernels.dequant.fp8 import dequantize_fp8_blocks
+from strata.kernels.dequant.gguf.dequantize import BLOCK_TYPES, GgufParts, dequantize_gguf
 from strata.kernels.dequant.int8 import dequantize_channels
 from strata.kernels.dequant.packed_int4 import dequantize_awq, dequantize_gptq, dequantize_packed
 from strata.kernels.dequant.parts import FourBitParts, GptqParts, PackedParts
@@ -58,4 +60,11 @@ def decode_steps(dtype: torch.dtype, device: torch.device) -> dict[str, Callable
         "pack-quantized": lambda: dequantize_packed(by_row, out),
         "fp8": lambda: dequantize_fp8_blocks(fp8, fp8_scale, FP8_BLOCK, out),
         "quantize": lambda: quantize_weight(out, out=int8_out),
+        **{name.lower(): partial(dequantize_gguf, _random_blocks(name, device), out) for name in BLOCK_TYPES},
     }
+
+
+def _random_blocks(type_name: str, device: torch.device) -> GgufParts:
+    row_bytes = BLOCK_TYPES[type_name].row_bytes(COLUMNS)
+    packed = torch.randint(0, 256, (ROWS, row_bytes), dtype=torch.uint8, device=device)
+    return GgufParts(packed=packed, type_name=type_name)

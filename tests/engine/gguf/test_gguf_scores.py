@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from strata.engine.config import ScoreConfig
+from strata.engine.results.partial_scores import PartialScores
 from strata.engine.types import InputError
 from strata.scripts.cli import main
 
@@ -94,6 +95,35 @@ def test_streamed_cached_and_split_it_is_the_same(tmp_path, score):
             assert_scores_are(run, expected)
             record = json.loads((run.out / "run.json").read_text())
             assert record["measured"]["bytes_read"] == record["plan"]["bytes_read"]
+
+
+def test_an_interrupted_run_of_a_file_is_gone_on_with(tmp_path, score, monkeypatch):
+    path = write_tiny_gguf(tmp_path / "model.gguf", matrix_type="Q8_0", embedding_type="Q8_0")
+    whole = score(model=path, resume=True, num_groups=2)
+    add, added = PartialScores.add, []
+
+    def add_one(self, rows):
+        add(self, rows)
+        added.append(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartialScores, "add", add_one)
+    out = tmp_path / "interrupted"
+    with pytest.raises(KeyboardInterrupt):
+        score(model=path, resume=True, num_groups=2, out=out)
+    monkeypatch.setattr(PartialScores, "add", add)
+    resumed = score(model=path, resume=True, num_groups=2, out=out)
+    assert 0 < len(added[0]) < len(whole.scores)
+    assert resumed.record["measured"]["resumed_questions"] == len(added[0])
+    assert_scores_are(resumed, {row.question.id: row.scores for row in whole.scores})
+    # Another file is another job, although it has the same shape.
+    other = write_tiny_gguf(tmp_path / "other.gguf", matrix_type="Q4_0", embedding_type="Q8_0")
+    monkeypatch.setattr(PartialScores, "add", add_one)
+    with pytest.raises(KeyboardInterrupt):
+        score(model=path, resume=True, num_groups=2, out=tmp_path / "changed")
+    monkeypatch.setattr(PartialScores, "add", add)
+    with pytest.raises(InputError, match="--resume"):
+        score(model=other, resume=True, num_groups=2, out=tmp_path / "changed")
 
 
 def test_int8_takes_a_gguf_file(tmp_path, score):

@@ -1,13 +1,16 @@
 """`--dtype int8`: against transformers with its linears faked in 8 bits, and what the run says of itself."""
 
 import json
+import shutil
 
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
+from strata.engine.run import score as score_module
 from strata.engine.run.int8_check import compare_scores, sample_prompts
 from strata.engine.types import Question, QuestionScores
 
@@ -176,6 +179,32 @@ def test_run_json_tells_the_effect_on_a_sample(checkpoint, score, int8_score, tm
     assert check["top1_agreement"] == expected.top1_agreement
     assert check["margin_rms_error"] == pytest.approx(expected.margin_rms_error, rel=1e-3)
     assert check["margin_rms_error"] > 0
+
+
+@pytest.mark.parametrize(("outlier", "is_safe"), [(1.0, True), (3e4, False)])
+def test_an_unsafe_job_is_warned_of_before_it_is_run(
+    outlier, is_safe, checkpoint, int8_score, tmp_path, capfd, monkeypatch
+):
+    """A weight of 30,000 in every row takes all codes for itself; to float32 the model is the same."""
+    model = shutil.copytree(checkpoint("llama-gqa"), tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("layernorm.weight"):
+            weight[3] /= outlier
+        elif any(part in name for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")):
+            weight[:, 3] *= outlier
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    warned_before = []
+    run_job = score_module._run
+    monkeypatch.setattr(
+        score_module,
+        "_run",
+        lambda *job, **flags: warned_before.append(capfd.readouterr().err) or run_job(*job, **flags),
+    )
+    run = int8_score(model=model, int8_check_questions=5)
+    assert run.record["measured"]["int8_check"]["is_safe"] == is_safe
+    assert ("int8 changes this model's answers" in warned_before[0]) != is_safe
+    assert any("int8 changes" in line for line in run.record["warnings"]["messages"]) != is_safe
 
 
 def test_the_sample_may_be_left_out(checkpoint, int8_score, score):

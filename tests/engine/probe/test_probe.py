@@ -12,7 +12,7 @@ from strata.engine.jobs.job import Session
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.probe.config import ProbeConfig
-from strata.engine.probe.cross_validation import cut_into_folds, probe_layers
+from strata.engine.probe.cross_validation import LayerReport, cut_into_folds, enough_layers, probe_layers
 from strata.engine.probe.layer_readouts import read_layers
 from strata.engine.types import InputError, Question
 from strata.scripts.cli import main
@@ -112,7 +112,19 @@ def test_the_command(checkpoint, tmp_path, capsys, fixed_rates):
     assert main([*asked, "--out", str(tmp_path / "out"), "--devices", "cpu", "--folds", "2"]) == 0
     report = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert [layer["layers"] for layer in report["layers"]] == [1, 2, 3]
+    maps = [layer["map_at_3"] for layer in report["layers"]]
+    enough = min(number for number, value in enumerate(maps, 1) if value >= 0.99 * maps[-1])
+    assert report["layer_fraction_at_99_percent"] == pytest.approx(enough / 3)
     assert "MAP@3" in capsys.readouterr().out
+
+
+def test_the_fewest_layers_that_are_enough():
+    maps = (0.3, 0.596, 0.594, 0.5, 0.6)
+    reports = [
+        LayerReport(layers=number, map_at_3=value, accuracy=0.0) for number, value in enumerate(maps, 1)
+    ]
+    assert enough_layers(reports) == 2
+    assert enough_layers(reports[:1]) == 1
 
 
 def test_without_scikit_learn(checkpoint, questions, tmp_path, capsys, monkeypatch):

@@ -22,6 +22,7 @@ from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
+from strata.engine.weights.formats.gguf import KINDS
 from strata.scripts.bench.calibrate import calibrate, decode_runs, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (
@@ -204,6 +205,7 @@ def test_every_decode_step_runs_on_a_small_matrix(dtype, monkeypatch):
     monkeypatch.setattr(decode_runs, "NUM_WEIGHTS", 128 * 256)
     steps = decode_steps(dtype, torch.device("cpu"))
     assert {"plain", "int8", "nf4", "gptq", "awq", "fp8", "quantize"} <= set(steps)
+    assert {kind.format_name for kind in KINDS.values()} <= set(steps)
     for step in steps.values():
         step()
 

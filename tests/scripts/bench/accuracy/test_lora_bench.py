@@ -1,0 +1,58 @@
+"""The LoRA bench on a tiny model: its keys, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from strata.scripts.bench.accuracy import lora
+from strata.scripts.bench.accuracy.config import LoraBenchConfig
+
+pytest.importorskip("tantivy")
+
+ANIMALS = {"cats": "purr", "dogs": "bark", "fish": "swim", "birds": "sing"}
+
+
+def write_questions(path: Path, *, answered: str) -> None:
+    """Asks who does what, options in two orders; the right ones are those that `answered` leaves alone."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "prompt", "A", "B", "C", "answer"])
+        for number, (animal, deed) in enumerate(ANIMALS.items()):
+            others = [other for other in ANIMALS if other != animal][:2]
+            writer.writerow([number, f"{answered}: who does {deed}?", *others, animal, "C"])
+
+
+@pytest.fixture
+def config(checkpoint, fixed_rates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoraBenchConfig:
+    monkeypatch.setattr(lora, "RESULTS", tmp_path / "results")
+    for name in (lora.TRAINING_SET, lora.TEST_SET):
+        write_questions(tmp_path / f"{name}.csv", answered=name)
+    passages = [{"_id": animal, "text": f"{animal} {deed}."} for animal, deed in ANIMALS.items()]
+    text = "".join(json.dumps(passage) + "\n" for passage in passages)
+    (tmp_path / lora.PASSAGES).write_text(text, encoding="utf-8")
+    return LoraBenchConfig(
+        data=tmp_path,
+        model=checkpoint("llama-gqa"),
+        folder=tmp_path / "runs",
+        max_steps=2,
+        batch_questions=2,
+        dtype="float32",
+    )
+
+
+def test_keys_and_what_is_kept(config: LoraBenchConfig, tmp_path: Path, monkeypatch) -> None:
+    assert lora.run_lora_bench(config) == 0
+    (line,) = (tmp_path / "results" / "lora.jsonl").read_text(encoding="ascii").splitlines()
+    found = json.loads(line)
+    for key, run in {"lora_map3_before": "before", "lora_map3_kaggle200": "after"}.items():
+        record = json.loads((config.folder / run / "run.json").read_text(encoding="utf-8"))
+        assert found[key] == record["metrics"]["map_at_3"]
+        assert record["measured"]["questions_with_context"] == len(ANIMALS)
+    assert str(tmp_path) not in line
+    for step in ("pack_checkpoint", "run_search", "run_train", "score_questions"):
+        monkeypatch.setattr(lora, step, None)
+    assert lora.run_lora_bench(config) == 0
