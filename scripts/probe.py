@@ -15,7 +15,7 @@ from strata.engine.probe.config import ProbeConfig
 from strata.engine.probe.cross_validation import LayerReport, check_installed, probe_layers
 from strata.engine.probe.layer_readouts import read_layers
 from strata.engine.run.artefacts import check_out
-from strata.engine.types import RunWarnings
+from strata.engine.types import RunWarnings, as_one_line
 
 REPORT_NAME = "probe.json"
 
@@ -38,7 +38,7 @@ def run_probe(config: ProbeConfig) -> int:
     write_text_atomically(config.out / REPORT_NAME, json.dumps(content, indent=2) + "\n")
     Console(highlight=False).print(tabulate(reports, len(found.questions)))
     for line in warnings.lines():
-        print(f"warning: {line}", file=sys.stderr)
+        print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0
 
 
