@@ -8,7 +8,6 @@ found there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -119,13 +118,15 @@ class DecoderMembers:
         """A digest of all that decides the scores; see `OpenMembers`."""
         first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
-        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut)
+        apart = ("deterministic",) if self.session.overrides.deterministic else ()
+        settings = (self.head.name, first.normalize, template, self.dtype, *self.labels, *cut, *apart)
         return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:
         """Plans a sweep; see `OpenMembers`."""
-        scored_tree = build_scored_tree(prompts)
-        normalized = self.head.normalizes(scored_tree.targets)
+        apart = self.session.overrides.deterministic
+        scored_tree = build_scored_tree(prompts, apart=apart)
+        normalized = apart or self.head.normalizes(scored_tree.targets)
         costs = MemberCosts(
             checkpoint=self.model.checkpoint, adapter=self.adapters[0] if self.adapters else None
         )
@@ -223,7 +224,7 @@ class DecoderJob:
             "num_layers": self.opened.model.checkpoint.num_layers,
             "final_norm": self.opened.model.normalizes,
             **asdict(self.prefix_sharing),
-            "num_micro_batches": math.ceil(self.sweep.tree.num_tokens / plan.micro_batch_tokens),
+            "num_micro_batches": self.sweep.num_micro_batches,
             "budgets": asdict(self.machine.budgets),
             "rates": asdict(self.machine.rates),
         }
@@ -233,9 +234,8 @@ class DecoderJob:
         session, reader = self.opened.session, self.opened.model.reader
         before = reader.num_bytes_read
         self.opened.verify()
-        total = (
-            self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
-        )
+        num_layers = self.opened.model.checkpoint.num_layers
+        total = self.sweep.tree.num_tokens * len(self.opened.members) * num_layers
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
             groups = session.timer.each("sweep", self._swept_groups(advance))
             with closing(groups):
@@ -285,9 +285,8 @@ class DecoderJob:
         completed = self.sweep.completed[group.index]
         if not completed:
             return []
-        targets = self.sweep.scored_tree.targets_of(completed)
+        opened, targets = self.opened, self.sweep.scored_tree.targets_of(completed)
         prompts = [self.prompts[index] for index in completed]
-        opened = self.opened
         heads = MemberHeads(
             head=opened.head,
             model=opened.model,
@@ -295,6 +294,7 @@ class DecoderJob:
             labels=opened.labels,
             dtype=opened.machine.computes_in,
             normalized=self.normalized,
+            apart=opened.session.overrides.deterministic,
         )
         self.num_scored += len(prompts)
         return heads.score(prompts, targets, group.readouts)

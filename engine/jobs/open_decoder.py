@@ -90,6 +90,7 @@ def open_decoder_members(
     file = checkpoint.require("embed_tokens.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=width, file=file)
     machine = choose_machine(settings, stored, profile)
+    session.overrides.check_devices(machine.devices)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     model = open_model(checkpoint, adapters, computing, TensorReader(source, checksums))
     model.normalizes = cut.normalizes

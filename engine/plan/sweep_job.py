@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from strata.engine.machine.machine import Machine
 from strata.engine.model.embedding import embedding_bytes
 from strata.engine.model.open_model import OpenModel
@@ -52,6 +54,11 @@ class SweepJob:
     def members(self) -> tuple[str, ...]:
         """Names of what is swept side by side."""
         return tuple(member.name for member in self.model.members)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of all lanes."""
+        return sum(len(lane.micro_batches) for lanes in self.groups for lane in lanes)
 
     @property
     def completed(self) -> tuple[tuple[int, ...], ...]:
@@ -115,6 +122,7 @@ def _plan_sweep_job(
     held: frozenset[int],
 ) -> SweepJob:
     """Plans a sweep that finds some layers in memory already."""
+    request = _with_whole_trees(request, scored_tree.tree)
     costs = _costs_of(model, held)
     work = _measure(model, costs, scored_tree, head_bytes(scored_tree.targets))
     plan = plan_sweep(costs, work, request.machine, request.overrides)
@@ -128,6 +136,14 @@ def _plan_sweep_job(
     job = SweepJob(model=model, scored_tree=scored_tree, plan=plan, groups=groups)
     exact = _exact_bytes(job, costs, work, head_bytes)
     return replace(job, plan=replace(plan, bytes_read=exact))
+
+
+def _with_whole_trees(request: PlanRequest, tree: PrefixTree) -> PlanRequest:
+    """The request with micro-batches as large as the largest tree of a forest."""
+    if tree.tree_starts is None:
+        return request
+    largest = int(np.diff(tree.tree_starts, append=tree.num_tokens).max())
+    return replace(request, overrides=replace(request.overrides, micro_batch_tokens=largest))
 
 
 def _costs_of(model: OpenModel, held: frozenset[int]) -> ModelCosts:

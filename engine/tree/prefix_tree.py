@@ -30,6 +30,7 @@ class PrefixTree:
         paths: for each run the stream intervals from the root to the run's end, in order of depth.
         sequence_paths: for each of the sequences given, its intervals; their lengths add up to the
             sequence's.
+        tree_starts: [Q] int64, stream index at which each tree of a forest begins; None for one tree.
     """
 
     token_ids: np.ndarray
@@ -37,6 +38,7 @@ class PrefixTree:
     run_starts: np.ndarray
     paths: tuple[Intervals, ...]
     sequence_paths: tuple[Intervals, ...]
+    tree_starts: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -100,6 +102,24 @@ def build_prefix_tree(sequences: Sequence[np.ndarray]) -> PrefixTree:
         paths=tuple(paths),
         sequence_paths=tuple(sequence_paths),
     )
+
+
+def join_trees(trees: Sequence[PrefixTree]) -> PrefixTree:
+    """Trees one behind another as one stream, a forest: what they have in common stays apart."""
+    starts = np.cumsum([0, *(tree.num_tokens for tree in trees)])
+    pairs = list(zip(trees, starts.tolist(), strict=False))
+    return PrefixTree(
+        token_ids=np.concatenate([tree.token_ids for tree in trees]),
+        position_ids=np.concatenate([tree.position_ids for tree in trees]),
+        run_starts=np.concatenate([*(tree.run_starts[:-1] + first for tree, first in pairs), starts[-1:]]),
+        paths=tuple(_moved(path, first) for tree, first in pairs for path in tree.paths),
+        sequence_paths=tuple(_moved(path, first) for tree, first in pairs for path in tree.sequence_paths),
+        tree_starts=starts[:-1],
+    )
+
+
+def _moved(path: Intervals, offset: int) -> Intervals:
+    return tuple((start + offset, end + offset) for start, end in path)
 
 
 def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
