@@ -56,7 +56,7 @@ ROWS = {
         "configs process_memory timing record",
         "roofline limited_process harness",
         "workloads",
-        "calibrate large train retrieval peers",
+        "calibrate large train retrieval peers trust",
         "sweep",
         "cli",
     ),

@@ -15,6 +15,7 @@ from strata.scripts.bench.configs import (
     TrainBenchConfig,
     TrainEncoderBenchConfig,
 )
+from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
 
@@ -84,6 +85,17 @@ def harness(config: HarnessBenchConfig) -> int:
     from strata.scripts.bench.harness import run_harness_bench
 
     return run_harness_bench(config)
+
+
+@bench_app.command(name="trust")
+def trust(config: TrustBenchConfig) -> int:
+    """Count what of families, hostile files and odd bytes is not right, and measure what trust costs.
+
+    Example: strata bench trust --parts probe deterministic soak
+    """
+    from strata.scripts.bench.trust.trust import run_trust_bench
+
+    return run_trust_bench(config)
 
 
 @bench_app.command(name="calibrate")

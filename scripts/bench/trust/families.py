@@ -1,8 +1,8 @@
 """Walks every causal language model that transformers has: rehearsed right, or refused by name before work.
 
 A type's default config is opened as a checkpoint's would be and rehearsed against transformers' own modules
-(`engine/model/rehearsal.py`), each in a process of its own with bounds on time and memory. What neither agrees
-nor is refused in one line that names the type is wrong; there must be none.
+(`engine/model/rehearsal.py`), each in a process of its own with bounds on time and memory. What neither
+agrees nor is refused in one line that names the type is wrong; there must be none.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ OPENING = """\
 # Model families
 
 Every causal language model of transformers {version}, by `model_type`, with its default config. Before any
-work a family is rehearsed: a small model of it with random weights, by strata and by transformers, layer after
-layer. What differs is refused by name, so a family is right or not run. Other settings than the defaults may be
-refused where these are right, and the other way round: the rehearsal is of the config at hand.
+work a family is rehearsed: a small model of it with random weights, by strata and by transformers, layer by
+layer. What differs is refused by name, so a family is right or not run. Other settings than the defaults may
+be refused where these are right, and the other way round: the rehearsal is of the config at hand.
 
-Made by `strata bench trust --parts families`; `tests/scripts/bench/test_families.py` holds it.
+Made by `strata bench trust --parts families`; `tests/scripts/bench/trust/test_families.py` holds it.
 """
 
 
