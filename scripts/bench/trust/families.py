@@ -12,6 +12,7 @@ import multiprocessing
 import re
 import resource
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,6 +32,7 @@ MAX_SECONDS = 60.0
 MAX_GROWTH_BYTES = 12 << 30
 """Address space that a type may take beyond what the libraries do."""
 REASON_CHARACTERS = 110
+PAGE_WIDTH = 120
 
 
 OPENING = """\
@@ -93,7 +95,8 @@ def families_page(families: Sequence[WalkedFamily]) -> str:
         outcome: [family for family in families if family.outcome == outcome]
         for outcome in ("right", "refused", "wrong")
     }
-    right = ", ".join(f"`{family.model_type}`" for family in by_outcome["right"])
+    named = ", ".join(f"`{family.model_type}`" for family in by_outcome["right"])
+    right = textwrap.fill(named, PAGE_WIDTH, break_on_hyphens=False)
     refused = [f"| `{family.model_type}` | {family.reason} |" for family in by_outcome["refused"]]
     wrong = [f"- `{family.model_type}`: {family.reason}" for family in by_outcome["wrong"]] or ["None."]
     sections = [
