@@ -46,7 +46,7 @@ def measure_probe(config: TrustBenchConfig) -> dict[str, Any]:
 def measure_deterministic(config: TrustBenchConfig) -> dict[str, Any]:
     """Time with --deterministic over time without, all layers in memory after the first group."""
     checkpoint, job = _make(config)
-    resident = {"devices": "cpu", "resident_layers": config.num_layers, "num_groups": 2}
+    resident: dict[str, Any] = {"devices": "cpu", "resident_layers": config.num_layers, "num_groups": 2}
     plain = plan_synthetic(job, checkpoint, config.folder, **resident)
     overrides = PlanOverrides(deterministic=True, num_groups=2, resident_layers=config.num_layers)
     runs = {"plain": plain, "apart": replace(plain, config=replace(plain.config, plan=overrides))}

@@ -155,4 +155,4 @@ def _in_few_words(message: str) -> str:
     told = told.split("; expected")[0].partition(f"{CONFIG_FILE}: ")[2] or told.split("; expected")[0]
     told = re.sub(r"\[enforce fail at.*", "its small model still takes more memory than there is", told)
     told = re.sub(r"[\d.]+%", "much", told).replace("|", "/")
-    return told if len(told) <= REASON_CHARACTERS else f"{told[:REASON_CHARACTERS]}..."
+    return told if len(told) <= REASON_CHARACTERS else f"{told[:REASON_CHARACTERS].rsplit(maxsplit=1)[0]} ..."
