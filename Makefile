@@ -13,7 +13,7 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model demo-real real-models test test-slow fuzz lint clean
+.PHONY: help venv demo demo-model demo-real real-models test test-slow fuzz audit lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
@@ -23,6 +23,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-slow  run those that take minutes"
 	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
+	@echo "make audit   ask pip-audit about known holes of the tested versions (needs an index with advisories)"
 	@echo "make lint    check formatting, style, types and spelling"
 	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
 	@echo "make clean   remove $(VENV), caches and build folders; runs/ stays"
@@ -74,6 +75,13 @@ FUZZ_INPUTS ?= 1000000
 
 fuzz: $(INSTALLED)
 	FUZZ_INPUTS=$(FUZZ_INPUTS) FUZZ_KEEP=tests/fuzz/found $(BIN)/python -m pytest -o timeout=0 tests/fuzz
+
+AUDIT := $(VENV)/audit
+
+audit: $(INSTALLED)
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) pip-audit; }
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

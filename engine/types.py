@@ -6,6 +6,7 @@ D model dim, F feed-forward dim, V vocabulary, Q questions, O options, S scored 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,8 +16,29 @@ import numpy as np
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line naming the culprit and what was expected.
 
-    The command line prints the message and exits with status 2.
+    The command line prints the message and exits with status 2. It may quote files of strangers,
+    so it is made one line here; see `as_one_line`.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(as_one_line(message))
+
+
+MAX_LINE_CHARACTERS = 900
+_LINE_BREAK = re.compile(r"\s*[\r\n]\s*")
+
+
+def as_one_line(text: str) -> str:
+    """A message on one line, fit for a terminal: line breaks as blanks, control characters as escapes, cut.
+
+    What is too long is cut in its middle, since the beginning names the file and the end what was expected.
+    """
+    text = _LINE_BREAK.sub(" ", text.strip())
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    if len(text) <= MAX_LINE_CHARACTERS:
+        return text
+    return f"{text[: MAX_LINE_CHARACTERS // 2]} ... {text[-MAX_LINE_CHARACTERS // 3 :]}"
 
 
 @dataclass(frozen=True, kw_only=True)

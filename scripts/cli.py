@@ -17,7 +17,7 @@ from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_ou
 from strata.engine.pack.config import PackConfig
 from strata.engine.pipeline.settings import RunSettings
 from strata.engine.probe.config import ProbeConfig
-from strata.engine.types import InputError
+from strata.engine.types import InputError, as_one_line
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.bench.cli import bench_app
@@ -198,12 +198,12 @@ def run_command(arguments: list[str]) -> int:
         print(f"strata: {error}", file=sys.stderr)
         return 2
     except (OSError, FloatingPointError, MemoryRanOutError) as error:
-        print(f"strata: {error}", file=sys.stderr)
+        print(f"strata: {as_one_line(str(error))}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"strata: memory ran out ({first_sentence(error)})", file=sys.stderr)
+        print(f"strata: memory ran out ({as_one_line(first_sentence(error))})", file=sys.stderr)
         return 1
 
 

@@ -14,7 +14,7 @@ from strata.engine.jobs.job import Session
 from strata.engine.machine.devices import GIB
 from strata.engine.run.opening import open_run
 from strata.engine.run.score import group_goal_of
-from strata.engine.types import InputError, RunWarnings
+from strata.engine.types import InputError, RunWarnings, as_one_line
 
 MIB = 1 << 20
 
@@ -42,7 +42,7 @@ def run_plan(config: PlanConfig) -> int:
         assert isinstance(job, DecoderJob)
         Console(highlight=False).print(tabulate_plan(job))
     for line in warnings.lines():
-        print(f"warning: {line}", file=sys.stderr)
+        print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0
 
 

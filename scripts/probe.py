@@ -21,7 +21,7 @@ from strata.engine.probe.cross_validation import (
 )
 from strata.engine.probe.layer_readouts import read_layers
 from strata.engine.run.artefacts import check_out
-from strata.engine.types import RunWarnings
+from strata.engine.types import RunWarnings, as_one_line
 
 REPORT_NAME = "probe.json"
 
@@ -46,7 +46,7 @@ def run_probe(config: ProbeConfig) -> int:
     Console(highlight=False).print(tabulate(reports, len(found.questions)))
     print(f"--layers {enough_layers(reports)} reaches {ENOUGH:.0%} of what all {len(reports)} layers reach")
     for line in warnings.lines():
-        print(f"warning: {line}", file=sys.stderr)
+        print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from strata.engine.config import ScoreConfig
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
+from strata.engine.types import as_one_line
 
 NUM_SHOWN = 5
 
@@ -24,11 +25,10 @@ def print_warnings(warnings: dict) -> None:
     console = Console(stderr=True, highlight=False)
     for kind, rows in warnings["rows"].items():
         first = ", ".join(rows["ids"][:3])
-        console.print(
-            f"warning: {kind}: {rows['count']} question(s), id {first}", markup=False, soft_wrap=True
-        )
+        line = as_one_line(f"warning: {kind}: {rows['count']} question(s), id {first}")
+        console.print(line, markup=False, soft_wrap=True)
     for message in warnings["messages"]:
-        console.print(f"warning: {message}", markup=False, soft_wrap=True)
+        console.print(as_one_line(f"warning: {message}"), markup=False, soft_wrap=True)
 
 
 def print_summary(run: ScoreRun) -> None:
@@ -36,7 +36,8 @@ def print_summary(run: ScoreRun) -> None:
     console = Console(highlight=False)
     measured, plan = run.record["measured"], run.record["plan"]
     for row in run.scores[:NUM_SHOWN]:
-        console.print(f"{row.question.id}: {best_names(row)}  margin {row.margin:.3f}", markup=False)
+        line = f"{row.question.id}: {best_names(row)}  margin {row.margin:.3f}"
+        console.print(as_one_line(line), markup=False)
     if len(run.scores) > NUM_SHOWN:
         console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
     if "normalize" in plan:

@@ -16,7 +16,7 @@ from strata.engine.machine.settings import MachineSettings
 from strata.engine.progress import progress_bar
 from strata.engine.questions.question_file import read_questions
 from strata.engine.questions.records import read_records
-from strata.engine.types import InputError, Question, RunWarnings
+from strata.engine.types import InputError, Question, RunWarnings, as_one_line
 from strata.retrieval.evaluate import read_qrels
 from strata.retrieval.open_index import open_tools
 from strata.retrieval.search import num_stages, search
@@ -55,7 +55,7 @@ def run_search(config: SearchConfig) -> int:
     if config.out is not None:
         _write_record(config.out, record)
     for line in warnings.lines():
-        print(f"warning: {line}", file=sys.stderr)
+        print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0
 
 

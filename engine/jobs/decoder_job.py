@@ -109,9 +109,8 @@ class DecoderJob:
         session, reader = self.opened.session, self.opened.model.reader
         before = reader.num_bytes_read
         self.opened.verify()
-        total = (
-            self.sweep.tree.num_tokens * len(self.opened.members) * self.opened.model.checkpoint.num_layers
-        )
+        num_layers = self.opened.model.checkpoint.num_layers
+        total = self.sweep.tree.num_tokens * len(self.opened.members) * num_layers
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
             groups = session.timer.each("sweep", self._swept_groups(deadline.guard(advance)))
             with closing(groups):
@@ -165,9 +164,8 @@ class DecoderJob:
         completed = self.sweep.completed[group.index]
         if not completed:
             return []
-        targets = self.sweep.scored_tree.targets_of(completed)
+        opened, targets = self.opened, self.sweep.scored_tree.targets_of(completed)
         prompts = [self.prompts[index] for index in completed]
-        opened = self.opened
         heads = MemberHeads(
             head=opened.head,
             model=opened.model,
@@ -175,6 +173,7 @@ class DecoderJob:
             labels=opened.labels,
             dtype=opened.machine.computes_in,
             normalized=self.normalized,
+            apart=opened.session.overrides.deterministic,
         )
         self.num_scored += len(prompts)
         return heads.score(prompts, targets, group.readouts)

@@ -108,13 +108,23 @@ class DecoderMembers:
         first, template = self.settings[0], self.prompting.template.name
         cut = () if self.cut.is_whole else (self.cut,)
         debias = (first.debias, first.debiasing)
-        settings = (self.head.name, first.normalize, template, self.dtype, *debias, *self.labels, *cut)
+        apart = ("deterministic",) if self.session.overrides.deterministic else ()
+        settings = (
+            self.head.name,
+            first.normalize,
+            template,
+            self.dtype,
+            *debias,
+            *self.labels,
+            *cut,
+            *apart,
+        )
         return fingerprint_job(prompts, (*settings, *identify_members(self.settings)))
 
     def ask(self, prompts: Sequence[Prompt]) -> Asking:
         """The tree of prompts, for a plan."""
-        scored_tree = build_scored_tree(prompts)
-        normalized = self.head.normalizes(scored_tree.targets)
+        scored_tree = build_scored_tree(prompts, apart=self.session.overrides.deterministic)
+        normalized = self._is_normalized(scored_tree.targets)
         costs = MemberCosts(
             checkpoint=self.model.checkpoint, adapter=self.adapters[0] if self.adapters else None
         )
@@ -124,10 +134,13 @@ class DecoderMembers:
 
         return Asking(model=self.model, scored_tree=scored_tree, head_bytes=head_bytes)
 
+    def _is_normalized(self, targets: TargetTable) -> bool:
+        return self.session.overrides.deterministic or self.head.normalizes(targets)
+
     def job_of(self, prompts: Sequence[Prompt], sweep: SweepJob) -> DecoderJob:
         """The job that a planned sweep of prompts is."""
         warn_of_plan(sweep, self.session)
-        normalized = self.head.normalizes(sweep.scored_tree.targets)
+        normalized = self._is_normalized(sweep.scored_tree.targets)
         return DecoderJob(opened=self, prompts=prompts, sweep=sweep, normalized=normalized)
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> DecoderJob:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from strata.engine.adapters.lora import Adapter
 from strata.engine.heads.head import Head
 from strata.engine.jobs.describe import describe_not_finite
 from strata.engine.members.ensemble import average_members
-from strata.engine.members.readings import MemberReadings
+from strata.engine.members.readings import MemberReadings, PromptReadings
 from strata.engine.model.open_model import OpenModel
 from strata.engine.tree.targets import TargetTable
 from strata.engine.types import Prompt, QuestionScores
@@ -28,6 +29,8 @@ class MemberHeads:
         labels: names of the labels of each member; empty for heads without.
         dtype: as the user gave it, for messages.
         normalized: whether token targets need the whole vocabulary.
+        apart: each prompt is scored by itself, so that its scores do not depend on others to the last bit;
+            their readouts lie one behind another.
     """
 
     head: Head
@@ -36,6 +39,7 @@ class MemberHeads:
     labels: Sequence[tuple[str, ...]]
     dtype: str
     normalized: bool
+    apart: bool = False
 
     def score(
         self, prompts: Sequence[Prompt], targets: TargetTable, readouts: Mapping[str, torch.Tensor]
@@ -62,10 +66,32 @@ class MemberHeads:
                 reader=self.model.reader,
                 device=self.model.devices[0],
                 label_names=names,
+                row_starts=_first_rows(prompts, targets) if self.apart else None,
             )
             try:
-                by_member[member.name] = self.head.score(prompts, targets, readings)
+                by_member[member.name] = self._score_member(prompts, targets, readings)
             except FloatingPointError as error:
                 ids = [prompt.question.id for prompt in prompts]
                 raise FloatingPointError(describe_not_finite(str(error), ids, self.dtype)) from error
         return average_members(by_member)
+
+    def _score_member(
+        self, prompts: Sequence[Prompt], targets: TargetTable, readings: MemberReadings
+    ) -> list[QuestionScores]:
+        if not self.apart:
+            return self.head.score(prompts, targets, readings)
+        scores = []
+        for prompt, branches in zip(prompts, _branches_of(prompts), strict=True):
+            own = PromptReadings(whole=readings, wanted=np.isin(targets.branches, branches))
+            scores += self.head.score([prompt], targets.select(branches), own)
+        return scores
+
+
+def _branches_of(prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    ends = np.cumsum([len(prompt.branches) for prompt in prompts])
+    return np.split(np.arange(ends[-1]), ends[:-1])
+
+
+def _first_rows(prompts: Sequence[Prompt], targets: TargetTable) -> np.ndarray:
+    rows = [targets.rows[np.isin(targets.branches, branches)] for branches in _branches_of(prompts)]
+    return np.sort([own.min() for own in rows if len(own)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 
 from strata.engine.machine.machine import Machine
@@ -19,7 +18,7 @@ def describe_sweep(sweep: SweepJob, machine: Machine) -> dict[str, object]:
         "members": list(sweep.members),
         "num_layers": sweep.model.checkpoint.num_layers,
         "final_norm": sweep.model.normalizes,
-        "num_micro_batches": math.ceil(sweep.tree.num_tokens / plan.micro_batch_tokens),
+        "num_micro_batches": sweep.num_micro_batches,
         "budgets": asdict(machine.budgets),
         "rates": asdict(machine.rates),
     }

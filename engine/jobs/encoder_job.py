@@ -81,12 +81,14 @@ class EncoderMembers:
 
     def fingerprint(self, prompts: Sequence[Prompt]) -> str:
         """A digest of all that decides the scores; see `OpenMembers`."""
-        return fingerprint_job(prompts, (HEAD, self.machine.dtype, *identify_members(self.settings)))
+        apart = ("deterministic",) if self.session.overrides.deterministic else ()
+        settings = (HEAD, self.machine.dtype, *apart, *identify_members(self.settings))
+        return fingerprint_job(prompts, settings)
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal) -> EncoderJob:
         """Cuts the rows into batches and loads the model; see `OpenMembers`. Groups are as they come."""
         rows = [prompt for prompt in prompts if isinstance(prompt, EncoderPrompt)]
-        limit = self._micro_batch_tokens()
+        limit, apart = self._micro_batch_tokens(), self.session.overrides.deterministic
         lengths = [(len(prompt.branches), prompt.longest_tokens) for prompt in rows]
         if not self.lanes:
             with self.session.timer.phase("load"):
@@ -94,7 +96,7 @@ class EncoderMembers:
         return EncoderJob(
             opened=self,
             prompts=rows,
-            batches=batch_by_length(lengths, limit),
+            batches=[[index] for index in range(len(rows))] if apart else batch_by_length(lengths, limit),
             micro_batch_tokens=limit,
         )
 

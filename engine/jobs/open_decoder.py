@@ -120,6 +120,7 @@ def _open_base(
     file = checkpoint.require("embed_tokens.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=checkpoint.config.hidden_size, file=file)
     machine = choose_machine(settings, stored, profile)
+    session.overrides.check_devices(machine.devices)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     checksums = read_checksums(checkpoint.path) if settings.verify else None
     distinct = {adapter.path: adapter for of_group in adapters for adapter in of_group}

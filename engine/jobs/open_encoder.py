@@ -44,11 +44,13 @@ def open_encoder_members(
         hidden_size=shape.hidden_size,
         file=first_weights_file(first.model),
     )
+    machine = choose_machine(settings, stored)
+    session.overrides.check_devices(machine.devices)
     return EncoderMembers(
         settings=tuple(members),
         shape=shape,
         writer=EncoderTokenizer(first.model, shape, first.max_tokens, session.warnings),
-        machine=choose_machine(settings, stored),
+        machine=machine,
         session=session,
     )
 

@@ -58,6 +58,7 @@ class MemberReadings:
         reader: counts the bytes read.
         device: where the vocabulary projection is multiplied.
         label_names: what the rows of the score weight are called; empty for heads that do not ask.
+        row_starts: readout rows at which products of the vocabulary projection begin anew; None for none.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +69,7 @@ class MemberReadings:
     reader: TensorReader
     device: torch.device
     label_names: tuple[str, ...] = ()
+    row_starts: np.ndarray | None = None
 
     def log_probabilities(self) -> np.ndarray:
         """[n] float64, streaming the projection in blocks.
@@ -92,7 +94,10 @@ class MemberReadings:
             vocabulary_projection(self.checkpoint),
             self.readouts,
             TargetTokens(
-                rows=self.targets.rows, token_ids=self.targets.token_ids, normalized=self.normalized
+                rows=self.targets.rows,
+                token_ids=self.targets.token_ids,
+                normalized=self.normalized,
+                row_starts=self.row_starts,
             ),
             self.reader,
             self.device,
@@ -116,9 +121,46 @@ class MemberReadings:
             return None
         return self.checkpoint.require_rows(SCORE_BIAS).read(self.reader)
 
+    @cached_property
+    def trained_head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`score_weight` and `score_bias`, read once for several prompts."""
+        return self.score_weight(), self.score_bias()
+
     def labels(self) -> tuple[str, ...]:
         """The names that the member was opened with."""
         return self.label_names
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptReadings:
+    """`Readings` of one prompt's targets among those of a member; `wanted` [n] bool says which they are."""
+
+    whole: MemberReadings
+    wanted: np.ndarray
+
+    def log_probabilities(self) -> np.ndarray:
+        """[n of the prompt] float64; raises as the member's do."""
+        return self.whole.log_probabilities()[self.wanted]
+
+    def are_most_probable(self) -> np.ndarray:
+        """[n of the prompt] bool."""
+        return self.whole.are_most_probable()[self.wanted]
+
+    def hidden_states(self) -> torch.Tensor:
+        """[n of the prompt, D], a copy."""
+        return self.whole.readouts[torch.from_numpy(self.whole.targets.rows[self.wanted])]
+
+    def score_weight(self) -> torch.Tensor:
+        """The member's, read once."""
+        return self.whole.trained_head[0]
+
+    def score_bias(self) -> torch.Tensor | None:
+        """The member's, read once."""
+        return self.whole.trained_head[1]
+
+    def labels(self) -> tuple[str, ...]:
+        """The member's."""
+        return self.whole.labels()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

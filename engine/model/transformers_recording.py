@@ -16,6 +16,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedConfig
 
+from strata.engine.model.families import UnsupportedFamilyError
+
 MAX_WEIGHTS = 100_000_000
 
 
@@ -81,11 +83,11 @@ def random_model(config: PreTrainedConfig) -> nn.Module:
 
 
 def _require_small(model_class: type[nn.Module], config: PreTrainedConfig) -> None:
-    """Raises NotImplementedError for a model that would take long, or much memory."""
+    """Raises UnsupportedFamilyError for a model that would take long, or much memory."""
     with init_empty_weights(include_buffers=True):
         num_weights = sum(weight.numel() for weight in model_class(copy.deepcopy(config)).parameters())
     if num_weights > MAX_WEIGHTS:
-        raise NotImplementedError(
+        raise UnsupportedFamilyError(
             f"its layers cannot be rehearsed: even a small model of it has {num_weights} weights"
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -69,11 +70,14 @@ class TargetTokens:
         rows: [n] readout row of each.
         token_ids: [n] the tokens.
         normalized: log-probabilities are wanted: logits minus the log-sum-exp over the whole vocabulary.
+        row_starts: ascending readout rows at which products begin anew, so that those of one question do not
+            depend on others' rows; None to multiply all rows together.
     """
 
     rows: np.ndarray
     token_ids: np.ndarray
     normalized: bool
+    row_starts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,21 +114,23 @@ def target_logits(
     used, rows = np.unique(targets.rows, return_inverse=True)
     readouts = readouts[torch.from_numpy(used)]
     bias = projection.bias.read(reader).float() if projection.bias else None
+    parts = _parts_of_rows(used, targets.row_starts)
     picked = np.zeros(len(token_ids))
     whole = _WholeVocabulary(len(readouts))
     for ids, weight_VD in _blocks(projection.stored, np.unique(token_ids), reader, normalized=normalized):
         weight = weight_VD.to(device, torch.float32)
         block_bias = None if bias is None else bias[torch.from_numpy(ids)].to(device)
         wanted = np.flatnonzero(np.isin(token_ids, ids))
-        for first in range(0, len(readouts), READOUT_ROWS):
-            part = slice(first, min(first + READOUT_ROWS, len(readouts)))
-            logits = projection.final(linear(readouts[part].to(device, torch.float32), weight, block_bias))
+        for part in parts:
+            # Copied: products depend on how their operands are aligned.
+            rows_SD = readouts[part].to(device, torch.float32, copy=True)
+            logits = projection.final(linear(rows_SD, weight, block_bias))
             if normalized:
                 whole.see(part, logits, int(ids[0]))
             here = wanted[(rows[wanted] >= part.start) & (rows[wanted] < part.stop)]
             if len(here):
                 columns = torch.from_numpy(np.searchsorted(ids, token_ids[here])).to(device)
-                places = torch.from_numpy(rows[here] - first).to(device)
+                places = torch.from_numpy(rows[here] - part.start).to(device)
                 picked[here] = logits[places, columns].cpu().double().numpy()
     if not normalized:
         return TargetLogits(values=picked, are_most_probable=None)
@@ -132,6 +138,16 @@ def target_logits(
         values=picked - whole.log_sum.double().numpy()[rows],
         are_most_probable=whole.best_id.numpy()[rows] == token_ids,
     )
+
+
+def _parts_of_rows(used: np.ndarray, row_starts: np.ndarray | None) -> list[slice]:
+    """Slices of the ascending rows [U] in use, each multiplied by itself."""
+    cuts = [] if row_starts is None else np.searchsorted(used, row_starts).tolist()
+    return [
+        slice(start, min(start + READOUT_ROWS, last))
+        for first, last in pairwise(sorted({0, *cuts, len(used)}))
+        for start in range(first, last, READOUT_ROWS)
+    ]
 
 
 class _WholeVocabulary:

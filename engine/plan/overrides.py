@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,15 +25,30 @@ class PlanOverrides:
     """Fix the planner's choice: layers that stay in memory."""
     hidden_store: StoreKind | None = None
     """Fix the planner's choice: where hidden states wait between layers."""
+    deterministic: bool = False
+    """Compute every question by itself: its scores are the same to the last bit whatever else is scored, in
+    whatever order and groups (on CPU, with equally many threads). Slower: questions share no prefixes."""
 
     def check(self) -> None:
-        """Raises InputError when a number is too small."""
+        """Raises InputError when a number is too small, or when settings exclude each other."""
         for name, least in (("micro_batch_tokens", 1), ("num_groups", 1), ("resident_layers", 0)):
             setting = getattr(self, name)
             if setting is not None and setting < least:
                 raise InputError(
                     f"--{name.replace('_', '-')}: {setting} is too small; expected at least {least}"
                 )
+        if self.deterministic and self.micro_batch_tokens is not None:
+            raise InputError(
+                "--micro-batch-tokens: with --deterministic a micro-batch is a question; expected one of both"
+            )
+
+    def check_devices(self, devices: Sequence[str]) -> None:
+        """Raises InputError when settings mean nothing on these devices."""
+        if self.deterministic and any(device != "cpu" for device in devices):
+            raise InputError(
+                f"--deterministic: equal bits are promised on CPU alone, not on {', '.join(devices)}; "
+                "expected --devices cpu"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

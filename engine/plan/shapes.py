@@ -21,6 +21,7 @@ from strata.engine.plan.costs import ModelCosts
 from strata.engine.plan.workload import SideBytes, TokenStream, Workload, measure_workload
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint_folder import CONFIG_FILE, read_config
+from strata.engine.weights.stored_checkpoint import decoder_config
 
 LABEL_ROWS = 2
 """Rows of the vocabulary projection that a job on a shape reads: yes and no."""
@@ -41,7 +42,7 @@ def read_shape(name: str) -> PreTrainedConfig:
         raise InputError(
             f"--shape: {name!r} is unknown; expected one of {known}, or a folder with config.json"
         )
-    return read_config(folder).get_text_config()
+    return decoder_config(read_config(folder), folder / CONFIG_FILE)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from strata.engine.machine.machine import Machine
 from strata.engine.model.embedding import embedding_bytes
 from strata.engine.model.open_model import OpenModel
@@ -60,6 +62,11 @@ class SweepJob:
     def members(self) -> tuple[str, ...]:
         """Names of what is swept side by side."""
         return tuple(member.name for member in self.model.members)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of all lanes."""
+        return sum(len(lane.micro_batches) for lanes in self.groups for lane in lanes)
 
     @property
     def completed(self) -> tuple[tuple[int, ...], ...]:
@@ -138,6 +145,7 @@ def _plan_warm(askings: Sequence[Asking], request: PlanRequest) -> tuple[SweepJo
 
 def _plan(askings: Sequence[Asking], request: PlanRequest, held: frozenset[int]) -> tuple[SweepJob, ...]:
     """Plans a sweep that finds some layers in memory already."""
+    request = _with_whole_trees(request, [asking.scored_tree.tree for asking in askings])
     costs = _costs_of(askings[0].model, held)
     work = _measure(askings, costs)
     plan = plan_sweep(costs, work, request.machine, request.overrides)
@@ -161,6 +169,18 @@ def _plan(askings: Sequence[Asking], request: PlanRequest, held: frozenset[int])
     ]
     exact = replace(plan, bytes_read=layer_bytes(plan, costs) + work.norm_bytes + sum(beside))
     return tuple(replace(job, plan=exact) for job in jobs)
+
+
+def _with_whole_trees(request: PlanRequest, trees: Sequence[PrefixTree]) -> PlanRequest:
+    """The request with micro-batches as large as the largest tree of forests."""
+    sizes = [
+        np.diff(tree.tree_starts, append=tree.num_tokens).max()
+        for tree in trees
+        if tree.tree_starts is not None
+    ]
+    if not sizes:
+        return request
+    return replace(request, overrides=replace(request.overrides, micro_batch_tokens=int(max(sizes))))
 
 
 def _costs_of(model: OpenModel, held: frozenset[int]) -> ModelCosts:

@@ -116,14 +116,19 @@ def _of_format(value: Any, *given: Any, **named: Any) -> int:
 
 
 def _of_round(value: Any, precision: int = 0, method: str = "common") -> int:
-    return _bear(precision)
+    return bear(precision)
 
 
 def _of_json(value: Any, indent: int | None = None) -> int:
-    return _bear(indent or 0)
+    return bear(indent or 0)
 
 
-def _bear(number: int) -> int:
+def bear(number: int) -> int:
+    """Nothing, for a number of digits or blanks that a filter may be asked for.
+
+    Raises:
+        SecurityError: it is larger.
+    """
     if abs(number) > MAX_NUMBER:
         raise SecurityError(f"asks a filter for {number}; expected at most {MAX_NUMBER} digits or blanks")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jinja2
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
@@ -12,6 +14,12 @@ EACH, JOINED, MADE = "for each", "~", "a literal"
 
 class Guard(NodeTransformer):
     """Lets loops, concatenations and literals of a template pass through a filter that bounds them."""
+
+    def visit_Const(self, node: nodes.Const) -> nodes.Node:  # noqa: N802
+        """Refuses numbers beyond the range of floats: compiled, they would be the name `inf`."""
+        if isinstance(node.value, float) and not math.isfinite(node.value):
+            raise jinja2.TemplateSyntaxError("a number is too large", node.lineno)
+        return node
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         """Adds what bounds a loop, and refuses recursive ones."""

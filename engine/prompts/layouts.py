@@ -6,14 +6,15 @@ Knows no heads and no tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
-import jinja2
-
 from strata.engine.heads.head import Draft
+from strata.engine.prompts.chat_environment import compile_chat_template, render_chat
+from strata.engine.prompts.sandbox import RENDERING_ERRORS
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class ChatLayout:
                 "--chat: the model's tokenizer has no chat template; "
                 "expected one, or a --template that uses 'messages'"
             )
-        self._tokenizer, self._chat_template = tokenizer, chat_template
+        with _told_of_chat_template():
+            self._template = compile_chat_template(tokenizer.get_chat_template(chat_template))
+        self._special_tokens = tokenizer.special_tokens_map
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self._lead = self._find_lead()
 
@@ -119,18 +122,17 @@ class ChatLayout:
         return lead if found and whole.startswith(prompt) else ""
 
     def _render(self, turns: list[dict[str, str]], *, begins_answer: bool) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [*self._opening, *turns],
-                chat_template=self._chat_template,
-                tokenize=False,
-                add_generation_prompt=begins_answer,
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"--chat: the chat template cannot write this conversation: {reason}") from error
-        assert isinstance(text, str)
-        return text
+        with _told_of_chat_template():
+            messages = [*self._opening, *turns]
+            return render_chat(self._template, messages, self._special_tokens, begins_answer=begins_answer)
+
+
+@contextmanager
+def _told_of_chat_template() -> Iterator[None]:
+    try:
+        yield
+    except RENDERING_ERRORS as error:
+        raise InputError(f"--chat: the chat template cannot write this conversation: {error}") from error
 
 
 def _move(spans: Sequence[tuple[int, int]], num_characters: int) -> tuple[tuple[int, int], ...]:

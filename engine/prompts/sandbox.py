@@ -97,7 +97,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             del self.filters[name]
         for name in LEFT_OUT_GLOBALS:
             del self.globals[name]
-        self.filters = {name: _bound_filter(name, function) for name, function in self.filters.items()}
+        self.filters = {
+            name: bound_filter(function, FILTER_GROWTH.get(name)) for name, function in self.filters.items()
+        }
         self.filters |= {EACH: _each, JOINED: _concatenate, MADE: _check_made, "string": _to_text}
 
     def parse(self, source: str, name: str | None = None, filename: str | None = None) -> nodes.Template:
@@ -234,16 +236,20 @@ def _timed(values: Iterable[Any], num_characters: int) -> Iterator[Any]:
         yield value
 
 
-def _bound_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter, which looks at the clock and counts what it makes, ahead where it could be much."""
-    growth = FILTER_GROWTH.get(name)
+def bound_filter(function: Callable[..., Any], growth: Callable[..., int] | None) -> Callable[..., Any]:
+    """The filter, which looks at the clock and counts what it makes.
+
+    Args:
+        function: a filter as Jinja takes them.
+        growth: how many characters it makes of its arguments, where that could be many more than it is given.
+    """
     first = int(hasattr(function, "jinja_pass_arg"))
 
     @wraps(function)
     def filter_bounded(*given: Any, **named: Any) -> Any:
         _budget.check_time()
         value = given[first]
-        if name == "join":
+        if growth is FILTER_GROWTH["join"]:
             value = list(value)
             given = (*given[:first], value, *given[first + 1 :])
         if not isinstance(value, str):

@@ -116,7 +116,9 @@ class LaneWorker:
             BaseException: the error, if it says something else or the micro-batch is too small.
         """
         batch = self.tiled[index].batch
-        if not is_out_of_memory(error) or batch.num_rows < 2 * LEAST_TOKENS:
+        # A tree of a forest stays whole: cut elsewhere, its products would differ in their last bits.
+        is_whole = self.tree.tree_starts is not None
+        if not is_out_of_memory(error) or batch.num_rows < 2 * LEAST_TOKENS or is_whole:
             raise error
         self.decoder.activations.forget()
         following = self.tiled[index + 1].batch.carried if index + 1 < len(self.tiled) else ()
@@ -233,6 +235,9 @@ class LaneWorker:
         hidden_TD = self.promoted.get((member, batch.first_row))
         if hidden_TD is None:
             hidden_TD = self.stores[member].read(batch.first_row, batch.num_rows)
+            if self.tree.tree_starts is not None:
+                # A view is aligned as its place in the store happens to be, and products depend on that.
+                hidden_TD = hidden_TD.clone()
         position_ids = self.tree.position_ids[indexes(batch.rows)].astype(np.int64)
         return hidden_TD, torch.from_numpy(position_ids).to(self.device)
 

@@ -149,15 +149,17 @@ def _sweep_groups(
 
 def _explain(job: SweepJob, error: BaseException) -> str:
     plan = job.plan
+    is_cut = job.tree.tree_starts is None
     settings = {
-        "micro-batch-tokens": plan.micro_batch_tokens > LEAST_TOKENS and LEAST_TOKENS,
+        "micro-batch-tokens": is_cut and plan.micro_batch_tokens > LEAST_TOKENS and LEAST_TOKENS,
         "resident-layers": bool(plan.resident_layers) and "0",
         "hidden-store": plan.hidden_store != "disk" and "disk",
         "num-groups": 2 * plan.num_groups,
     }
     smallest = " ".join(f"--{flag} {setting}" for flag, setting in settings.items() if setting)
+    tried = f"micro-batches halved down to {LEAST_TOKENS} tokens" if is_cut else "questions computed whole"
     return (
-        f"memory ran out ({first_sentence(error)}), with micro-batches halved down to {LEAST_TOKENS} tokens; "
+        f"memory ran out ({first_sentence(error)}), with {tried}; "
         f"expected more free memory, or the smallest run there is: {smallest}"
     )
 

@@ -101,9 +101,10 @@ def split_lanes(
         tree: the whole job's tree.
         scored: ascending stream indexes whose readouts are needed.
         num_lanes: at most this many; fewer when there are not enough runs.
-        micro_batch_tokens: tokens a micro-batch, at least 1.
+        micro_batch_tokens: tokens a micro-batch, at least 1. Of a forest, a micro-batch is a tree, of
+            whatever size.
     """
-    bounds = _run_bounds(tree, num_lanes)
+    bounds = _run_bounds(tree, num_lanes) if tree.tree_starts is None else _tree_bounds(tree, num_lanes)
     public = _public_tokens(tree, bounds)
     lanes = []
     for index, (first, last) in enumerate(pairwise(bounds)):
@@ -184,6 +185,14 @@ def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
     return sorted(bounds)
 
 
+def _tree_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
+    """The same for a forest: lanes begin where trees do."""
+    assert tree.tree_starts is not None
+    shares = np.arange(num_lanes) * tree.num_tokens / num_lanes
+    starts = np.append(tree.tree_starts, tree.num_tokens)[np.searchsorted(tree.tree_starts, shares)]
+    return np.unique(np.append(np.searchsorted(tree.run_starts, starts), tree.num_runs)).tolist()
+
+
 def _public_tokens(tree: PrefixTree, bounds: list[int]) -> Intervals:
     return union(*(_ancestors_before(tree, run, int(tree.run_starts[run])) for run in bounds[1:-1]))
 
@@ -210,7 +219,7 @@ def _build_lane(
     scored: np.ndarray,
     size: int,
 ) -> Lane:
-    slices = _slice_rows(order, size)
+    slices = _slice_rows(order, size) if tree.tree_starts is None else _slice_trees(tree, order)
     needed_later = _needed_from_each(tree, slices)
     batches, first_row, lane_scored = [], 0, []
     for index, rows in enumerate(slices):
@@ -252,6 +261,13 @@ def _slice_rows(order: Intervals, size: int) -> list[Intervals]:
             room -= stop - start
             start = stop
     return [tuple(rows) for rows in slices if rows]
+
+
+def _slice_trees(tree: PrefixTree, order: Intervals) -> list[Intervals]:
+    assert tree.tree_starts is not None
+    ((first, last),) = order
+    starts = tree.tree_starts[(tree.tree_starts >= first) & (tree.tree_starts < last)].tolist()
+    return [(bounds,) for bounds in pairwise([*starts, last])]
 
 
 def _needed_from_each(tree: PrefixTree, slices: list[Intervals]) -> list[Intervals]:

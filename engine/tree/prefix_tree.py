@@ -49,6 +49,7 @@ class PrefixTree:
             later runs may see of the stream so far. Where there are no siblings, `paths`.
         sequence_paths: for each of the sequences given, its intervals; their lengths add up to the
             sequence's.
+        tree_starts: [Q] int64, stream index at which each tree of a forest begins; None for one tree.
     """
 
     token_ids: np.ndarray
@@ -57,6 +58,7 @@ class PrefixTree:
     paths: tuple[Intervals, ...]
     chains: tuple[Intervals, ...]
     sequence_paths: tuple[Intervals, ...]
+    tree_starts: np.ndarray | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -154,6 +156,25 @@ def _pair_with_marks(sequences: Sequence[np.ndarray], siblings: Sequence[Interva
         marks = sibling_marks(len(sequence), spans)
         paired.append(np.stack([marks, np.asarray(sequence, np.int32)], axis=1))
     return paired
+
+
+def join_trees(trees: Sequence[PrefixTree]) -> PrefixTree:
+    """Trees one behind another as one stream, a forest: what they have in common stays apart."""
+    starts = np.cumsum([0, *(tree.num_tokens for tree in trees)])
+    pairs = list(zip(trees, starts.tolist(), strict=False))
+    return PrefixTree(
+        token_ids=np.concatenate([tree.token_ids for tree in trees]),
+        position_ids=np.concatenate([tree.position_ids for tree in trees]),
+        run_starts=np.concatenate([*(tree.run_starts[:-1] + first for tree, first in pairs), starts[-1:]]),
+        paths=tuple(_moved(path, first) for tree, first in pairs for path in tree.paths),
+        chains=tuple(_moved(chain, first) for tree, first in pairs for chain in tree.chains),
+        sequence_paths=tuple(_moved(path, first) for tree, first in pairs for path in tree.sequence_paths),
+        tree_starts=starts[:-1],
+    )
+
+
+def _moved(path: Intervals, offset: int) -> Intervals:
+    return tuple((start + offset, end + offset) for start, end in path)
 
 
 def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from strata.engine.tree.lanes import Lane
-from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
+from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree, join_trees
 from strata.engine.types import Prompt
 
 
@@ -88,9 +88,10 @@ class ScoredTree:
         return tuple(tuple(indexes) for indexes in completed)
 
 
-def build_scored_tree(prompts: Sequence[Prompt]) -> ScoredTree:
-    """The tree of all branches of some prompts, with their targets."""
-    tree = build_prompt_tree(prompts)
+def build_scored_tree(prompts: Sequence[Prompt], *, apart: bool = False) -> ScoredTree:
+    """The tree of all branches of some prompts, with their targets; if `apart`, a forest, a tree a prompt."""
+    trees = [build_prompt_tree([prompt]) for prompt in prompts] if apart else []
+    tree = join_trees(trees) if apart else build_prompt_tree(prompts)
     ends = np.cumsum([len(prompt.branches) for prompt in prompts])
     return ScoredTree(tree=tree, targets=build_target_table(prompts, tree), branch_ends=ends)
 

@@ -68,7 +68,7 @@ def _read_folder(path: Path) -> StoredCheckpoint:
     if files and not file.is_file():
         raise InputError(f"{path}: no {CONFIG_FILE}; for the GGUF file in it, expected --model {files[0]}")
     whole = read_config(path)
-    config, quantization = _decoder_config(whole, file)
+    config, quantization = decoder_config(whole, file)
     stored = read_stored_tensors(path)
     _check_num_layers(config, stored, file)
     with closing(TensorReader()) as reader:
@@ -100,8 +100,12 @@ def _check_num_layers(config: PreTrainedConfig, names: Iterable[str], file: Path
         )
 
 
-def _decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The decoder's config, and its `quantization_config`, empty for a plain checkpoint."""
+def decoder_config(whole: PreTrainedConfig, file: Path) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The decoder's config, and its `quantization_config`, empty for a plain checkpoint.
+
+    Raises:
+        InputError: a model of several decoders, or of none; `file` is named.
+    """
     try:
         config = whole.get_text_config()
     except ValueError as error:

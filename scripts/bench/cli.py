@@ -17,6 +17,7 @@ from strata.scripts.bench.configs import (
     TrainEncoderBenchConfig,
 )
 from strata.scripts.bench.debias.config import DebiasBenchConfig
+from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
 
@@ -130,6 +131,17 @@ def int8(config: Int8BenchConfig) -> int:
     from strata.scripts.bench.accuracy.int8 import run_int8_bench
 
     return run_int8_bench(config)
+
+
+@bench_app.command(name="trust")
+def trust(config: TrustBenchConfig) -> int:
+    """Count what of families, hostile files and odd bytes is not right, and measure what trust costs.
+
+    Example: strata bench trust --parts probe deterministic soak
+    """
+    from strata.scripts.bench.trust.trust import run_trust_bench
+
+    return run_trust_bench(config)
 
 
 @bench_app.command(name="calibrate")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,28 +28,14 @@ KEEP = os.environ.get("FUZZ_KEEP")
 MAX_FAULTS = 20
 MAX_FOUND_BYTES = 20_000
 
-NOT_YET = frozenset(
-    {
-        "weight_index", "config", "adapter_config", "questions_csv", "questions_parquet",
-        "template_yaml", "template_jinja", "partial_scores", "safetensors", "questions_jsonl",
-    }
-)  # fmt: skip
-"""Readers that still raise other errors; FUZZ_ALL=1 tries them too."""
-
-FUZZED = [
-    pytest.param(
-        reader,
-        id=reader.name,
-        marks=pytest.mark.skipif(
-            reader.name in NOT_YET and "FUZZ_ALL" not in os.environ, reason="not hardened yet"
-        ),
-    )
-    for reader in READERS
-]
+FUZZED = [pytest.param(reader, id=reader.name) for reader in READERS]
 
 
 @pytest.mark.parametrize("reader", FUZZED)
-def test_odd_inputs(reader: FuzzedReader, tmp_path: Path) -> None:
+def test_odd_inputs(
+    reader: FuzzedReader, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("inputs", NUM_INPUTS)
     good = reader.prepare(tmp_path)
     forget_peak()
     faults: dict[str, int] = {}
@@ -65,15 +52,18 @@ def test_odd_inputs(reader: FuzzedReader, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", FUZZED)
-def test_what_once_broke_a_reader(reader: FuzzedReader, tmp_path: Path) -> None:
+def test_what_once_broke_a_reader(
+    reader: FuzzedReader, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     reader.prepare(tmp_path)
     inputs = sorted((FOUND / reader.name).glob("*.bin"))
+    record_property("inputs", len(inputs))
     assert [(path.name, find_fault(reader, tmp_path, path.read_bytes())) for path in inputs] == [
         (path.name, None) for path in inputs
     ]
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", FUZZED)
 def test_the_good_input_is_read(reader: FuzzedReader, tmp_path: Path) -> None:
     """Else every odd one would be refused for the same reason, and nothing be tried."""
     (tmp_path / "work").mkdir()
@@ -94,8 +84,16 @@ def reader_that(read: object) -> FuzzedReader:
 
 
 def test_the_harness_finds_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class RawError(InputError):
+        """Says what it is told, whereas an InputError makes one line of it."""
+
+        def __str__(self) -> str:
+            return self.told
+
     def refuse(folder: Path, message: str) -> None:
-        raise InputError(message)
+        error = RawError(message)
+        error.told = message
+        raise error
 
     def allocate(folder: Path) -> int:
         return len(bytearray(b"x") * (128 << 20))

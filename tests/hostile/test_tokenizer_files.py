@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,10 @@ import pytest
 
 from strata.engine.encoders.encoder import measure_encoder, read_encoder_config
 from strata.engine.encoders.rows import EncoderTokenizer
+from strata.engine.model_files.library_errors import one_line
 from strata.engine.prompts.continuations import render_continuations
 from strata.engine.prompts.tokenizer import JointTokenizer, read_tokenizer
-from strata.engine.types import Question, RunWarnings
+from strata.engine.types import InputError, Question, RunWarnings
 
 from ..engine.encoders.tiny_encoder import build_encoder
 from .changed_files import DEEP_LIST, change_json, copy_folder, refusal
@@ -152,3 +156,44 @@ def test_pairs_and_rows_of_encoders_that_cannot_be_tokenized(case: str, model: P
         EncoderTokenizer(encoder, shape, None, RunWarnings()).encode([question])
 
     refusal(encode, "tokenizer.json", told)
+
+
+@pytest.mark.parametrize("case", ["redos", "post_missing"])
+def test_a_panic_says_nothing_of_its_own(case: str, model: Path, capfd: pytest.CaptureFixture) -> None:
+    change_json(model / "tokenizer.json", TOKENIZER_JSON[case][0])
+    capfd.readouterr()
+    refusal(lambda: tokenize(model), str(model))
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_what_a_library_says_without_an_error_is_shown(capfd: pytest.CaptureFixture) -> None:
+    with one_line("x", "y"):
+        os.write(2, b"from the library\n")
+        print("from Python", file=sys.stderr)
+    assert "from the library" in capfd.readouterr().err
+
+    def fail() -> None:
+        os.write(2, b"noise\n")
+        raise ValueError("no")
+
+    with pytest.raises(InputError, match="x: y: no"), one_line("x", "y"):
+        fail()
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+
+
+def test_other_threads_do_not_wait_for_stderr() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with one_line("x", "y"):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(10)
+    with one_line("x", "y"):
+        pass
+    leave.set()
+    thread.join()

@@ -24,6 +24,7 @@ from strata.training.loop.best_weights import link_best, prune_best, remove_best
 from strata.training.loop.evaluation import Evaluator, metric_of
 from strata.training.loop.fingerprint import check_same_run, dtype_name, fingerprint_run
 from strata.training.loop.folders import remove_tree, write_folder_atomically
+from strata.training.loop.memory_limit import told_when_memory_runs_out
 from strata.training.loop.optimizer import (
     build_optimizer,
     clip_gradients,
@@ -122,10 +123,11 @@ class Trainer:
         Raises:
             FloatingPointError: a loss, gradient or score that is not finite; the message names the step.
             OutputError: a file cannot be written.
+            MemoryRanOutError: a step does not fit.
         """
         if self.processes.is_main_process:
             self._clear_folder()
-        with self._sinks() as write, self._bar() as advance:
+        with told_when_memory_runs_out(self.config), self._sinks() as write, self._bar() as advance:
             while self.progress.step < self.num_steps and not self.has_stopped_early:
                 numbers = self._take_step(self.progress.step)
                 self.progress = replace(self.progress, step=self.progress.step + 1)
