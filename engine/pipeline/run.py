@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from strata.engine.calibration.registry import calibrate
+from strata.engine.calibration.reliability import describe_reliability
 from strata.engine.deadline import Deadline
 from strata.engine.folder_lock import lock_folder
 from strata.engine.jobs.job import Session
@@ -34,6 +35,7 @@ from strata.engine.results.phases import PhaseTimer
 from strata.engine.results.report import write_report
 from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import check_out, check_unfinished, remove_artefacts, write_artefacts
+from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.types import Question, QuestionScores, RunWarnings
 
 FINISH_SHARE, LEAST_FINISH_S, MOST_FINISH_S = 0.01, 5.0, 60.0
@@ -220,6 +222,9 @@ def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:
     if pipeline.fits:
         fitted.write(out / FILE_NAME)
     record.metrics = evaluate(scores)
+    if record.metrics is not None:
+        record.metrics["position_bias"] = describe_position_bias(scores)
+        record.metrics["reliability"] = describe_reliability(scores)
     record.measured = {
         "stages": [account.as_dict() for account in work.accounts],
         "members": board.describe_members(),

@@ -18,6 +18,7 @@ from strata.engine.members.ensemble import scores_of_member
 from strata.engine.pipeline.config import Pipeline
 from strata.engine.questions.metrics import evaluate
 from strata.engine.results.tables import write_label_submission, write_submission
+from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.run.unreached import UNREACHED, guess
 from strata.engine.types import Question, QuestionScores, RunWarnings
 
@@ -92,7 +93,11 @@ class Scoreboard:
     def describe_members(self) -> dict[str, dict[str, Any]]:
         """Of each member how many questions it scored, and how well where answers are known."""
         return {
-            name: {"num_scored": len(rows), "metrics": evaluate(list(rows.values()))}
+            name: {
+                "num_scored": len(rows),
+                "metrics": evaluate(list(rows.values())),
+                "position_bias": describe_position_bias(list(rows.values())),
+            }
             for name, rows in self.by_member.items()
         }
 

@@ -36,6 +36,7 @@ from strata.engine.run.artefacts import (
 )
 from strata.engine.run.int8_check import check_int8
 from strata.engine.run.opening import open_run
+from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.run.unreached import UNREACHED, collect_scores
 from strata.engine.types import Prompt, QuestionScores, RunWarnings
 
@@ -93,6 +94,8 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             by_id = {row.question.id: row for row in scorer.finish(list(found.values()))}
             scores = collect_scores(questions, by_id, warnings)
             record.metrics = evaluate_labels(scores) if scorer.labels else evaluate(scores)
+            if record.metrics is not None and not scorer.labels:
+                record.metrics["position_bias"] = describe_position_bias(scores)
             with session.timer.phase("write"):
                 texts = scorer.with_texts(prompts) if config.save_prompts else None
                 write_artefacts(out, scores, texts, config.submission)
