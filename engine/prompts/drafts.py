@@ -13,9 +13,9 @@ from uuid import uuid4
 
 from strata.engine.heads.debiasing.debias import Order, stated_order
 from strata.engine.heads.head import Draft, Head
+from strata.engine.prompts.bounds.sandbox import RENDERING_ERRORS, render_bounded
 from strata.engine.prompts.examples import Examples
 from strata.engine.prompts.layouts import Layout
-from strata.engine.prompts.sandbox import RENDERING_ERRORS, render_bounded
 from strata.engine.prompts.siblings.option_list import MARKED_OPTIONS, find_listed
 from strata.engine.prompts.templates import DEFAULT_LABELS, Template, compile_template, find_variables
 from strata.engine.types import LETTERS, InputError, Question

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
 from strata.engine.heads.head import Draft
-from strata.engine.prompts.chat_environment import compile_chat_template, render_chat
-from strata.engine.prompts.sandbox import RENDERING_ERRORS
+from strata.engine.prompts.bounds.chat_environment import compile_chat_template, render_chat
+from strata.engine.prompts.bounds.sandbox import RENDERING_ERRORS
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:

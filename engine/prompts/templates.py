@@ -20,6 +20,7 @@ import yaml
 from strata.engine.files import read_utf8
 from strata.engine.heads.head import Head
 from strata.engine.json_files import shown
+from strata.engine.prompts.bounds.sandbox import BoundedEnvironment
 from strata.engine.prompts.built_in_texts import (
     CHAT_LETTERS,
     CHAT_YES_NO,
@@ -30,7 +31,6 @@ from strata.engine.prompts.built_in_texts import (
     YES_NO,
     YES_NO_LISTED,
 )
-from strata.engine.prompts.sandbox import BoundedEnvironment
 from strata.engine.types import InputError
 
 VARIABLES = ("context", "prompt", "option", "options")

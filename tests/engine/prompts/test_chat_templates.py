@@ -5,7 +5,7 @@ The independent check is transformers' own `apply_chat_template` on the same tem
 
 import pytest
 
-from strata.engine.prompts import sandbox
+from strata.engine.prompts.bounds import sandbox
 from strata.engine.prompts.layouts import ChatLayout
 from strata.engine.types import InputError
 

@@ -13,9 +13,14 @@ import jinja2.sandbox
 import pytest
 
 from strata.engine.heads.registry import HEADS
+from strata.engine.prompts.bounds.sandbox import (
+    MAX_CHARACTERS,
+    MAX_SECONDS,
+    BoundedEnvironment,
+    render_bounded,
+)
 from strata.engine.prompts.drafts import DraftWriter
 from strata.engine.prompts.layouts import PlainLayout
-from strata.engine.prompts.sandbox import MAX_CHARACTERS, MAX_SECONDS, BoundedEnvironment, render_bounded
 from strata.engine.prompts.templates import load_template
 from strata.engine.types import InputError, Question
 
@@ -107,7 +112,7 @@ def write_drafts(text: str, path) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_templates_are_refused_in_one_line(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("strata.engine.prompts.sandbox.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("strata.engine.prompts.bounds.sandbox.MAX_SECONDS", 0.5)
     text, reason = HOSTILE[name]
     with pytest.raises(InputError, match=reason) as refused:
         write_drafts(text, tmp_path / "t.j2")
@@ -131,7 +136,7 @@ def test_refused_before_the_memory_is_taken(name, tmp_path):
 
 
 def test_the_time_limit_holds_in_any_thread(tmp_path, monkeypatch):
-    monkeypatch.setattr("strata.engine.prompts.sandbox.MAX_SECONDS", 0.2)
+    monkeypatch.setattr("strata.engine.prompts.bounds.sandbox.MAX_SECONDS", 0.2)
     assert MAX_SECONDS > 1
     errors = []
 

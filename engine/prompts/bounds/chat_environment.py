@@ -17,8 +17,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from strata.engine.prompts.growth import bear, size_of
-from strata.engine.prompts.sandbox import BoundedEnvironment, bound_filter, render_bounded
+from strata.engine.prompts.bounds.growth import bear, size_of
+from strata.engine.prompts.bounds.sandbox import BoundedEnvironment, bound_filter, render_bounded
 
 
 class _GenerationTag(Extension):

@@ -25,8 +25,8 @@ from jinja2 import nodes
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, SecurityError
 
-from strata.engine.prompts.growth import FILTER_GROWTH, METHOD_GROWTH, field_widths, size_of
-from strata.engine.prompts.guard import EACH, JOINED, MADE, Guard
+from strata.engine.prompts.bounds.growth import FILTER_GROWTH, METHOD_GROWTH, field_widths, size_of
+from strata.engine.prompts.bounds.guard import EACH, JOINED, MADE, Guard
 
 MAX_CHARACTERS = 1 << 24
 """Characters that one rendering may make, those of values in between included."""
