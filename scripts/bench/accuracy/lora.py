@@ -56,7 +56,8 @@ def run_lora_bench(config: LoraBenchConfig) -> int:
         f"map3_longest_{TEST_SET}": after["heuristics"]["longest_option_map_at_3"],
         f"map3_uniform_{TEST_SET}": after["heuristics"]["uniform_map_at_3"],
     }
-    append_result("lora", {"config": asked_settings(config) | {"model": source.stem}, **figures}, RESULTS)
+    asked = asked_settings(config) | {"model": source.stem, "adapter": config.adapter is not None}
+    append_result("lora", {"config": asked, **figures}, RESULTS)
     return 0
 
 
@@ -89,6 +90,7 @@ def train_adapter(config: LoraBenchConfig, model: Path) -> Path:
         out=out,
         questions=config.folder / f"{TRAINING_SET}.csv",
         task=config.task,
+        adapter=config.adapter,
         max_steps=config.max_steps,
         batch_questions=config.batch_questions,
         learning_rate=config.learning_rate,
