@@ -46,6 +46,8 @@ class LoraBenchConfig:
     """Where contexts, model and runs are made and kept: a second call goes on where the first stopped."""
     task: Literal["choice", "binary"] = "choice"
     """What is learned."""
+    adapter: Path | None = None
+    """PEFT LoRA adapter to start from, such as an earlier call's in another --folder."""
     context_tokens: int = 110
     """Budget of a context: the best sentences of the three best pages."""
     max_steps: int = 110

@@ -1,18 +1,24 @@
 """A LoRA of a real model on questions with retrieved contexts; MAP@3 on other questions before and after.
 
 Every step is that of the command: index, search, pack, train, score; each is kept. `lora_map3_before` is the
-base model's by log-likelihoods, with the same contexts, `lora_map3_kaggle200` the trained model's.
+base model's by log-likelihoods, with the same contexts, `lora_map3_kaggle200` the trained model's, and
+`lora_average_map3_kaggle200` that of both as members: the mean of their probabilities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
 
 from strata.engine.config import ScoreConfig
 from strata.engine.json_files import read_json_object
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.pack import pack_checkpoint
+from strata.engine.questions.metrics import map_at_k
 from strata.engine.run.score import score_questions
 from strata.retrieval.index.build import build_index
 from strata.retrieval.index_config import IndexConfig
@@ -41,9 +47,11 @@ def run_lora_bench(config: LoraBenchConfig) -> int:
     before = score_test(config, model, config.folder / "before", head="loglik")
     adapter = train_adapter(config, model)
     after = score_test(config, model, config.folder / "after", adapter=(adapter,))
+    average = average_map_at_3([config.folder / "before", config.folder / "after"])
     rows = {
         "before (log-likelihoods)": before["map_at_3"],
         f"after ({config.task})": after["map_at_3"],
+        "both, averaged": average,
         "longest option": after["heuristics"]["longest_option_map_at_3"],
         "uniform guess": after["heuristics"]["uniform_map_at_3"],
     }
@@ -51,12 +59,14 @@ def run_lora_bench(config: LoraBenchConfig) -> int:
     figures = {
         "lora_map3_before": before["map_at_3"],
         f"lora_map3_{TEST_SET}": after["map_at_3"],
+        f"lora_average_map3_{TEST_SET}": average,
         "lora_accuracy_before": before["accuracy"],
         f"lora_accuracy_{TEST_SET}": after["accuracy"],
         f"map3_longest_{TEST_SET}": after["heuristics"]["longest_option_map_at_3"],
         f"map3_uniform_{TEST_SET}": after["heuristics"]["uniform_map_at_3"],
     }
-    append_result("lora", {"config": asked_settings(config) | {"model": source.stem}, **figures}, RESULTS)
+    asked = asked_settings(config) | {"model": source.stem, "adapter": config.adapter is not None}
+    append_result("lora", {"config": asked, **figures}, RESULTS)
     return 0
 
 
@@ -89,6 +99,7 @@ def train_adapter(config: LoraBenchConfig, model: Path) -> Path:
         out=out,
         questions=config.folder / f"{TRAINING_SET}.csv",
         task=config.task,
+        adapter=config.adapter,
         max_steps=config.max_steps,
         batch_questions=config.batch_questions,
         learning_rate=config.learning_rate,
@@ -122,3 +133,15 @@ def score_test(config: LoraBenchConfig, model: Path, out: Path, **flags: Any) ->
         **flags,
     )
     return dict(score_questions(asked).record["metrics"])
+
+
+def average_map_at_3(runs: Sequence[Path]) -> float:
+    """MAP@3 of the mean of kept runs' probabilities, over the questions with answers."""
+    tables = [pq.read_table(run / "scores.parquet").to_pylist() for run in runs]
+    orders, answers = [], []
+    for rows in zip(*tables, strict=True):
+        assert len({row["id"] for row in rows}) == 1, "the runs scored the same file"
+        mean = np.mean([row["probabilities"] for row in rows], axis=0)
+        orders.append(np.argsort(-mean, kind="stable").tolist())
+        answers.append(rows[0]["answer"])
+    return map_at_k(orders, answers)

@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from strata.engine.machine.settings import MachineSettings
+from strata.engine.members.member import Member
+from strata.engine.questions.metrics import evaluate
+from strata.engine.questions.question_file import read_questions
+from strata.engine.scorer import Scorer
+from strata.engine.types import RunWarnings
 from strata.scripts.bench.accuracy import lora
 from strata.scripts.bench.accuracy.config import LoraBenchConfig
 
@@ -53,6 +59,14 @@ def test_keys_and_what_is_kept(config: LoraBenchConfig, tmp_path: Path, monkeypa
         assert found[key] == record["metrics"]["map_at_3"]
         assert record["measured"]["questions_with_context"] == len(ANIMALS)
     assert str(tmp_path) not in line
+    members = [
+        Member(model=config.folder / "model", head="loglik"),
+        Member(model=config.folder / "model", adapter=config.folder / "choice" / "adapter"),
+    ]
+    asked = read_questions(config.folder / f"{lora.TEST_SET}.csv", warnings=RunWarnings())
+    with Scorer.open(members, MachineSettings(dtype="float32", devices="cpu")) as scorer:
+        metrics = evaluate(scorer.score(asked))
+    assert found["lora_average_map3_kaggle200"] == pytest.approx(metrics["map_at_3"])
     for step in ("pack_checkpoint", "run_search", "run_train", "score_questions"):
         monkeypatch.setattr(lora, step, None)
     assert lora.run_lora_bench(config) == 0
