@@ -22,6 +22,8 @@ function coloured(value, colours) {
 
 function themedLayout(layout, colours) {
   const axis = { gridcolor: colours.line, zerolinecolor: colours.line, linecolor: colours.line, automargin: true };
+  const font = { size: 12.5, color: colours.soft };
+  const titled = (given = {}) => ({ ...axis, ...given, title: { ...given.title, font } });
   return {
     height: 300,
     margin: { l: 8, r: 12, t: 34, b: 8 },
@@ -31,8 +33,8 @@ function themedLayout(layout, colours) {
     hoverlabel: { bgcolor: colours.card, bordercolor: colours.line, font: { color: colours.text } },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colours.soft } },
     ...layout,
-    xaxis: { ...axis, ...layout.xaxis },
-    yaxis: { ...axis, ...layout.yaxis },
+    xaxis: titled(layout.xaxis),
+    yaxis: titled(layout.yaxis),
   };
 }
 

@@ -125,6 +125,7 @@ def reliability_chart(scores: Sequence[QuestionScores]) -> Chart:
         "y": accuracy,
         "mode": "lines+markers",
         "name": "this run",
+        "cliponaxis": False,
         "customdata": counts,
         "hovertemplate": "confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{customdata} question(s)"
         "<extra></extra>",

@@ -17,5 +17,5 @@ def describe_roofline(fraction: float, rates_from: str) -> str:
         rates_from: where the roofline comes from: `MachineRates.rates_from`.
     """
     source = "measured in a fifth of a second: a rough guide" if rates_from.startswith(QUICK) else rates_from
-    share = f"{fraction:.0%}" if fraction <= 1 else "all"
+    share = "all" if fraction > 1 else f"{fraction:.0%}" if fraction >= 0.01 else "under 1%"
     return f"{share} of the GEMM roofline ({source})"
