@@ -12,7 +12,7 @@ def shelf_of(finders, folder):
     return ContextShelf(
         questions=QUESTIONS,
         finders=finders,
-        settings=dict.fromkeys(finders, {}),
+        settings={name: {} for name in finders},
         folder=folder,
         resumes=False,
     )

@@ -59,6 +59,7 @@ def test_the_trace_has_complete_events_in_microseconds(tmp_path):
     ("fraction", "source", "told"),
     [
         (0.42, "calibrated 2026-01-01", "42% of the GEMM roofline (calibrated 2026-01-01)"),
+        (0.004, "calibrated", "under 1% of the GEMM roofline (calibrated)"),
         (
             0.42,
             "measured quickly",
