@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from strata.engine.config import ScoreConfig
+from strata.engine.report.summary import describe_speed
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
 from strata.engine.types import as_one_line
@@ -59,7 +60,7 @@ def print_summary(run: ScoreRun) -> None:
         console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")
     console.print(
         f"{measured['tokens_computed']:,} tokens in {measured['seconds_by_phase']['sweep']:.1f} s "
-        f"({measured['tok_per_s']:,.0f} tok/s, {measured['roofline_fraction']:.0%} of the GEMM roofline)"
+        f"({measured['tok_per_s']:,.0f} tok/s, {describe_speed(run.record, measured)})"
         f"{sharing}",
         soft_wrap=True,
     )

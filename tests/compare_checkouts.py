@@ -2,10 +2,10 @@
 
     python tests/compare_checkouts.py BEFORE AFTER [--shared DIR] [--only NAME ...] [--work DIR]
 
-Both checkouts run every configuration, each in a process of its own, with plans fixed by flags and one thread
-a device. Compared are scores.parquet (every float exactly), run.json but for seconds, rates and the memory
-taken, and every other file that is left byte by byte, report.html aside. Knows the command line and the files
-of a run, but no module behind them: those may move.
+Both checkouts run every configuration, each in a process of its own, with plans fixed by flags and one
+thread a device. Compared are scores.parquet (every float exactly), run.json but for seconds, rates and the
+memory taken, and every other file that is left byte by byte, report.html and timeline.json aside. Knows the
+command line and the files of a run, but no module behind them: those may move.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ USUAL: dict[str, tuple[str, Mapping[str, object]]] = {
     "deberta": ("contexts.csv", ENCODER),
 }
 """Questions and flags of a model where a case names no others."""
-NOT_BY_BYTES = ("run.json", "report.html", "scores.parquet")
+NOT_BY_BYTES = ("run.json", "report.html", "timeline.json", "scores.parquet")
 
 
 @dataclass(frozen=True)

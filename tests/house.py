@@ -27,7 +27,7 @@ ROWS = {
         "model_files calibration yaml_files",
         "adapters questions heads weights results folder_lock",
         "prompts machine model ensembles",
-        "members plan encoders pack",
+        "members plan encoders pack report",
         "sweep config",
         "jobs",
         "scorer",

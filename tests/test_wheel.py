@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("engine", "kernels", "training", "retrieval", "scripts")
 DATA = (
     "strata/engine/machine/profiles/kaggle-2xt4.json",
-    "strata/engine/results/report.html.jinja",
+    "strata/engine/report/report.html.jinja",
+    "strata/engine/report/report.css",
+    "strata/engine/report/browser.js",
     "strata/scripts/demo_data/questions.csv",
     "strata/scripts/demo_data/model/model.safetensors",
     "strata/training/demo_corpus/train.sh",

@@ -152,8 +152,10 @@ class DecoderJob:
 
     def _swept_groups(self, advance: Advance) -> Iterator[SweptGroup]:
         """The sweep's groups; readouts that are not finite are told with the questions they belong to."""
+        session = self.opened.session
         try:
-            yield from run_sweep(self.sweep, self.opened.session.folder, advance)
+            track = session.timeline.begin(", ".join(self.opened.members))
+            yield from run_sweep(self.sweep, session.folder, advance, track=track)
         except ReadoutsNotFiniteError as error:
             ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
             told = describe_not_finite(str(error), ids, self.machine.computes_in)

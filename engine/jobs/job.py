@@ -15,6 +15,7 @@ from strata.engine.deadline import Deadline
 from strata.engine.machine.machine import Machine
 from strata.engine.plan.overrides import GroupGoal, PlanOverrides
 from strata.engine.results.phases import PhaseTimer
+from strata.engine.results.timeline import Timeline
 from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
 
 
@@ -25,6 +26,7 @@ class Session:
     Attributes:
         warnings: odd questions and settings that are not honoured.
         timer: seconds by phase.
+        timeline: what sweeps did when.
         overrides: what of the plan is fixed.
         folder: where a hidden store on disk keeps its temporary files.
         shows_progress: a bar on stderr while something is computed.
@@ -32,6 +34,7 @@ class Session:
 
     warnings: RunWarnings = field(default_factory=RunWarnings)
     timer: PhaseTimer = field(default_factory=PhaseTimer)
+    timeline: Timeline = field(default_factory=Timeline)
     overrides: PlanOverrides = field(default_factory=PlanOverrides)
     folder: Path
     shows_progress: bool = False

@@ -91,7 +91,10 @@ class SharedSweepJob:
         num_layers = first.model.checkpoint.num_layers
         tokens = [job.sweep.tree.num_tokens * len(job.opened.members) for job in self.jobs]
         with progress_bar("sweep", sum(tokens) * num_layers, shown=session.shows_progress) as advance:
-            sweeps = run_sweeps([job.sweep for job in self.jobs], session.folder, deadline.guard(advance))
+            track = session.timeline.begin(", ".join(self.opened.members))
+            sweeps = run_sweeps(
+                [job.sweep for job in self.jobs], session.folder, deadline.guard(advance), track=track
+            )
             swept = session.timer.each("sweep", sweeps)
             with closing(swept):
                 for groups in swept:

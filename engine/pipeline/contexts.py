@@ -75,6 +75,11 @@ class ContextShelf:
             for place, question in enumerate(self.questions)
         ]
 
+    def found(self) -> dict[str, list[str]]:
+        """The contexts of the sources that have been searched, by source; of others nothing."""
+        searched = {name: one for name, one in self._found.items() if one.done() and not one.cancelled()}
+        return {name: one.result() for name, one in searched.items() if one.exception() is None}
+
     def _find(self, name: str, find: Finder) -> list[str]:
         path, fingerprint = self.folder / f"{name}.json", self._fingerprint(name)
         if self.resumes and path.is_file():

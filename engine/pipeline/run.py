@@ -30,9 +30,9 @@ from strata.engine.pipeline.settings import RunSettings
 from strata.engine.pipeline.units import Asked, Unit, score_unit, units_of
 from strata.engine.questions.metrics import evaluate
 from strata.engine.questions.question_file import read_questions
+from strata.engine.report.report import leave_report
 from strata.engine.results.peak_memory import PeakMemory
 from strata.engine.results.phases import PhaseTimer
-from strata.engine.results.report import write_report
 from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import check_out, check_unfinished, remove_artefacts, write_artefacts
 from strata.engine.run.position_bias import describe_position_bias
@@ -144,7 +144,7 @@ def _run(
         scores = _finish(work, record)
         record.measured |= account_of_run(session.timer, memory, perf_counter() - started)
         finished = record.as_dict() | {"status": "done"}
-        write_report(out / "report.html", finished, scores)
+        leave_report(out, finished, scores, session.timeline, shelf.found())
     return PipelineRun(scores=scores, record=finished, out=out)
 
 

@@ -1,6 +1,6 @@
 """The files a run leaves (submission, scores, prompts), each either whole or absent. Knows nothing of models.
 
-run.json is written by `run_record`, report.html by `report`.
+run.json is written by `run_record`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def check_unfinished(out: Path, *, may_replace: bool) -> None:
 
 def remove_artefacts(out: Path) -> None:
     """Removes what an earlier run left: a folder never holds artefacts of two runs."""
-    for name in ("submission.csv", "scores.parquet", "report.html", "prompts.jsonl"):
+    for name in ("submission.csv", "scores.parquet", "report.html", "timeline.json", "prompts.jsonl"):
         (out / name).unlink(missing_ok=True)
 
 

@@ -18,10 +18,10 @@ from strata.engine.jobs.job import Job, Session
 from strata.engine.plan.overrides import BEFORE_DEADLINE, RESUMABLE, GroupGoal
 from strata.engine.questions.label_metrics import evaluate_labels
 from strata.engine.questions.metrics import evaluate
+from strata.engine.report.report import leave_report
 from strata.engine.results.partial_scores import PartialScores
 from strata.engine.results.peak_memory import PeakMemory, reset_device_peaks
 from strata.engine.results.phases import PhaseTimer
-from strata.engine.results.report import write_report
 from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import (
     check_out,
@@ -110,7 +110,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             )
         report_oddities(job, memory.peak_bytes - memory.baseline_bytes, warnings)
         finished = record.as_dict() | {"status": "done"}
-        write_report(out / "report.html", finished, scores)
+        leave_report(out, finished, scores, session.timeline)
     return ScoreRun(scores=scores, record=finished, out=out)
 
 

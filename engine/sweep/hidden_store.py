@@ -11,6 +11,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -100,6 +101,35 @@ class DiskStore:
     def close(self) -> None:
         """Removes the file."""
         self._file.close()
+
+
+class TimedStore:
+    """A store whose reads and writes are timed on the host.
+
+    Attributes:
+        seconds: that they have taken so far.
+    """
+
+    def __init__(self, store: HiddenStore) -> None:
+        self._store = store
+        self.seconds = 0.0
+
+    def read(self, first: int, count: int) -> torch.Tensor:
+        """As the store does."""
+        started = perf_counter()
+        rows = self._store.read(first, count)
+        self.seconds += perf_counter() - started
+        return rows
+
+    def write(self, first: int, rows: torch.Tensor) -> None:
+        """As the store does."""
+        started = perf_counter()
+        self._store.write(first, rows)
+        self.seconds += perf_counter() - started
+
+    def close(self) -> None:
+        """As the store does."""
+        self._store.close()
 
 
 def make_store(kind: StoreKind, shape: StoreShape, folder: Path) -> HiddenStore:

@@ -21,7 +21,7 @@ import torch
 from strata.engine.memory_errors import is_out_of_memory
 from strata.engine.model.attention import AttentionCall
 from strata.engine.model.decoder import Decoder
-from strata.engine.sweep.hidden_store import HiddenStore
+from strata.engine.sweep.hidden_store import TimedStore
 from strata.engine.tree.halving import cut_micro_batch
 from strata.engine.tree.intervals import indexes
 from strata.engine.tree.lanes import Lane, MicroBatch
@@ -87,7 +87,7 @@ class LaneWorker:
     dtype: torch.dtype
     tree: PrefixTree
     lane: Lane
-    stores: Mapping[str, HiddenStore]
+    stores: Mapping[str, TimedStore]
     norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     tap: Tap | None = None
@@ -145,6 +145,11 @@ class LaneWorker:
         """Gives the hidden stores back."""
         for store in self.stores.values():
             store.close()
+
+    @property
+    def store_s(self) -> float:
+        """Seconds that reading and writing hidden states has taken so far."""
+        return sum(store.seconds for store in self.stores.values())
 
     def run(self, index: int, member: str, carried: torch.Tensor | None) -> KeySpace:
         """A micro-batch of a member through the layer; in the last layer it leaves readouts.

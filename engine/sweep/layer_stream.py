@@ -17,6 +17,7 @@ from functools import partial
 import torch
 
 from strata.engine.model.layer_loader import LayerLoader, RawLayer, Weights
+from strata.engine.results.timeline import Track
 from strata.engine.sweep.coordinator import Coordinator
 
 
@@ -68,6 +69,7 @@ class LayerStream:
         coordinator: what the waits go through.
         kept: weights of resident layers by layer and device; those that are there are not read, and what is
             read is put there, for a later stream.
+        track: where the reading is noted.
     """
 
     def __init__(
@@ -77,9 +79,11 @@ class LayerStream:
         devices: Sequence[torch.device],
         coordinator: Coordinator,
         kept: dict[int, dict[torch.device, Weights]] | None = None,
+        track: Track | None = None,
     ) -> None:
         self._loader, self._order, self._coordinator = loader, order, coordinator
         self._kept = {} if kept is None else kept
+        self._track = track
         self._devices = list(devices)
         self._unique_devices = list(dict.fromkeys(devices))
         self._placed: dict[tuple[int, int], _PlacedLayer] = {
@@ -100,7 +104,9 @@ class LayerStream:
             slot = None if layer in self._order.resident else self._take_slot()
             started = time.perf_counter()
             raw = self._loader.read(layer, None if slot is None else slot.buffer)
+            has_read = time.perf_counter()
             placed = self._place(layer, raw, slot)
+            self._note(sweep, layer, started, has_read)
             self.read_s += time.perf_counter() - started
             if slot is None:
                 self._kept[layer] = placed.weights
@@ -142,6 +148,13 @@ class LayerStream:
             for layer in layers:
                 if layer not in self._kept:
                     yield sweep, layer
+
+    def _note(self, sweep: int, layer: int, started: float, has_read: float) -> None:
+        if self._track is not None:
+            devices = ", ".join(map(str, self._unique_devices))
+            read_s = has_read - started
+            self._track.note("read", group=sweep, layer=layer, device="disk", started=started, seconds=read_s)
+            self._track.note("copy", group=sweep, layer=layer, device=devices, started=has_read)
 
     def _key(self, sweep: int, layer: int) -> tuple[int, int]:
         return (0 if layer in self._order.resident else sweep, layer)

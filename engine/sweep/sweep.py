@@ -20,15 +20,18 @@ from time import perf_counter
 
 import torch
 
-from strata.engine.memory_errors import MemoryRanOutError, first_sentence, is_out_of_memory
+from strata.engine.memory_errors import MemoryRanOutError, is_out_of_memory
 from strata.engine.model.embedding import read_embedding
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import readout_dtype
+from strata.engine.results.timeline import Track
 from strata.engine.sweep.coordinator import Coordinator
-from strata.engine.sweep.hidden_store import StoreShape, make_store
-from strata.engine.sweep.lane_worker import LEAST_TOKENS, LaneWorker, Readouts, Tap
+from strata.engine.sweep.hidden_store import StoreShape, TimedStore, make_store
+from strata.engine.sweep.lane_worker import LaneWorker, Readouts, Tap
+from strata.engine.sweep.layer_clock import LayerClock
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
+from strata.engine.sweep.memory_advice import explain_halvings
 from strata.engine.sweep.shared_keys import PublicKeys
 from strata.engine.tree.lanes import token_ids_of
 
@@ -82,10 +85,15 @@ class _Shared:
     norm: Mapping[str, torch.Tensor] | None
     advance: Advance
     tap: Tap | None
+    track: Track | None
 
 
 def run_sweep(
-    job: SweepJob, folder: Path, advance: Advance = lambda tokens: None, tap: Tap | None = None
+    job: SweepJob,
+    folder: Path,
+    advance: Advance = lambda tokens: None,
+    tap: Tap | None = None,
+    track: Track | None = None,
 ) -> Iterator[SweptGroup]:
     """Computes the readouts of a job, a group of lanes after another; closing the iterator ends the sweep.
 
@@ -94,6 +102,7 @@ def run_sweep(
         folder: where a hidden store on disk keeps its temporary files.
         advance: for a progress bar.
         tap: told of the scored rows after every layer, from the threads that compute.
+        track: where is noted what is done when.
 
     Yields:
         Each group as it ends.
@@ -103,12 +112,16 @@ def run_sweep(
         FloatingPointError: hidden states that are not finite even in float32.
         MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
-    for (group,) in run_sweeps([job], folder, advance, tap):
+    for (group,) in run_sweeps([job], folder, advance, tap, track):
         yield group
 
 
 def run_sweeps(
-    jobs: Sequence[SweepJob], folder: Path, advance: Advance = lambda tokens: None, tap: Tap | None = None
+    jobs: Sequence[SweepJob],
+    folder: Path,
+    advance: Advance = lambda tokens: None,
+    tap: Tap | None = None,
+    track: Track | None = None,
 ) -> Iterator[tuple[SweptGroup, ...]]:
     """Computes the readouts of jobs that share a base and a plan; arguments and errors are `run_sweep`'s.
 
@@ -117,27 +130,25 @@ def run_sweeps(
         folder: see `run_sweep`.
         advance: see `run_sweep`.
         tap: see `run_sweep`.
+        track: see `run_sweep`.
 
     Yields:
         Each group as it ends, once a job. The seconds are those of all; what was waited for and read is told
         by the first job's alone.
     """
     try:
-        yield from _sweep_groups(jobs, folder, advance, tap)
+        yield from _sweep_groups(_share(jobs, folder, advance, tap, track))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryRanOutError(_explain(jobs[0], error)) from error
+        raise MemoryRanOutError(explain_halvings(jobs[0], error)) from error
 
 
-def _sweep_groups(
-    jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None
-) -> Iterator[tuple[SweptGroup, ...]]:
-    base = jobs[0].model
+def _sweep_groups(shared: _Shared) -> Iterator[tuple[SweptGroup, ...]]:
+    base, jobs = shared.base, [part.job for part in shared.parts]
     longest = max(int(job.tree.position_ids.max()) for job in jobs)
     for device, decoder in zip(base.devices, base.decoders, strict=True):
         decoder.prepare_rope(longest, device, base.dtype)
-    shared = _share(jobs, folder, advance, tap)
     try:
         shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(jobs[0].groups)):
@@ -145,23 +156,6 @@ def _sweep_groups(
     finally:
         shared.coordinator.stop()
         shared.stream.settle()
-
-
-def _explain(job: SweepJob, error: BaseException) -> str:
-    plan = job.plan
-    is_cut = job.tree.tree_starts is None
-    settings = {
-        "micro-batch-tokens": is_cut and plan.micro_batch_tokens > LEAST_TOKENS and LEAST_TOKENS,
-        "resident-layers": bool(plan.resident_layers) and "0",
-        "hidden-store": plan.hidden_store != "disk" and "disk",
-        "num-groups": 2 * plan.num_groups,
-    }
-    smallest = " ".join(f"--{flag} {setting}" for flag, setting in settings.items() if setting)
-    tried = f"micro-batches halved down to {LEAST_TOKENS} tokens" if is_cut else "questions computed whole"
-    return (
-        f"memory ran out ({first_sentence(error)}), with {tried}; "
-        f"expected more free memory, or the smallest run there is: {smallest}"
-    )
 
 
 def _sweep_group(shared: _Shared, group: int) -> tuple[SweptGroup, ...]:
@@ -196,13 +190,16 @@ def sweep_lanes(shared: _Shared, group: int, workers: Sequence[LaneWorker]) -> N
     device = workers[0].device
     with torch.inference_mode():
         for layer in range(shared.base.checkpoint.num_layers):
+            clock = LayerClock(workers, shared.track)
             weights = shared.stream.take(group, layer, device)
+            clock.has_weights()
             for part, worker in zip(shared.parts, workers, strict=True):
                 worker.assign(layer, weights)
                 sweep_layer(shared, part, worker, layer)
                 worker.release()
             del weights  # nothing may refer to a slot that is given back
             shared.stream.give_back(group, layer, device)
+            clock.note(group, layer)
 
 
 def sweep_layer(shared: _Shared, part: _SharedByLanes, worker: LaneWorker, layer: int) -> None:
@@ -224,7 +221,9 @@ def sweep_layer(shared: _Shared, part: _SharedByLanes, worker: LaneWorker, layer
             shared.advance(batch.num_rows)
 
 
-def _share(jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None) -> _Shared:
+def _share(
+    jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None, track: Track | None
+) -> _Shared:
     job, coordinator = jobs[0], Coordinator()
     model = job.model
     # A job that was planned before another one ran has no memory for what that one left.
@@ -244,11 +243,12 @@ def _share(jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | 
             for one in jobs
         ],
         folder=folder,
-        stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident),
+        stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident, track),
         coordinator=coordinator,
         norm=_read_norm(model) if model.normalizes else None,
         advance=advance,
         tap=tap,
+        track=track,
     )
 
 
@@ -279,7 +279,10 @@ def _embed_group(shared: _Shared, part: _SharedByLanes, group: int) -> list[Lane
             dtype=model.dtype,
             tree=job.tree,
             lane=lane,
-            stores={name: make_store(job.plan.hidden_store, shape, shared.folder) for name in job.members},
+            stores={
+                name: TimedStore(make_store(job.plan.hidden_store, shape, shared.folder))
+                for name in job.members
+            },
             norm=shared.norm,
             readouts=part.readouts,
             tap=shared.tap,

@@ -1,0 +1,41 @@
+"""Times one layer of one device's workers, and notes it on the sweep's track."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from strata.engine.results.timeline import Track
+from strata.engine.sweep.lane_worker import LaneWorker
+
+
+class LayerClock:
+    """Starts when workers begin to wait for a layer's weights.
+
+    Args:
+        workers: of one device, which take the layer one after the other.
+        track: where it is noted; None for nowhere.
+    """
+
+    def __init__(self, workers: Sequence[LaneWorker], track: Track | None) -> None:
+        self._workers, self._track = workers, track
+        self._store_s = self._total_store_s()
+        self._waits_since = self._computes_since = perf_counter()
+
+    def has_weights(self) -> None:
+        """Says that the wait is over."""
+        self._computes_since = perf_counter()
+
+    def note(self, group: int, layer: int) -> None:
+        """Notes the wait, the computing and the store's part of it; the layer is done."""
+        if self._track is None:
+            return
+        where = {"group": group, "layer": layer, "device": str(self._workers[0].device)}
+        waits_since, computes_since = self._waits_since, self._computes_since
+        store_s = self._total_store_s() - self._store_s
+        self._track.note("compute", **where, started=computes_since)
+        self._track.note("wait", **where, started=waits_since, seconds=computes_since - waits_since)
+        self._track.note("store", **where, started=computes_since, seconds=store_s)
+
+    def _total_store_s(self) -> float:
+        return sum(worker.store_s for worker in self._workers)
