@@ -174,7 +174,21 @@ LLAMA2_70B = ModelShape(
 )
 
 
-SHAPES = {shape.name: shape for shape in (TINY, TINYLLAMA_1B, LLAMA2_7B, LLAMA2_13B, LLAMA2_70B)}
+QWEN3_32B = ModelShape(
+    name="qwen3-32b",
+    hidden_size=5120,
+    intermediate_size=25600,
+    num_layers=64,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    max_position=40960,
+)
+"""Its matrices; the norms of queries and keys, which a Llama does not have, cost next to nothing."""
+
+
+SHAPES = {shape.name: shape for shape in (TINY, TINYLLAMA_1B, LLAMA2_7B, LLAMA2_13B, LLAMA2_70B, QWEN3_32B)}
 
 
 def to_llama_config(shape: ModelShape) -> LlamaConfig:

@@ -17,6 +17,7 @@ from strata.scripts.bench.configs import (
     TrainEncoderBenchConfig,
 )
 from strata.scripts.bench.debias.config import DebiasBenchConfig
+from strata.scripts.bench.rows.config import RowsBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
@@ -131,6 +132,17 @@ def int8(config: Int8BenchConfig) -> int:
     from strata.scripts.bench.accuracy.int8 import run_int8_bench
 
     return run_int8_bench(config)
+
+
+@bench_app.command(name="rows")
+def rows(config: RowsBenchConfig) -> int:
+    """Count what rows save that share a question's text, and predict the job on a machine's profile.
+
+    Example: strata bench rows --rows 16000 --questions 16
+    """
+    from strata.scripts.bench.rows.rows import run_rows_bench
+
+    return run_rows_bench(config)
 
 
 @bench_app.command(name="trust")
