@@ -22,8 +22,6 @@ from strata.engine.weights.formats.stored_weight import StoredWeight
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.kernels.int8_linear.quantize import quantize_weight
 
-DEFAULT_ALPHA = 0.75
-"""How much of the spread moves; what SmoothQuant uses for Llama-like models is 0.75 to 0.85."""
 LARGEST_ERROR = 0.03
 """Of a matrix in int8 (`rounding_error`): at most 0.016 in SmolLM2, 0.14 with outliers of 60 spreads."""
 MEDIAN_OF_NORMAL = 0.6745

@@ -22,8 +22,7 @@ from strata.engine.types import InputError, Prompt, QuestionScores
 from strata.engine.weights.byte_sources import ByteSource
 
 LARGEST_MARGIN_ERROR = 0.5
-"""Of the error of margins over the margins: below 0.2 where int8 is safe, about 1 where activations or
-weights have outliers that it cannot hold."""
+"""Of the error of margins over the margins: beyond it, many of the best options are bound to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
