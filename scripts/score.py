@@ -65,8 +65,7 @@ def print_summary(run: ScoreRun) -> None:
         soft_wrap=True,
     )
     files = ["submission.csv", "scores.parquet", "run.json", "report.html"]
-    if (run.out / "prompts.jsonl").is_file():
-        files.append("prompts.jsonl")
+    files += [name for name in ("timeline.json", "prompts.jsonl") if (run.out / name).is_file()]
     console.print(f"{', '.join(files)} in {run.out}", markup=False, soft_wrap=True)
 
 

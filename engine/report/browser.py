@@ -18,6 +18,8 @@ from strata.engine.types import Question, QuestionScores
 
 DIGITS = 4
 CONTEXT_CHARACTERS = (6000, 3000, 1500, 1000, 600, 300, 0)
+MAX_QUESTIONS = 20_000
+"""What a browser filters and sorts while one types, and what is packed in seconds."""
 LEAST_CHARACTERS = 400
 """To which prompts and options are cut, at most."""
 
@@ -44,7 +46,8 @@ class PageCut:
 
 
 def cuts(num_questions: int) -> Iterator[PageCut]:
-    """Ever smaller ones; the last shows no question."""
+    """Ever smaller ones, for so many questions; the last shows none."""
+    num_questions = min(num_questions, MAX_QUESTIONS)
     for characters in CONTEXT_CHARACTERS:
         text = max(characters, LEAST_CHARACTERS)
         yield PageCut(text_characters=text, context_characters=characters, num_questions=num_questions)

@@ -237,7 +237,7 @@ def _position_names(scores: Sequence[QuestionScores]) -> list[str]:
 def _unanswered_positions(scores: Sequence[QuestionScores], names: Sequence[str]) -> Chart:
     best = np.bincount([row.order[0] for row in scores], minlength=len(names)) / len(scores)
     note = "Without known answers this tells little: a position far above the others may be a preference."
-    data = [_shares("the run's best option", names, best, "main")]
+    data = [_shares("the run's best option", names, best.tolist(), "main")]
     return _position_figure("Best options by position", note, data)
 
 

@@ -93,7 +93,7 @@ def headline(record: Mapping[str, Any], scores: Sequence[QuestionScores]) -> Ite
     yield Figure("Macro F1", format_value("macro_f1", metrics.get("macro_f1")))
     total = total_seconds(measured)
     sweep = measured.get("sweep_s")
-    beside = f"{human_time(sweep)} of it in the sweep" if is_number(sweep) else ""
+    beside = f"{human_time(sweep)} of it in the sweep" if isinstance(sweep, (int, float)) else ""
     yield Figure("Time", format_value("seconds", total), beside)
     yield Figure(
         "Tokens/s", format_value("tok_per_s", measured.get("tok_per_s")), describe_speed(record, measured)

@@ -11,12 +11,15 @@ from strata.engine.results.timeline import Span, Timeline, Work
 COLOURS = {"read": "cool", "copy": "accent", "wait": "bad", "compute": "main", "store": "warm"}
 MAX_DRAWN = 4_000
 """What a browser moves smoothly."""
+LEAST_WAIT_S = 1e-3
+"""Shorter waits are those for a lock, not for weights."""
 ROW_PIXELS, MARGIN_PIXELS = 34, 130
 
 
 def timeline_chart(timeline: Timeline) -> list[Chart]:
     """Who did what when; empty where no sweep was noted."""
-    spans = sorted(timeline.spans, key=lambda span: span.start_s)[:MAX_DRAWN]
+    told = [span for span in timeline.spans if span.work != "wait" or _seconds(span) >= LEAST_WAIT_S]
+    spans = sorted(told, key=lambda span: span.start_s)[:MAX_DRAWN]
     if not spans:
         return []
     first_s = spans[0].start_s
@@ -35,11 +38,15 @@ def timeline_chart(timeline: Timeline) -> list[Chart]:
         {
             "id": "timeline",
             "title": "Timeline",
-            "note": _note(timeline, spans),
+            "note": _note(spans, len(told) - len(spans) + timeline.num_dropped),
             "data": data,
             "layout": layout,
         }
     ]
+
+
+def _seconds(span: Span) -> float:
+    return span.end_s - span.start_s
 
 
 def _row(span: Span) -> str:
@@ -52,11 +59,11 @@ def _trace(timeline: Timeline, work: Work, spans: list[Span], first_s: float) ->
         "orientation": "h",
         "name": work,
         "base": [round(span.start_s - first_s, 6) for span in spans],
-        "x": [round(span.end_s - span.start_s, 6) for span in spans],
+        "x": [round(_seconds(span), 6) for span in spans],
         "y": [_row(span) for span in spans],
         "customdata": [
             f"layer {span.layer}, group {span.group}, sweep {span.sweep + 1} "
-            f"({timeline.sweeps[span.sweep]}): {human_time(span.end_s - span.start_s)}"
+            f"({timeline.sweeps[span.sweep]}): {human_time(_seconds(span))}"
             for span in spans
         ],
         "hovertemplate": "%{y}, %{customdata}<extra></extra>",
@@ -68,14 +75,14 @@ def _trace(timeline: Timeline, work: Work, spans: list[Span], first_s: float) ->
     }
 
 
-def _note(timeline: Timeline, spans: list[Span]) -> str:
-    shares = {work: sum(span.end_s - span.start_s for span in spans if span.work == work) for work in COLOURS}
-    told = ", ".join(f"{work} {human_time(seconds)}" for work, seconds in shares.items() if seconds)
+def _note(spans: list[Span], num_left_out: int) -> str:
+    shares = {work: sum(_seconds(span) for span in spans if span.work == work) for work in COLOURS}
+    totals = ", ".join(f"{work} {human_time(seconds)}" for work, seconds in shares.items() if seconds)
     note = (
-        f"In all {told}. A bar is a layer; times are the host's. What a layer took to read and write hidden "
-        "states is drawn from its start. Drag to zoom, double-click for all; timeline.json opens in Perfetto."
+        f"In all {totals}. A bar is a layer; times are the host's. What a layer took to read and write "
+        "hidden states is drawn from its start. Drag to zoom, double-click for all; timeline.json opens in "
+        "Perfetto."
     )
-    left_out = len(timeline.spans) - len(spans) + timeline.num_dropped
-    return note + (
-        f" The first {len(spans):,} bars are shown, {left_out:,} later ones are not." if left_out else ""
-    )
+    if num_left_out:
+        note += f" The first {len(spans):,} bars are shown, {num_left_out:,} later ones are not."
+    return note

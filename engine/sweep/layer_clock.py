@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from time import perf_counter
 
 from strata.engine.results.timeline import Track
@@ -30,12 +31,12 @@ class LayerClock:
         """Notes the wait, the computing and the store's part of it; the layer is done."""
         if self._track is None:
             return
-        where = {"group": group, "layer": layer, "device": str(self._workers[0].device)}
+        note = partial(self._track.note, group=group, layer=layer, device=str(self._workers[0].device))
         waits_since, computes_since = self._waits_since, self._computes_since
         store_s = self._total_store_s() - self._store_s
-        self._track.note("compute", **where, started=computes_since)
-        self._track.note("wait", **where, started=waits_since, seconds=computes_since - waits_since)
-        self._track.note("store", **where, started=computes_since, seconds=store_s)
+        note("compute", started=computes_since)
+        note("wait", started=waits_since, seconds=computes_since - waits_since)
+        note("store", started=computes_since, seconds=store_s)
 
     def _total_store_s(self) -> float:
         return sum(worker.store_s for worker in self._workers)

@@ -107,7 +107,7 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert str(out) in captured.out.replace("\n", "")
     record = json.loads((out / "run.json").read_text())
     assert f"MAP@3 {record['metrics']['map_at_3']:.3f}" in captured.out
-    names = {"submission.csv", "scores.parquet", "run.json", "report.html"}
+    names = {"submission.csv", "scores.parquet", "run.json", "report.html", "timeline.json"}
     assert {path.name for path in out.iterdir()} == names
     submission = (out / "submission.csv").read_text(encoding="utf-8").splitlines()
     assert submission[0] == "id,prediction"

@@ -17,7 +17,7 @@ from torch import nn
 from strata.engine.machine.rates import LinearKind
 from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.plan.shapes import ModelShape, to_llama_config
-from strata.engine.sweep.hidden_store import MemoryStore, StoreShape
+from strata.engine.sweep.hidden_store import MemoryStore, StoreShape, TimedStore
 from strata.engine.sweep.lane_worker import LaneWorker, Readouts
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
@@ -103,7 +103,7 @@ class TimedLayer:
         (lane,) = split_lanes(tree, scored, 1, case.micro_batch_tokens)
         width = self.shape.hidden_size
         shape = StoreShape(num_rows=tree.num_tokens, width=width, dtype=self.dtype, device=self.device)
-        store = MemoryStore(shape, on_host=False)
+        store = TimedStore(MemoryStore(shape, on_host=False))
         worker = LaneWorker(
             decoder=self.decoder,
             device=self.device,

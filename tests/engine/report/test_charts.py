@@ -139,3 +139,11 @@ def test_a_timeline_starts_at_zero_and_is_bounded():
     assert set(trace["x"]) == {0.5}
     assert "10 later ones are not" in chart["note"]
     assert timeline_chart(Timeline()) == []
+
+
+def test_waits_for_a_lock_are_no_waits_for_weights():
+    spans = [
+        Span("wait", 0, 0, place, "cpu", place, place + seconds) for place, seconds in ((0, 1e-5), (1, 0.3))
+    ]
+    (chart,) = timeline_chart(Timeline(sweeps=["a"], spans=spans))
+    assert chart["data"][0]["x"] == [0.3]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from strata.engine.report.browser import Browser, PageCut, cuts
+from strata.engine.report.browser import MAX_QUESTIONS, Browser, PageCut, cuts
 from strata.engine.report.summary import describe_method, headline, warning_messages
 from strata.engine.report.values import format_value, human_time
 
@@ -120,6 +120,10 @@ def test_scores_that_are_not_finite_have_no_number():
     row = make_row("1", [0.0, float("-inf")])
     (question,) = browser([row]).payload(next(cuts(1)))["questions"]
     assert question["scores"] == [0.0, None]
+
+
+def test_no_more_are_listed_than_a_browser_sorts():
+    assert next(cuts(1_000_000)).num_questions == MAX_QUESTIONS
 
 
 def test_cuts_end_with_nothing():
