@@ -123,6 +123,13 @@ def finish_members(part: OpenMembers, rows: Sequence[QuestionScores]) -> dict[st
     }
 
 
+def parts_of(prompt: Prompt) -> tuple[Prompt, ...]:
+    """What each model is asked; a prompt of one model is its own only part."""
+    if not isinstance(prompt, EnsemblePrompt):
+        return (prompt,)
+    return tuple(part for inner in prompt.parts for part in parts_of(inner))
+
+
 def part_of(prompts: Sequence[Prompt], index: int) -> list[Prompt]:
     """What one of the models is asked."""
     return [prompt.parts[index] for prompt in prompts if isinstance(prompt, EnsemblePrompt)]

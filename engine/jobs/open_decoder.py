@@ -132,9 +132,8 @@ def _open_base(
         with_base=bool(distinct) and not all(adapters),
     )
     model.normalizes = cut.normalizes
-    sides = (
-        dict(zip((*distinct, None), model.members, strict=False)) if distinct else {None: model.members[0]}
-    )
+    names: tuple[Path | None, ...] = (*distinct, None) if distinct else (None,)
+    sides = dict(zip(names, model.members, strict=False))
     return _Base(checkpoint=checkpoint, cut=cut, adapters=adapters, machine=machine, model=model, sides=sides)
 
 

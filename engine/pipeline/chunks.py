@@ -8,7 +8,7 @@ A chunk that is under way at the deadline is given up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -43,7 +43,11 @@ class Pace:
 
 
 def score_in_chunks(
-    scorer: Scorer, prompts: Sequence[Prompt], deadline: Deadline, pace: Pace
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    deadline: Deadline,
+    pace: Pace,
+    before_last: Callable[[], None] = lambda: None,
 ) -> Iterator[list[QuestionScores]]:
     """Scores prompts from the first on, until all are scored or no further one can be.
 
@@ -52,6 +56,7 @@ def score_in_chunks(
         prompts: the most important first.
         deadline: nothing goes on after it.
         pace: of this machine so far; corrected as chunks end.
+        before_last: called before the last chunk is begun, as far as that can be foreseen.
 
     Yields:
         Scores as they are known, each prompt's once.
@@ -62,6 +67,8 @@ def score_in_chunks(
         job = _plan_fitting(scorer, left[:size], deadline, pace)
         if job is None:
             return
+        if len(job.prompts) == len(left):
+            before_last()
         started, num_scored = perf_counter(), 0
         try:
             for rows in job.groups(deadline):

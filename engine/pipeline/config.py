@@ -207,7 +207,7 @@ def _stages(file: YamlFile, section: RunSection) -> tuple[Stage, ...]:
     unused = next((name for name in section.members if name not in stage_of), None)
     if unused is not None:
         raise file.error(("members", unused), "is in no stage; expected it in one")
-    for stage in stages:
-        if not any(section.members[name].weight for name in stage.members):
-            raise file.error(("stages",), f"all members of {stage.name!r} have weight 0; expected one above")
+    for found in stages:
+        if not any(section.members[name].weight for name in found.members):
+            raise file.error(("stages",), f"all members of {found.name!r} have weight 0; expected one above")
     return tuple(stages)

@@ -7,8 +7,9 @@ weights and calibration (fitted here or before), scores.parquet, run.json, repor
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +18,7 @@ from strata.engine.calibration.registry import calibrate
 from strata.engine.calibration.reliability import describe_reliability
 from strata.engine.deadline import Deadline
 from strata.engine.folder_lock import lock_folder
+from strata.engine.jobs.ensemble_job import parts_of
 from strata.engine.jobs.job import Session
 from strata.engine.pipeline.account import StageAccount, account_of_run
 from strata.engine.pipeline.chunks import Pace
@@ -24,6 +26,7 @@ from strata.engine.pipeline.config import Pipeline
 from strata.engine.pipeline.contexts import ContextShelf, Finder
 from strata.engine.pipeline.fitted import FILE_NAME, Fitted, fit_on_answers, settle_fitted
 from strata.engine.pipeline.forecast import UnitForecast, deadline_of_unit, forecast
+from strata.engine.pipeline.read_ahead import ReadAhead
 from strata.engine.pipeline.scoreboard import Scoreboard
 from strata.engine.pipeline.selection import choose_questions
 from strata.engine.pipeline.settings import RunSettings
@@ -34,9 +37,15 @@ from strata.engine.report.report import leave_report
 from strata.engine.results.peak_memory import PeakMemory
 from strata.engine.results.phases import PhaseTimer
 from strata.engine.results.run_record import RunRecord
-from strata.engine.run.artefacts import check_out, check_unfinished, remove_artefacts, write_artefacts
+from strata.engine.run.artefacts import (
+    check_out,
+    check_unfinished,
+    describe_prompts,
+    remove_artefacts,
+    write_artefacts,
+)
 from strata.engine.run.position_bias import describe_position_bias
-from strata.engine.types import Question, QuestionScores, RunWarnings
+from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
 
 FINISH_SHARE, LEAST_FINISH_S, MOST_FINISH_S = 0.01, 5.0, 60.0
 """Of the time until the deadline, what is kept for fitting and writing artefacts."""
@@ -69,6 +78,12 @@ class _Work:
     final: Deadline
     pace: Pace
     accounts: list[StageAccount]
+    shortened: Counter[str] = field(default_factory=Counter)
+
+    def note_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Adds up how many prompts have contexts and how many were shortened, over all members."""
+        parts = [part for prompt in prompts for part in parts_of(prompt)]
+        self.shortened.update(describe_prompts(parts))
 
     @property
     def questions(self) -> Sequence[Question]:
@@ -197,17 +212,28 @@ def _run_unit(work: _Work, unit: Unit, chosen: Sequence[str]) -> None:
     deadline = deadline_of_unit(work.forecasts, position, work.final, work.pace.factor)
     if not chosen or deadline.left_s <= 0:
         return
+    ahead = ReadAhead(_next_model(work, position))
     asked = Asked(
         questions=work.shelf.take(unit.contexts),
         chosen=chosen,
         source=str(work.settings.questions),
         probe=work.settings.probe,
         resumes=work.settings.resume,
+        before_last=ahead.begin,
+        rendered=work.note_prompts,
     )
-    for rows in score_unit(unit, asked, work.session, deadline, work.pace):
-        if rows:
-            work.board.add(unit.names, rows)
-            work.board.write_submission(work.settings.out, work.pipeline.output.submission)
+    with ahead:
+        for rows in score_unit(unit, asked, work.session, deadline, work.pace):
+            if rows:
+                work.board.add(unit.names, rows)
+                work.board.write_submission(work.settings.out, work.pipeline.output.submission)
+
+
+def _next_model(work: _Work, position: int) -> Path | None:
+    """The base of the next unit, where that is another one."""
+    now = work.forecasts[position].unit.members[0].model
+    later = (one.unit.members[0].model for one in work.forecasts[position + 1 :])
+    return next((model for model in later if model.resolve() != now.resolve()), None)
 
 
 def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:
@@ -230,6 +256,7 @@ def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:
         "members": board.describe_members(),
         "fitted": fitted.account,
         "weights": board.weights,
+        **work.shortened,
     }
     with work.session.timer.phase("write"):
         write_artefacts(out, scores, None, pipeline.output.submission)

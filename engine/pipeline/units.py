@@ -5,7 +5,7 @@ Members of one base on one machine are a unit: they share its sweep, whatever ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from strata.engine.pipeline.chunks import Pace, score_in_chunks
 from strata.engine.pipeline.config import Pipeline, PipelineMember, Stage
 from strata.engine.results.partial_scores import PartialScores
 from strata.engine.scorer import Scorer
-from strata.engine.types import Question, QuestionScores
+from strata.engine.types import Prompt, Question, QuestionScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,25 @@ def units_of(pipeline: Pipeline, index: int) -> list[Unit]:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a unit is asked: all questions with their contexts, and which of them, most important first."""
+    """What a unit is asked, and how.
+
+    Attributes:
+        questions: all, with their contexts.
+        chosen: ids of those that it scores, the most important first.
+        source: names the question file in messages.
+        probe: first compute a layer of the real weights in two ways.
+        resumes: go on with what an interrupted run has left.
+        before_last: called before its last chunk.
+        rendered: told of the prompts that it scores.
+    """
 
     questions: Sequence[Question]
     chosen: Sequence[str]
     source: str
     probe: bool
     resumes: bool
+    before_last: Callable[[], None] = lambda: None
+    rendered: Callable[[Sequence[Prompt]], None] = lambda prompts: None
 
 
 def score_unit(
@@ -106,12 +118,13 @@ def score_unit(
         known = [done[name] for name in asked.chosen if name in done]
         yield known
         by_id = {prompt.question.id: prompt for prompt in prompts}
+        asked.rendered([by_id[name] for name in asked.chosen])
         left = [by_id[name] for name in asked.chosen if name not in done]
         if left and asked.probe:
             scorer.check_known_answers(left)
         folder.mkdir(parents=True, exist_ok=True)
         kept.start(resume=asked.resumes)
-        for rows in score_in_chunks(scorer, left, deadline, pace):
+        for rows in score_in_chunks(scorer, left, deadline, pace, asked.before_last):
             kept.add(rows)
             known = known + rows
             yield rows

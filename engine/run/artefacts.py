@@ -100,7 +100,7 @@ def _counts(measured: Measured) -> dict[str, object]:
     return counts if measured.padding_tokens is None else counts | {"padding_tokens": measured.padding_tokens}
 
 
-def describe_prompts(prompts: Sequence[Prompt]) -> dict[str, object]:
+def describe_prompts(prompts: Sequence[Prompt]) -> dict[str, int]:
     """How many questions have contexts, how many of these were shortened, and by how much."""
     return {
         "questions_with_context": sum(bool(prompt.question.context) for prompt in prompts),
