@@ -62,8 +62,10 @@ def predict_minutes(config: RowsBenchConfig, tokens_a_row: float) -> dict[str, A
         storage=config.storage,
     )
     figures: dict[str, Any] = {}
-    for dtype, key in (("int8", "map_job_minutes_2xt4"), ("float16", "map_job_minutes_2xt4_float16")):
-        machine = MachineSettings(dtype=dtype)
+    for dtype, key, machine in (
+        ("int8", "map_job_minutes_2xt4", MachineSettings(dtype="int8")),
+        ("float16", "map_job_minutes_2xt4_float16", MachineSettings(dtype="float16")),
+    ):
         (found,) = plan_shape(replace(asked, machine=machine), load_profile(config.profile))
         plan = found.plan
         assert plan is not None, found.problem

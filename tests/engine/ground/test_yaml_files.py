@@ -59,7 +59,7 @@ class _Outer(Schema):
             ":2:15: members.a.weight: input should be a valid number, found 'x'",
         ),
         ("members:\n  a: {}\n", ":2:6: members.a.weight: field required"),
-        ("members:\n  a:\n    weight: 1\n    wieght: 2\n", ":4:13: members.a.wieght: extra inputs are not"),
+        ("members:\n  a:\n    weight: 1\n    colour: 2\n", ":4:13: members.a.colour: extra inputs are not"),
     ],
 )
 def test_what_does_not_fit_is_told_by_place(tmp_path, text, message):

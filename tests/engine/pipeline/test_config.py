@@ -65,7 +65,7 @@ def test_settings_change_it(tmp_path):
         ("members.big.context=wicki", "members.big.context: expected one of question, none, wiki"),
         ("members.big.weight=-1", "members.big.weight: input should be greater than or equal to 0"),
         ("members.big.debias=turn", "members.big.debias: "),
-        ("members.big.modle=x", "members.big.modle: extra inputs are not permitted"),
+        ("members.big.colour=x", "members.big.colour: extra inputs are not permitted"),
         ("stages.1.members=[bigg]", "stages.1.members.0: no member is called 'bigg'"),
         ("stages.1.members=[small]", "stages.1.members.0: 'small' is in stage 1 already"),
         ("stages.0.members=[]", "stages.0.members: list should have at least 1 item"),

@@ -90,7 +90,7 @@ def test_a_chat_needs_text_behind_the_list():
 
 
 def test_a_token_across_the_beginning_of_the_list_is_refused():
-    """Of "a b", WordPiece-like merges aside, the byte-level tokenizer makes "answer" of "ans" and "wer"."""
+    """A token of the byte-level tokenizer may reach across the place where the list begins."""
     text = "Q {% for _, text in options %}{{ text }};{% endfor %} Answer: {{ option }}"
     merged = load_tokenizer("bytes")("Q yes;").input_ids
     apart = load_tokenizer("bytes")("Q ").input_ids
