@@ -102,7 +102,7 @@ class ScoreConfig:
     plan: PlanOverrides = field(default_factory=PlanOverrides)
     """What of the planner's choice is fixed."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     @classmethod
     def from_flags(cls: type[C], **flags: Any) -> C:

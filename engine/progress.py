@@ -1,18 +1,49 @@
-"""A progress bar on stderr for a sweep, off when stderr is no terminal."""
+"""How far a long piece of work is: a bar on a terminal, a line a minute where stderr is none."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+LINE_EVERY_S = 60.0
+
+Advance = Callable[[int], None]
+"""Told how much has been done since the last call; may be called from any thread."""
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that advances the bar; it may be called from any thread."""
+def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Advance]:
+    """Yields a function that is told of progress.
+
+    Args:
+        title: what is done.
+        total: how much of it there is.
+        shown: tell on stderr; a library does not.
+    """
     if not shown:
         yield lambda count: None
-        return
+    elif sys.stderr.isatty():
+        with _bar(title, total) as advance:
+            yield advance
+    else:
+        yield _Lines(title=title, total=total).advance
+
+
+def human_time(seconds: float) -> str:
+    """A duration as people say it: 0.4 s, 52 s, 7 min 12 s, 3 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -21,7 +52,9 @@ def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[i
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
+        TextColumn("gone,"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     lock = threading.Lock()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -32,3 +65,31 @@ def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[i
                 progress.advance(task, count)
 
         yield advance
+
+
+@dataclass(kw_only=True, eq=False)
+class _Lines:
+    """Prints share, time gone and time left once a minute."""
+
+    title: str
+    total: int
+    _done: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._started = self._told = perf_counter()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            now = perf_counter()
+            if now - self._told < LINE_EVERY_S or not self._done:
+                return
+            self._told, gone_s = now, now - self._started
+        share = min(1.0, self._done / self.total)
+        left_s = gone_s * (1 - share) / share
+        print(
+            f"{self.title}: {share:.0%}, {human_time(gone_s)} gone, about {human_time(left_s)} left",
+            file=sys.stderr,
+            flush=True,
+        )

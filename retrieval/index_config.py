@@ -79,7 +79,7 @@ class IndexConfig:
     """Add codes of 8 bits or 1 bit a dimension for `strata search --first-pass`: of the vectors of --encoder,
     or of all the index has. Takes half or a sixteenth of their space; may be given twice."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""

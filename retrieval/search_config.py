@@ -92,7 +92,7 @@ class SearchConfig:
     limit: int | None = None
     """Only the first N questions."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -57,7 +57,7 @@ def score(config: ScoreConfig) -> int:
     """
     from strata.scripts.score import run_score
 
-    return run_score(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_score(replace(config, progress=True))
 
 
 @app.command(name="plan")
@@ -88,7 +88,7 @@ def run(config: RunFlags) -> int:
     """
     from strata.scripts.run import run_run
 
-    return run_run(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_run(replace(config, progress=True))
 
 
 @app.command(name="pack")
@@ -99,7 +99,7 @@ def pack(config: PackConfig) -> int:
     """
     from strata.scripts.pack import run_pack
 
-    return run_pack(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_pack(replace(config, progress=True))
 
 
 @app.command(name="train")
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> int:
     """
     from strata.scripts.train import run_train
 
-    return run_train(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_train(replace(config, progress=True))
 
 
 @app.command(name="probe")
@@ -121,7 +121,7 @@ def probe(config: ProbeConfig) -> int:
     """
     from strata.scripts.probe import run_probe
 
-    return run_probe(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_probe(replace(config, progress=True))
 
 
 @app.command(name="index")
@@ -132,7 +132,7 @@ def index(config: IndexConfig) -> int:
     """
     from strata.scripts.index import run_index
 
-    return run_index(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_index(replace(config, progress=True))
 
 
 @app.command(name="search")
@@ -143,7 +143,7 @@ def search(config: SearchConfig) -> int:
     """
     from strata.scripts.search import run_search
 
-    return run_search(replace(config, progress=config.progress or sys.stderr.isatty()))
+    return run_search(replace(config, progress=True))
 
 
 @app.command(name="demo")

@@ -18,6 +18,7 @@ from strata.engine.pipeline.fitted import settle_fitted
 from strata.engine.pipeline.forecast import ASSUMED_SHARE, UnitForecast, forecast
 from strata.engine.pipeline.run import PipelineRun, run_pipeline
 from strata.engine.pipeline.settings import RunSettings
+from strata.engine.progress import human_time
 from strata.engine.questions.question_file import read_questions
 from strata.engine.types import RunWarnings
 from strata.scripts.contexts.run_contexts import finders
@@ -104,15 +105,6 @@ def print_plan(pipeline: Pipeline, settings: RunSettings) -> int:
     figures = {"predicted_s": total_s, "units": [unit.seconds for unit in units]}
     console.print(json.dumps(figures), soft_wrap=True)
     return 0
-
-
-def human_time(seconds: float) -> str:
-    """A duration as people say it: 0.4 s, 52 s, 7 min 12 s, 3 h 05 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _plan_table(units: list[UnitForecast]) -> Table:

@@ -141,7 +141,7 @@ class TrainConfig:
     plan: bool = False
     """Only print what a step needs of memory; trains nothing."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     @property
     def has_validation(self) -> bool:

@@ -39,7 +39,7 @@ class PackConfig:
     shard_gib: float = 4.0
     """Largest size of a file."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     @property
     def shard_bytes(self) -> int:

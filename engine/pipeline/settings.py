@@ -39,7 +39,7 @@ class RunSettings:
     overwrite: bool = False
     """Replace a finished run in --out."""
     progress: bool = False
-    """Show progress bars (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     @property
     def num_questions(self) -> int | None:

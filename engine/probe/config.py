@@ -43,7 +43,7 @@ class ProbeConfig:
     machine: MachineSettings = field(default_factory=MachineSettings)
     """What of the machine the probe may use."""
     progress: bool = False
-    """Show a progress bar (the command line does so on a terminal)."""
+    """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""

@@ -16,7 +16,6 @@ import pytest
 
 from strata.engine.results.tables import read_scores
 from strata.scripts.cli import main
-from strata.scripts.run import human_time
 
 from ..engine.pipeline.demo_pipeline import DATA, MEMBER, write_questions
 
@@ -99,13 +98,6 @@ def test_what_is_refused(file, asked, tmp_path, capsys, fixed_rates, settings, m
     assert message in told
     assert told.count("\n") == 1
     assert not (out / "run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(0.42, "0.4 s"), (52.4, "52 s"), (432, "7 min 12 s"), (11100, "3 h 05 min")]
-)
-def test_durations_are_as_people_say_them(seconds, told):
-    assert human_time(seconds) == told
 
 
 def start(file, asked, out, *flags):

@@ -1,0 +1,42 @@
+"""Progress on stderr: nothing for a library, a line a minute where nobody looks at a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from strata.engine import progress
+from strata.engine.progress import human_time, progress_bar
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_line_a_minute(clock, capsys):
+    with progress_bar("sweep", 400, shown=True) as advance:
+        for step in range(1, 11):
+            clock[0] = 25.0 * step
+            advance(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "sweep: 15%, 1 min 15 s gone, about 7 min 05 s left",
+        "sweep: 30%, 2 min 30 s gone, about 5 min 50 s left",
+        "sweep: 45%, 3 min 45 s gone, about 4 min 35 s left",
+    ]
+
+
+def test_nothing_is_said_of_a_short_job_or_by_a_library(clock, capsys):
+    for shown, seconds in ((True, 59.0), (False, 1000.0)):
+        with progress_bar("sweep", 2, shown=shown) as advance:
+            clock[0] += seconds
+            advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.42, "0.4 s"), (52.4, "52 s"), (432, "7 min 12 s"), (11100, "3 h 05 min")]
+)
+def test_durations_are_as_people_say_them(seconds, told):
+    assert human_time(seconds) == told
