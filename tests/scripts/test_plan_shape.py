@@ -58,10 +58,10 @@ def test_the_table_and_the_json_line_tell_the_same(capsys):
 
 
 def test_the_two_t4_forecast_lies_between_the_hardwares_limit_and_nine_tenths_of_it(seventy_billion):
-    # 137 GFLOP a token at 24 TFLOP/s on each card: about 840 questions of 1,500 tokens an hour.
+    # 137 GFLOP a token at 20 TFLOP/s on each card: about 700 questions of 1,500 tokens an hour.
     size = QuestionSize(prefix_tokens=1300, option_tokens=40, num_options=5)
     flops = useful_flops(LLAMA2_70B, size, scored_tokens=5)
-    limit = 3600 * 48e12 / flops
+    limit = 3600 * 40e12 / flops
     best = max(
         seventy_billion["fp16", "float16"].questions_per_h, seventy_billion["nf4", "float16"].questions_per_h
     )
@@ -207,6 +207,7 @@ def test_a_cache_that_holds_the_checkpoint_makes_later_sweeps_faster():
     asked = config(shape="llama2-70b", storage="nf4", dtype="float16", num_groups=16, questions=Path("50"))
     (cached,) = plan_shape(asked, profile)
     (cold,) = plan_shape(asked, replace(profile, cached_bytes_per_s=None))
-    assert cached.plan.read_s < 0.4 * cold.plan.read_s
+    whole = 1 / 16 + 15 / 16 * profile.disk_bytes_per_s / profile.cached_bytes_per_s
+    assert cached.plan.read_s == pytest.approx(whole * cold.plan.read_s, rel=0.05)
     (small,) = plan_shape(asked, replace(profile, cache_bytes=18_000_000_000))
     assert cached.plan.read_s < small.plan.read_s < cold.plan.read_s

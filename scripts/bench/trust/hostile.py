@@ -25,7 +25,7 @@ HOSTILE_TESTS = (
     "tests/engine/prompts/test_chat_templates.py",
     "tests/engine/questions/test_variants.py",
     "tests/engine/results/test_damaged_partial_scores.py",
-    "tests/engine/test_json_files.py",
+    "tests/engine/ground/test_json_files.py",
     "tests/engine/weights/test_damaged_checkpoint.py",
     "tests/retrieval/corpus/test_hostile_corpora.py",
     "tests/retrieval/index/test_hostile_indexes.py",

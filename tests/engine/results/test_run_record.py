@@ -12,7 +12,7 @@ from strata.engine.files import OutputError
 from strata.engine.results.run_record import RunRecord
 from strata.engine.types import InputError, RunWarnings
 
-from ..test_files import fail_with_full_disk
+from ..ground.test_files import fail_with_full_disk
 
 
 def load(path):

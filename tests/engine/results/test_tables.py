@@ -17,7 +17,7 @@ from strata.engine.results import tables
 from strata.engine.results.tables import read_scores, write_prompts, write_scores, write_submission
 from strata.engine.types import Branch, InputError, Prompt, Question, QuestionScores, Target
 
-from ..test_files import fail_with_full_disk, write_part_then_fail
+from ..ground.test_files import fail_with_full_disk, write_part_then_fail
 
 
 def make_scores(question_id, scores, answer=None, members=None):

@@ -29,7 +29,8 @@ def test_errors_are_shares_of_what_was_measured():
     summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu"))
     assert summary["plan_error_median"] == pytest.approx(0.1)
     assert summary["plan_error_max"] == pytest.approx(0.2)
-    assert 700 < summary["forecast_kaggle_2xt4_70b_q_per_h"] < 841
+    # Two cards of 20 TFLOP/s and 137 GFLOP a token: at most 700 questions of 1,500 tokens an hour.
+    assert 580 < summary["forecast_kaggle_2xt4_70b_q_per_h"] < 700
 
 
 CASES_TO_RUN = [
