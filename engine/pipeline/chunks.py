@@ -1,8 +1,9 @@
-"""Scores as many prompts, in their order, as the time allows; what comes next is planned after every chunk.
+"""Scores as many questions, in their order, as the time allows; what comes next is planned after every chunk.
 
-Flow: prompts -> the number of chunks (each a sweep that is safe when it ends) -> per chunk a plan, which is
-made smaller until its predicted seconds, corrected by how the chunks before went, are left -> scores.
-A chunk that is under way at the deadline is given up.
+Flow: questions -> what a few of them are expected to cost -> the number of chunks (each a sweep, safe when it
+ends) -> per chunk: as many questions as the time allows, going by how long those before took over what was
+expected -> prompts -> scores. Nothing is rendered long before it is scored, and a chunk that is under way at
+the deadline is given up.
 """
 
 from __future__ import annotations
@@ -11,100 +12,139 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 from strata.engine.deadline import SAFETY, Deadline, DeadlinePassedError
 from strata.engine.jobs.job import Job
 from strata.engine.scorer import Scorer
-from strata.engine.types import Prompt, QuestionScores
+from strata.engine.types import Prompt, Question, QuestionScores
 
+SAMPLE = 64
+"""Questions that are rendered to see what all cost."""
 CHUNK_S = 600.0
 """What a crash may cost."""
 CHUNKS_BEFORE_DEADLINE = 10
 """How finely the time that is left is used, and how soon the plan is corrected."""
 LEAST_CHUNK_S = 1.0
+TIGHT = 10.0
+"""A prediction may be so far off; where the time left is not that much longer, chunks may be shorter."""
 SLOWDOWN = 1.1
 """Chunks that each read the weights again may cost so much; beyond that they are fewer."""
 SHRINKING = 0.95
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What questions cost: seconds of computing each, and of reading what every sweep reads anew."""
+
+    question_s: float
+    read_s: float = 0.0
+
+    @classmethod
+    def of(cls, job: Job) -> Cost:
+        """The cost of questions like those of a planned job."""
+        plan, num = job.describe(), len(job.prompts)
+        if "resident_layers" not in plan:
+            return cls(question_s=job.predicted_s / num)
+        found: dict[str, Any] = dict(plan)
+        streamed = 1 - len(found["resident_layers"]) / found["num_layers"]
+        return cls(question_s=found["compute_s"] / num, read_s=streamed * found["read_s"])
+
+    def seconds(self, num_questions: int) -> float:
+        """Of a sweep of so many; the longer of computing and reading hides the other."""
+        return max(self.read_s, num_questions * self.question_s)
+
+
 @dataclass(kw_only=True)
 class Pace:
-    """How long work takes over what was predicted, from the last chunk that is known."""
+    """How long work takes over what was expected, from the last chunk that is known."""
 
     factor: float = 1.0
 
-    def note(self, seconds: float, predicted_s: float) -> None:
+    def note(self, seconds: float, expected_s: float) -> None:
         """Remembers a chunk."""
-        self.factor = seconds / predicted_s if predicted_s > 0 else self.factor
+        self.factor = seconds / expected_s if expected_s > 0 else self.factor
 
-    def expect_s(self, job: Job) -> float:
-        """Seconds that a job will take, with something to spare."""
-        return SAFETY * self.factor * job.predicted_s
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Who is told of chunks: before the last one, as far as can be foreseen, and of the prompts of each."""
+
+    before_last: Callable[[], None] = lambda: None
+    rendered: Callable[[Sequence[Prompt]], None] = lambda prompts: None
 
 
 def score_in_chunks(
     scorer: Scorer,
-    prompts: Sequence[Prompt],
+    questions: Sequence[Question],
     deadline: Deadline,
     pace: Pace,
-    before_last: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
 ) -> Iterator[list[QuestionScores]]:
-    """Scores prompts from the first on, until all are scored or no further one can be.
+    """Scores questions from the first on, until all are scored or no further one can be.
 
     Args:
-        scorer: rendered the prompts.
-        prompts: the most important first.
+        scorer: of the members.
+        questions: the most important first. Where a question's scores depend on others', all are one chunk.
         deadline: nothing goes on after it.
         pace: of this machine so far; corrected as chunks end.
-        before_last: called before the last chunk is begun, as far as that can be foreseen.
+        watch: told of chunks.
 
     Yields:
-        Scores as they are known, each prompt's once.
+        Scores as they are known, each question's once.
     """
-    left = list(prompts)
-    size = _chunk_size(scorer, left, deadline) if left else 0
-    while left:
-        job = _plan_fitting(scorer, left[:size], deadline, pace)
-        if job is None:
-            return
-        if len(job.prompts) == len(left):
-            before_last()
+    watch, left = watch or Watch(), list(questions)
+    if not left or deadline.left_s <= 0:
+        return
+    cost = expect_cost(scorer, left)
+    size = len(left) if scorer.waits_for_all else chunk_size(cost, len(left), deadline)
+    while left and (num := _num_fitting(cost, min(size, len(left)), deadline, pace)):
         started, num_scored = perf_counter(), 0
+        prompts = scorer.render(left[:num])
+        watch.rendered(prompts)
+        job = scorer.prepare(prompts)
+        if num == len(left):
+            watch.before_last()
         try:
             for rows in job.groups(deadline):
                 num_scored += len(rows)
                 yield rows
         except DeadlinePassedError:
             return
-        if num_scored < len(job.prompts):
+        if num_scored < num:
             return
-        pace.note(perf_counter() - started, job.predicted_s)
-        left = left[num_scored:]
+        pace.note(perf_counter() - started, cost.seconds(num))
+        left = left[num:]
 
 
-def _chunk_size(scorer: Scorer, prompts: Sequence[Prompt], deadline: Deadline) -> int:
-    """Prompts a chunk: a chunk is short enough to lose, and many chunks are hardly slower than one."""
-    whole_s = scorer.prepare(prompts).predicted_s
+def expect_cost(scorer: Scorer, questions: Sequence[Question]) -> Cost:
+    """What questions cost, going by a few of them that are evenly spread."""
+    step = math.ceil(len(questions) / SAMPLE)
+    return Cost.of(scorer.plan(questions[::step]))
+
+
+def chunk_size(cost: Cost, num_questions: int, deadline: Deadline) -> int:
+    """Questions a chunk: a chunk is short enough to lose, and many chunks are hardly slower than one."""
+    whole_s = cost.seconds(num_questions)
     wanted = math.ceil(whole_s / CHUNK_S)
     if deadline.at_s is not None:
-        wanted = max(wanted, min(CHUNKS_BEFORE_DEADLINE, int(whole_s / LEAST_CHUNK_S)))
-    num_chunks = max(1, min(wanted, len(prompts)))
+        is_tight = whole_s * TIGHT > deadline.left_s
+        most = CHUNKS_BEFORE_DEADLINE if is_tight else int(whole_s / LEAST_CHUNK_S)
+        wanted = max(wanted, min(CHUNKS_BEFORE_DEADLINE, most))
+    num_chunks = max(1, min(wanted, num_questions))
     while num_chunks > 1:
-        size = math.ceil(len(prompts) / num_chunks)
-        if num_chunks * scorer.prepare(prompts[:size]).predicted_s <= SLOWDOWN * whole_s:
+        size = math.ceil(num_questions / num_chunks)
+        if num_chunks * cost.seconds(size) <= SLOWDOWN * whole_s:
             return size
-        num_chunks = num_chunks // 2
-    return len(prompts)
+        num_chunks //= 2
+    return num_questions
 
 
-def _plan_fitting(scorer: Scorer, prompts: Sequence[Prompt], deadline: Deadline, pace: Pace) -> Job | None:
-    """The plan of as many of the first prompts as there is time for; None where not one fits."""
-    num = len(prompts)
-    while True:
-        job = scorer.prepare(prompts[:num])
-        needed_s, left_s = pace.expect_s(job), deadline.left_s
+def _num_fitting(cost: Cost, num: int, deadline: Deadline, pace: Pace) -> int:
+    """As many questions, `num` at most, as there is time for; 0 where not one fits."""
+    while num:
+        needed_s, left_s = SAFETY * pace.factor * cost.seconds(num), deadline.left_s
         if needed_s <= left_s:
-            return job
-        num = min(num - 1, int(SHRINKING * num * left_s / needed_s))
-        if num < 1:
-            return None
+            return num
+        num = max(0, min(num - 1, int(SHRINKING * num * left_s / needed_s)))
+    return 0

@@ -13,6 +13,7 @@ from typing import Any
 
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Session
+from strata.engine.pipeline.chunks import SAMPLE, Cost
 from strata.engine.pipeline.config import Pipeline, Stage
 from strata.engine.pipeline.fitted import Fitted
 from strata.engine.pipeline.units import Unit, units_of
@@ -51,8 +52,17 @@ def forecast(
     *,
     fitted: Fitted,
     profile: str | None = None,
+    samples: bool = False,
 ) -> list[UnitForecast]:
     """Opens every unit and plans it; reads no weights and searches nothing.
+
+    Args:
+        pipeline: whose units.
+        questions: that the first stage takes.
+        session: of the caller.
+        fitted: from an earlier run, if any.
+        profile: for the machine of a profile instead of this one.
+        samples: render a few questions only, and take the others to be like them.
 
     Raises:
         InputError: whatever is wrong with a member's files or settings.
@@ -64,14 +74,14 @@ def forecast(
         for unit in units_of(pipeline, index):
             asked = _with_filler(questions[:num], pipeline, unit)
             with Scorer.open(unit.members, unit.machine, session=session, profile=profile) as scorer:
-                job = scorer.plan(asked)
+                job = scorer.plan(asked[:: math.ceil(num / SAMPLE)] if samples else asked)
                 found.append(
                     UnitForecast(
                         unit=unit,
                         stage=stage.name,
                         num_questions=num,
                         is_assumed=is_assumed,
-                        seconds=job.predicted_s,
+                        seconds=Cost.of(job).seconds(num) if samples else job.predicted_s,
                         plan=job.describe(),
                     )
                 )

@@ -21,7 +21,7 @@ from strata.engine.folder_lock import lock_folder
 from strata.engine.jobs.ensemble_job import parts_of
 from strata.engine.jobs.job import Session
 from strata.engine.pipeline.account import StageAccount, account_of_run
-from strata.engine.pipeline.chunks import Pace
+from strata.engine.pipeline.chunks import Pace, Watch
 from strata.engine.pipeline.config import Pipeline
 from strata.engine.pipeline.contexts import ContextShelf, Finder
 from strata.engine.pipeline.fitted import FILE_NAME, Fitted, fit_on_answers, settle_fitted
@@ -126,7 +126,7 @@ def _run(
     with RunRecord(out / "run.json", config, warnings) as record, PeakMemory() as memory:
         questions = _read(pipeline, settings, session)
         fitted = settle_fitted(pipeline, sum(question.answer is not None for question in questions))
-        forecasts = forecast(pipeline, questions, session, fitted=fitted)
+        forecasts = forecast(pipeline, questions, session, fitted=fitted, samples=True)
         record.plan = {"units": [_as_record(one) for one in forecasts]}
         record.begin()
         if not settings.resume:
@@ -219,8 +219,7 @@ def _run_unit(work: _Work, unit: Unit, chosen: Sequence[str]) -> None:
         source=str(work.settings.questions),
         probe=work.settings.probe,
         resumes=work.settings.resume,
-        before_last=ahead.begin,
-        rendered=work.note_prompts,
+        watch=Watch(before_last=ahead.begin, rendered=work.note_prompts),
     )
     with ahead:
         for rows in score_unit(unit, asked, work.session, deadline, work.pace):

@@ -5,7 +5,9 @@ Members of one base on one machine are a unit: they share its sweep, whatever ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,11 +16,14 @@ from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Session
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member, group_bases, group_members
-from strata.engine.pipeline.chunks import Pace, score_in_chunks
+from strata.engine.pipeline.chunks import Pace, Watch, score_in_chunks
 from strata.engine.pipeline.config import Pipeline, PipelineMember, Stage
 from strata.engine.results.partial_scores import PartialScores
 from strata.engine.scorer import Scorer
-from strata.engine.types import Prompt, Question, QuestionScores
+from strata.engine.types import Question, QuestionScores
+
+NUM_SAMPLED = 4
+"""Questions that are rendered to tell whether they are asked as before, and to probe the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +85,7 @@ class Asked:
         source: names the question file in messages.
         probe: first compute a layer of the real weights in two ways.
         resumes: go on with what an interrupted run has left.
-        before_last: called before its last chunk.
-        rendered: told of the prompts that it scores.
+        watch: told of chunks.
     """
 
     questions: Sequence[Question]
@@ -89,8 +93,7 @@ class Asked:
     source: str
     probe: bool
     resumes: bool
-    before_last: Callable[[], None] = lambda: None
-    rendered: Callable[[Sequence[Prompt]], None] = lambda prompts: None
+    watch: Watch | None = None
 
 
 def score_unit(
@@ -106,27 +109,40 @@ def score_unit(
         InputError: whatever is wrong with a member's files, or left-over scores of other settings.
     """
     with Scorer.open(unit.members, unit.machine, session=session) as scorer:
-        questions = asked.questions
-        if scorer.waits_for_all:
-            # What the others say is learned from: of the questions that are scored, and no others.
-            wanted = set(asked.chosen)
-            questions = [question for question in questions if question.id in wanted]
-        prompts = scorer.render(questions, asked.source)
+        by_id = {question.id: question for question in asked.questions}
+        chosen = [by_id[name] for name in asked.chosen]
         folder = Path(session.folder) / "members" / unit.folder
-        kept = PartialScores(folder, scorer.fingerprint(prompts))
-        done = kept.read(questions) if asked.resumes else {}
+        sample = scorer.render(asked.questions[:NUM_SAMPLED], asked.source)
+        kept = PartialScores(folder, _fingerprint(unit, asked, scorer.fingerprint(sample)))
+        done = kept.read(asked.questions) if asked.resumes else {}
         known = [done[name] for name in asked.chosen if name in done]
         yield known
-        by_id = {prompt.question.id: prompt for prompt in prompts}
-        asked.rendered([by_id[name] for name in asked.chosen])
-        left = [by_id[name] for name in asked.chosen if name not in done]
+        left = [question for question in chosen if question.id not in done]
         if left and asked.probe:
-            scorer.check_known_answers(left)
+            scorer.check_known_answers(sample)
         folder.mkdir(parents=True, exist_ok=True)
         kept.start(resume=asked.resumes)
-        for rows in score_in_chunks(scorer, left, deadline, pace, asked.before_last):
+        for rows in score_in_chunks(scorer, left, deadline, pace, asked.watch):
             kept.add(rows)
             known = known + rows
             yield rows
         if scorer.waits_for_all:
             yield scorer.finish(known)
+
+
+def _fingerprint(unit: Unit, asked: Asked, of_sample: str) -> str:
+    """A digest of all that decides scores: the questions, the members' settings, and how a few are asked.
+
+    Args:
+        unit: whose members.
+        asked: whose questions.
+        of_sample: the scorer's own digest, of weights and of the token ids of a few questions: it tells when
+            a template, a tokenizer or a file has changed.
+    """
+    digest = hashlib.sha256(of_sample.encode())
+    for member in unit.members:
+        digest.update(repr(member).encode())
+    for question in asked.questions:
+        fields = (question.id, question.prompt, question.options, question.context, question.contexts)
+        digest.update(json.dumps(fields).encode())
+    return digest.hexdigest()

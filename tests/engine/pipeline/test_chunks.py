@@ -13,7 +13,7 @@ from strata.engine.pipeline.chunks import Pace, score_in_chunks
 
 
 class Clock:
-    """A scorer whose jobs take `slowness` times what is predicted: a fixed part and a second a prompt."""
+    """A scorer whose jobs take `slowness` times what is expected: the reading, or a second a question."""
 
     def __init__(self, monkeypatch, *, fixed_s=0.0, slowness=1.0):
         self.now, self.fixed_s, self.slowness = 0.0, fixed_s, slowness
@@ -21,18 +21,28 @@ class Clock:
         monkeypatch.setattr(chunks, "perf_counter", lambda: self.now)
         monkeypatch.setattr("strata.engine.deadline.perf_counter", lambda: self.now)
 
+    waits_for_all = False
+
+    def render(self, questions):
+        return questions
+
+    def plan(self, questions):
+        return self.prepare(questions)
+
     def prepare(self, prompts):
-        predicted_s = self.fixed_s + len(prompts)
+        taken_s = self.slowness * max(self.fixed_s, len(prompts))
 
         def groups(deadline):
             self.sizes.append(len(prompts))
             advance = deadline.guard(lambda count: None)
             for _ in range(100):
-                self.now += self.slowness * predicted_s / 100
+                self.now += taken_s / 100
                 advance(1)
             yield list(prompts)
 
-        return SimpleNamespace(prompts=prompts, predicted_s=predicted_s, groups=groups)
+        plan = {"compute_s": float(len(prompts)), "read_s": self.fixed_s}
+        plan |= {"resident_layers": (), "num_layers": 1}
+        return SimpleNamespace(prompts=prompts, describe=lambda: plan, groups=groups)
 
     def score(self, num_prompts, deadline_s=None, pace=None):
         deadline = Deadline(at_s=deadline_s, gives_up=True)
@@ -55,7 +65,8 @@ def test_a_long_job_is_cut_into_what_may_be_lost(monkeypatch):
 def test_chunks_that_each_read_the_weights_are_few(monkeypatch):
     clock = Clock(monkeypatch, fixed_s=1000.0)
     assert clock.score(3000) == list(range(3000))
-    assert clock.now <= chunks.SLOWDOWN * (1000 + 3000)
+    assert clock.now <= chunks.SLOWDOWN * 3000
+    assert len(clock.sizes) <= 3
 
 
 @pytest.mark.parametrize("slowness", [0.5, 1.0, 3.0])
