@@ -17,6 +17,7 @@ from strata.scripts.bench.configs import (
     TrainEncoderBenchConfig,
 )
 from strata.scripts.bench.debias.config import DebiasBenchConfig
+from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
@@ -134,6 +135,17 @@ def int8(config: Int8BenchConfig) -> int:
     return run_int8_bench(config)
 
 
+@bench_app.command(name="members")
+def members(config: MembersBenchConfig) -> int:
+    """Measure several adapters in one sweep over streamed layers, beside what that can take at best.
+
+    Example: strata bench members --num-adapters 4
+    """
+    from strata.scripts.bench.members.members import run_members_bench
+
+    return run_members_bench(config)
+
+
 @bench_app.command(name="rows")
 def rows(config: RowsBenchConfig) -> int:
     """Count what rows save that share a question's text, and predict the job on a machine's profile.
@@ -149,7 +161,7 @@ def rows(config: RowsBenchConfig) -> int:
 def trust(config: TrustBenchConfig) -> int:
     """Count what of families, hostile files and odd bytes is not right, and measure what trust costs.
 
-    Example: strata bench trust --parts probe deterministic soak
+    Example: strata bench trust --parts probe --parts deterministic
     """
     from strata.scripts.bench.trust.trust import run_trust_bench
 
