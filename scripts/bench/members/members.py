@@ -94,7 +94,7 @@ def make_adapter(shape: ModelShape, config: MembersBenchConfig, number: int) -> 
         "self_attn.q_proj": shape.num_heads * shape.head_dim,
         "self_attn.v_proj": shape.num_kv_heads * shape.head_dim,
     }
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer in range(shape.num_layers):
         for module in MODULES:
             name = f"base_model.model.model.layers.{layer}.{module}"
