@@ -25,6 +25,7 @@ from strata.engine.jobs.open_encoder import open_encoder_members
 from strata.engine.jobs.shared_sweep import SharedSweepMembers
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member, group_bases, group_members
+from strata.engine.model_files.opening import OPENING
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 from strata.engine.weights.byte_sources import ByteSource, FileSource
@@ -77,10 +78,11 @@ class Scorer:
                 source = CachedSource(source, settings.cache_dir)
         opened: list[OpenMembers] = []
         for groups in group_bases(group_members(members)):
-            if is_encoder(groups[0][0].model):
-                opened += [open_encoder_members(group, settings, session) for group in groups]
-                continue
-            found = open_decoder_groups(groups, settings, session, source, profile)
+            with OPENING:
+                if is_encoder(groups[0][0].model):
+                    opened += [open_encoder_members(group, settings, session) for group in groups]
+                    continue
+                found = open_decoder_groups(groups, settings, session, source, profile)
             opened.append(found[0] if len(found) == 1 else SharedSweepMembers(found))
         return cls(opened[0] if len(opened) == 1 else EnsembleMembers(opened), session, source)
 
@@ -150,7 +152,8 @@ class Scorer:
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal | None = None) -> Job:
         """Plans the scoring of prompts, in groups as the goal says."""
-        with self.session.timer.phase("plan"):
+        # An encoder is loaded as its first job is planned.
+        with OPENING, self.session.timer.phase("plan"):
             return self._opened.prepare(prompts, group_goal or GroupGoal())
 
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
@@ -159,7 +162,8 @@ class Scorer:
         Raises:
             InputError: they differ by more than the compute dtype explains.
         """
-        return self._opened.check_known_answers(prompts)
+        with OPENING:
+            return self._opened.check_known_answers(prompts)
 
     @property
     def waits_for_all(self) -> bool:

@@ -132,7 +132,7 @@ def index(config: IndexConfig) -> int:
     """
     from strata.scripts.index import run_index
 
-    return run_index(replace(config, progress=True))
+    return run_index(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="search")
@@ -143,7 +143,7 @@ def search(config: SearchConfig) -> int:
     """
     from strata.scripts.search import run_search
 
-    return run_search(replace(config, progress=True))
+    return run_search(replace(config, progress=config.progress or sys.stderr.isatty()))
 
 
 @app.command(name="demo")

@@ -16,6 +16,7 @@ from strata.scripts.bench.configs import (
     TrainBenchConfig,
     TrainEncoderBenchConfig,
 )
+from strata.scripts.bench.deadline.config import DeadlineBenchConfig
 from strata.scripts.bench.debias.config import DebiasBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
@@ -133,6 +134,17 @@ def int8(config: Int8BenchConfig) -> int:
     from strata.scripts.bench.accuracy.int8 import run_int8_bench
 
     return run_int8_bench(config)
+
+
+@bench_app.command(name="deadline")
+def deadline(config: DeadlineBenchConfig) -> int:
+    """Measure what a run of two stages makes of a third of the time that it would take.
+
+    Example: strata bench deadline
+    """
+    from strata.scripts.bench.deadline.deadline import run_deadline_bench
+
+    return run_deadline_bench(config)
 
 
 @bench_app.command(name="members")

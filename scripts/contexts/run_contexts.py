@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from strata.engine.model_files.opening import OPENING
 from strata.engine.pipeline.contexts import Finder
 from strata.engine.types import InputError, Question, RunWarnings
 from strata.engine.yaml_files import YamlFile
@@ -68,8 +69,11 @@ def _find(
         if stopped.is_set():
             raise SearchStoppedError
 
-    count_tokens = token_counter(config.tokenizer, warnings)
-    with member_scorer(config) as member, closing(open_tools(config, member)) as tools:
+    with ExitStack() as opened:
+        with OPENING:
+            count_tokens = token_counter(config.tokenizer, warnings)
+            member = opened.enter_context(member_scorer(config))
+            tools = opened.enter_context(closing(open_tools(config, member)))
         result = search(questions, config, tools, advance)
         contexts = build_contexts(questions, result, config, tools, count_tokens)
     return [context.text for context in contexts[config.context_column]]

@@ -87,8 +87,8 @@ def test_every_shipped_file_is_tested():
 def test_two_t4_are_what_the_design_says():
     profile = load_profile("kaggle-2xt4")
     assert profile.devices == ("cuda:0", "cuda:1")
-    assert profile.compute["float16"].layer.linear_flop_per_s == 24e12
-    assert 50e6 <= profile.disk_bytes_per_s <= 80e6
+    assert profile.compute["float16"].layer.linear_flop_per_s == 20e12
+    assert 126e6 <= profile.disk_bytes_per_s <= 164e6
     # No bfloat16 on a T4, whatever the checkpoint is stored in.
     assert profile.resolve_dtype(torch.bfloat16) == "float16"
 
