@@ -65,7 +65,8 @@ def write_questions(config: DeadlineBenchConfig, questions: Sequence[Question]) 
     for number in range(config.times):
         for place, question in enumerate(questions):
             others = [questions[(place + step) % len(questions)].context for step in range(config.chunks)]
-            row = {"id": f"{number}-{question.id}", "question": f"{number}: {question.prompt}"}
+            row: dict[str, Any] = {"id": f"{number}-{question.id}"}
+            row |= {"question": f"{number}: {question.prompt}"}
             row |= {"options": question.options, "answer": question.answer}
             lines.append(json.dumps(row | {"context": f"{number}: {' '.join(others)}"}) + "\n")
     path = config.folder / "asked.jsonl"
