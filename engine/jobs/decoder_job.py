@@ -155,7 +155,8 @@ class DecoderJob:
         session = self.opened.session
         try:
             track = session.timeline.begin(", ".join(self.opened.members))
-            yield from run_sweep(self.sweep, session.folder, advance, track=track)
+            keeper = session.states.begin([self.sweep], [prompt.question.id for prompt in self.prompts])
+            yield from run_sweep(self.sweep, session.folder, advance, track=track, keeper=keeper)
         except ReadoutsNotFiniteError as error:
             ids = ids_of_readouts(self.prompts, self.sweep.scored_tree.targets, error.streams)
             told = describe_not_finite(str(error), ids, self.machine.computes_in)

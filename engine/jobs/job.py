@@ -16,6 +16,7 @@ from strata.engine.machine.machine import Machine
 from strata.engine.plan.overrides import GroupGoal, PlanOverrides
 from strata.engine.results.phases import PhaseTimer
 from strata.engine.results.timeline import Timeline
+from strata.engine.sweep.kept_states import KeptStates
 from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
 
 
@@ -30,6 +31,7 @@ class Session:
         overrides: what of the plan is fixed.
         folder: where a hidden store on disk keeps its temporary files.
         shows_progress: a bar on stderr while something is computed.
+        states: where hidden states are kept in long sweeps.
     """
 
     warnings: RunWarnings = field(default_factory=RunWarnings)
@@ -38,6 +40,7 @@ class Session:
     overrides: PlanOverrides = field(default_factory=PlanOverrides)
     folder: Path
     shows_progress: bool = False
+    states: KeptStates = field(default_factory=KeptStates)
 
 
 class Job(Protocol):

@@ -92,8 +92,13 @@ class SharedSweepJob:
         tokens = [job.sweep.tree.num_tokens * len(job.opened.members) for job in self.jobs]
         with progress_bar("sweep", sum(tokens) * num_layers, shown=session.shows_progress) as advance:
             track = session.timeline.begin(", ".join(self.opened.members))
+            planned, ids = [job.sweep for job in self.jobs], [prompt.question.id for prompt in self.prompts]
             sweeps = run_sweeps(
-                [job.sweep for job in self.jobs], session.folder, deadline.guard(advance), track=track
+                planned,
+                session.folder,
+                deadline.guard(advance),
+                track=track,
+                keeper=session.states.begin(planned, ids),
             )
             swept = session.timer.each("sweep", sweeps)
             with closing(swept):

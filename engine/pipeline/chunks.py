@@ -16,7 +16,9 @@ from typing import Any
 
 from strata.engine.deadline import SAFETY, Deadline, DeadlinePassedError
 from strata.engine.jobs.job import Job
+from strata.engine.plan.overrides import GroupGoal
 from strata.engine.scorer import Scorer
+from strata.engine.sweep.kept_states import Pending
 from strata.engine.types import Prompt, Question, QuestionScores
 
 SAMPLE = 64
@@ -80,6 +82,7 @@ def score_in_chunks(
     deadline: Deadline,
     pace: Pace,
     watch: Watch | None = None,
+    pending: Pending | None = None,
 ) -> Iterator[list[QuestionScores]]:
     """Scores questions from the first on, until all are scored or no further one can be.
 
@@ -89,20 +92,24 @@ def score_in_chunks(
         deadline: nothing goes on after it.
         pace: of this machine so far; corrected as chunks end.
         watch: told of chunks.
+        pending: the chunk that a killed run has left hidden states of, which is gone on with first.
 
     Yields:
         Scores as they are known, each question's once.
     """
-    watch, left = watch or Watch(), list(questions)
+    watch, left = watch or Watch(), _pending_first(questions, pending)
     if not left or deadline.left_s <= 0:
         return
     cost = expect_cost(scorer, left)
     size = len(left) if scorer.waits_for_all else chunk_size(cost, len(left), deadline)
-    while left and (num := _num_fitting(cost, min(size, len(left)), deadline, pace)):
+    next_size = size if pending is None else len(pending.ids)
+    while left and (num := _num_fitting(cost, min(next_size, len(left)), deadline, pace)):
         started, num_scored = perf_counter(), 0
+        goal = None if pending is None else GroupGoal(least=pending.num_groups)
+        pending = None
         prompts = scorer.render(left[:num])
         watch.rendered(prompts)
-        job = scorer.prepare(prompts)
+        job = scorer.prepare(prompts, goal)
         if num == len(left):
             watch.before_last()
         try:
@@ -113,8 +120,18 @@ def score_in_chunks(
             return
         if num_scored < num:
             return
-        pace.note(perf_counter() - started, cost.seconds(num))
-        left = left[num:]
+        if goal is None:
+            pace.note(perf_counter() - started, cost.seconds(num))
+        left, next_size = left[num:], size
+
+
+def _pending_first(questions: Sequence[Question], pending: Pending | None) -> list[Question]:
+    """The questions, those of the pending chunk first and in its order."""
+    if pending is None:
+        return list(questions)
+    by_id = {question.id: question for question in questions}
+    first = [by_id.pop(name) for name in pending.ids]
+    return first + list(by_id.values())
 
 
 def expect_cost(scorer: Scorer, questions: Sequence[Question]) -> Cost:

@@ -255,6 +255,7 @@ def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:
         "members": board.describe_members(),
         "fitted": fitted.account,
         "weights": board.weights,
+        "resumed_layers": work.session.states.resumed_layers,
         **work.shortened,
     }
     with work.session.timer.phase("write"):

@@ -113,7 +113,8 @@ def score_unit(
         chosen = [by_id[name] for name in asked.chosen]
         folder = Path(session.folder) / "members" / unit.folder
         sample = scorer.render(asked.questions[:NUM_SAMPLED], asked.source)
-        kept = PartialScores(folder, _fingerprint(unit, asked, scorer.fingerprint(sample)))
+        fingerprint = _fingerprint(unit, asked, scorer.fingerprint(sample))
+        kept = PartialScores(folder, fingerprint)
         done = kept.read(asked.questions) if asked.resumes else {}
         known = [done[name] for name in asked.chosen if name in done]
         yield known
@@ -122,7 +123,10 @@ def score_unit(
             scorer.check_known_answers(sample)
         folder.mkdir(parents=True, exist_ok=True)
         kept.start(resume=asked.resumes)
-        for rows in score_in_chunks(scorer, left, deadline, pace, asked.watch):
+        states = session.states
+        ids = [question.id for question in left]
+        states.open(folder / "states", fingerprint, ids if asked.resumes else None, session.warnings.say)
+        for rows in score_in_chunks(scorer, left, deadline, pace, asked.watch, states.pending):
             kept.add(rows)
             known = known + rows
             yield rows

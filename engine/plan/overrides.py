@@ -53,14 +53,18 @@ class PlanOverrides:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupGoal:
-    """How a job that may end early is cut into groups: none longer than `longest_s`, and at most `most`."""
+    """How a job that may end early is cut into groups: none longer than `longest_s`, and at most `most`.
+
+    There are `least` or more, whatever else holds.
+    """
 
     longest_s: float = math.inf
     most: int | None = None
+    least: int = 1
 
     def num_groups(self, predicted_s: float) -> int:
         """Groups that a sweep of so many seconds should have."""
-        wanted = max(1, math.ceil(predicted_s / self.longest_s))
+        wanted = max(self.least, math.ceil(predicted_s / self.longest_s))
         return wanted if self.most is None else min(self.most, wanted)
 
 

@@ -38,6 +38,7 @@ from strata.engine.run.int8_check import check_int8
 from strata.engine.run.opening import open_run
 from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.run.unreached import UNREACHED, collect_scores
+from strata.engine.sweep.kept_states import Pending
 from strata.engine.types import Prompt, QuestionScores, RunWarnings
 
 
@@ -83,7 +84,14 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             prompts = scorer.render(questions, str(config.questions))
             kept = PartialScores(out, scorer.fingerprint(prompts))
             done = kept.read(questions) if config.resume else {}
-            job = scorer.prepare(_left(prompts, done), group_goal_of(config))
+            left = _left(prompts, done)
+            session.states.open(
+                out / "states",
+                scorer.fingerprint(prompts),
+                [prompt.question.id for prompt in left] if config.resume else None,
+                warnings.say,
+            )
+            job = scorer.prepare(left, group_goal_of(config, session.states.pending))
             record.plan = job.describe()
             record.begin()
             known_answers = scorer.check_known_answers(prompts) if config.probe else []
@@ -106,7 +114,9 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             reached = list(by_id.values())
             record.measured |= describe_answers(reached, record.plan.get("head"), config.debias, warnings)
             record.measured |= (
-                {"resumed_questions": len(done)} | describe_cache(scorer.source, warnings) | int8
+                {"resumed_questions": len(done), "resumed_layers": session.states.resumed_layers}
+                | describe_cache(scorer.source, warnings)
+                | int8
             )
         report_oddities(job, memory.peak_bytes - memory.baseline_bytes, warnings)
         finished = record.as_dict() | {"status": "done"}
@@ -114,8 +124,10 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
     return ScoreRun(scores=scores, record=finished, out=out)
 
 
-def group_goal_of(config: ScoreConfig) -> GroupGoal:
-    """How finely a run is cut that may end early."""
+def group_goal_of(config: ScoreConfig, pending: Pending | None = None) -> GroupGoal:
+    """How finely a run is cut that may end early; one that has hidden states to go on from as it was."""
+    if pending is not None:
+        return GroupGoal(least=pending.num_groups)
     if config.deadline is not None:
         return BEFORE_DEADLINE
     return RESUMABLE if config.resume else GroupGoal()

@@ -110,7 +110,7 @@ class LayerStream:
             self.read_s += time.perf_counter() - started
             if slot is None:
                 self._kept[layer] = placed.weights
-            self._coordinator.update(partial(self._placed.__setitem__, (sweep, layer), placed))
+            self._coordinator.update(partial(self._placed.__setitem__, self._key(sweep, layer), placed))
 
     def take(self, sweep: int, layer: int, device: torch.device) -> Weights:
         """Weights of a layer on a device, once they are there. Every worker must `give_back` what it took."""

@@ -54,3 +54,12 @@ class PublicKeys:
         whole = self._whole[member, layer]
         ranges = ranges_in_order(lane.public, self._public)
         return torch.cat([whole[:, :, start:end] for start, end in ranges], dim=2).to(device)
+
+    def find(self, member: str, layer: int) -> torch.Tensor | None:
+        """Keys and values [2, K, P, H] of all public tokens, where they are known."""
+        return self._whole.get((member, layer))
+
+    def restore(self, member: str, layer: int, lane: Lane, key_values: torch.Tensor) -> None:
+        """Takes what an earlier run has published [2, K, P, H]; `lane` is the one that publishes."""
+        self._public = lane.public
+        self._coordinator.update(lambda: self._whole.update({(member, layer): key_values}))

@@ -11,7 +11,7 @@ Knows nothing of questions, prompts or heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,22 +21,13 @@ from time import perf_counter
 import torch
 
 from strata.engine.memory_errors import MemoryRanOutError, is_out_of_memory
-from strata.engine.model.embedding import read_embedding
-from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
-from strata.engine.plan.sweep_plan import readout_dtype
 from strata.engine.results.timeline import Track
-from strata.engine.sweep.coordinator import Coordinator
-from strata.engine.sweep.hidden_store import StoreShape, TimedStore, make_store
-from strata.engine.sweep.lane_worker import LaneWorker, Readouts, Tap
+from strata.engine.sweep.kept_states import Keeper
+from strata.engine.sweep.lane_worker import LaneWorker, Tap
 from strata.engine.sweep.layer_clock import LayerClock
-from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.sweep.memory_advice import explain_halvings
-from strata.engine.sweep.shared_keys import PublicKeys
-from strata.engine.tree.lanes import token_ids_of
-
-Advance = Callable[[int], None]
-"""Told of the number of tokens after each micro-batch of each layer, for a progress bar."""
+from strata.engine.sweep.sweep_parts import Advance, SharedByLanes, SweepShared, fill_group, share_sweep
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +38,7 @@ class SweptGroup:
         index: which group.
         readouts: [S, D] a member (see `readout_dtype`), on the host; rows of later groups are not filled yet.
         seconds: of the group.
-        tokens_computed: in the group, by all members.
+        tokens_computed: in the group, by all members; of a group gone on with, its share of the layers.
         weights_wait_s: in which workers waited for weights.
         weights_read_s: of reading and decoding.
         overflows: (layer, first row) of micro-batches that were computed in float32.
@@ -64,36 +55,13 @@ class SweptGroup:
     halvings: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _SharedByLanes:
-    """What the lanes of one job have in common."""
-
-    job: SweepJob
-    public: PublicKeys
-    readouts: Readouts
-
-
-@dataclass(kw_only=True, eq=False)
-class _Shared:
-    """What the workers of a run have in common; `base` is the open model, whose members are the jobs'."""
-
-    base: OpenModel
-    parts: Sequence[_SharedByLanes]
-    folder: Path
-    stream: LayerStream
-    coordinator: Coordinator
-    norm: Mapping[str, torch.Tensor] | None
-    advance: Advance
-    tap: Tap | None
-    track: Track | None
-
-
 def run_sweep(
     job: SweepJob,
     folder: Path,
     advance: Advance = lambda tokens: None,
     tap: Tap | None = None,
     track: Track | None = None,
+    keeper: Keeper | None = None,
 ) -> Iterator[SweptGroup]:
     """Computes the readouts of a job, a group of lanes after another; closing the iterator ends the sweep.
 
@@ -103,6 +71,7 @@ def run_sweep(
         advance: for a progress bar.
         tap: told of the scored rows after every layer, from the threads that compute.
         track: where is noted what is done when.
+        keeper: keeps the first group's hidden states, and has those to go on from.
 
     Yields:
         Each group as it ends.
@@ -112,7 +81,7 @@ def run_sweep(
         FloatingPointError: hidden states that are not finite even in float32.
         MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
-    for (group,) in run_sweeps([job], folder, advance, tap, track):
+    for (group,) in run_sweeps([job], folder, advance, tap, track, keeper):
         yield group
 
 
@@ -122,6 +91,7 @@ def run_sweeps(
     advance: Advance = lambda tokens: None,
     tap: Tap | None = None,
     track: Track | None = None,
+    keeper: Keeper | None = None,
 ) -> Iterator[tuple[SweptGroup, ...]]:
     """Computes the readouts of jobs that share a base and a plan; arguments and errors are `run_sweep`'s.
 
@@ -131,20 +101,21 @@ def run_sweeps(
         advance: see `run_sweep`.
         tap: see `run_sweep`.
         track: see `run_sweep`.
+        keeper: see `run_sweep`.
 
     Yields:
         Each group as it ends, once a job. The seconds are those of all; what was waited for and read is told
         by the first job's alone.
     """
     try:
-        yield from _sweep_groups(_share(jobs, folder, advance, tap, track))
+        yield from _sweep_groups(share_sweep(jobs, folder, advance, tap, track, keeper))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise MemoryRanOutError(explain_halvings(jobs[0], error)) from error
 
 
-def _sweep_groups(shared: _Shared) -> Iterator[tuple[SweptGroup, ...]]:
+def _sweep_groups(shared: SweepShared) -> Iterator[tuple[SweptGroup, ...]]:
     base, jobs = shared.base, [part.job for part in shared.parts]
     longest = max(int(job.tree.position_ids.max()) for job in jobs)
     for device, decoder in zip(base.devices, base.decoders, strict=True):
@@ -153,29 +124,36 @@ def _sweep_groups(shared: _Shared) -> Iterator[tuple[SweptGroup, ...]]:
         shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(jobs[0].groups)):
             yield _sweep_group(shared, group)
+            if shared.keeper is not None:
+                shared.keeper.end()
     finally:
         shared.coordinator.stop()
         shared.stream.settle()
 
 
-def _sweep_group(shared: _Shared, group: int) -> tuple[SweptGroup, ...]:
+def _sweep_group(shared: SweepShared, group: int) -> tuple[SweptGroup, ...]:
     """All lanes of a group, a thread a device."""
     started, stream = perf_counter(), shared.stream
     wait_s, read_s = stream.wait_s, stream.read_s
-    workers = [_embed_group(shared, part, group) for part in shared.parts]
+    workers = [fill_group(shared, index, group) for index in range(len(shared.parts))]
     on_device = zip(*workers, strict=True)
     shared.coordinator.run(
-        [partial(sweep_lanes, shared, group, lanes) for lanes in on_device], f"sweep-{group}"
+        [partial(sweep_lanes, shared, group, index, lanes) for index, lanes in enumerate(on_device)],
+        f"sweep-{group}",
     )
     for worker in chain.from_iterable(workers):
         worker.close()
     seconds = perf_counter() - started
+    num_layers = shared.base.checkpoint.num_layers
+    swept = (num_layers - shared.first_layer(group)) / num_layers
     return tuple(
         SweptGroup(
             index=group,
             readouts=part.readouts.rows,
             seconds=seconds,
-            tokens_computed=sum(worker.lane.num_tokens for worker in lanes) * len(part.job.members),
+            tokens_computed=round(
+                swept * sum(worker.lane.num_tokens for worker in lanes) * len(part.job.members)
+            ),
             weights_wait_s=stream.wait_s - wait_s if part is shared.parts[0] else 0.0,
             weights_read_s=stream.read_s - read_s if part is shared.parts[0] else 0.0,
             overflows=tuple(overflow for worker in lanes for overflow in worker.overflows),
@@ -185,11 +163,11 @@ def _sweep_group(shared: _Shared, group: int) -> tuple[SweptGroup, ...]:
     )
 
 
-def sweep_lanes(shared: _Shared, group: int, workers: Sequence[LaneWorker]) -> None:
+def sweep_lanes(shared: SweepShared, group: int, lane: int, workers: Sequence[LaneWorker]) -> None:
     """One device's sweep: all layers over the lanes of all jobs, each layer taken and given back once."""
-    device = workers[0].device
+    device, public = workers[0].device, [part.public for part in shared.parts]
     with torch.inference_mode():
-        for layer in range(shared.base.checkpoint.num_layers):
+        for layer in range(shared.first_layer(group), shared.base.checkpoint.num_layers):
             clock = LayerClock(workers, shared.track)
             weights = shared.stream.take(group, layer, device)
             clock.has_weights()
@@ -200,9 +178,11 @@ def sweep_lanes(shared: _Shared, group: int, workers: Sequence[LaneWorker]) -> N
             del weights  # nothing may refer to a slot that is given back
             shared.stream.give_back(group, layer, device)
             clock.note(group, layer)
+            if shared.keeper is not None and group == 0:
+                shared.keeper.end_layer(layer, lane, workers, public)
 
 
-def sweep_layer(shared: _Shared, part: _SharedByLanes, worker: LaneWorker, layer: int) -> None:
+def sweep_layer(shared: SweepShared, part: SharedByLanes, worker: LaneWorker, layer: int) -> None:
     """One layer over all micro-batches of a lane, for every member."""
     lane, device = worker.lane, worker.device
     for member in part.job.model.members:
@@ -219,75 +199,3 @@ def sweep_layer(shared: _Shared, part: _SharedByLanes, worker: LaneWorker, layer
             batch, index, carried = worker.tiled[index].batch, index + 1, kept
             part.public.publish(member.name, layer, lane, batch, key_values)
             shared.advance(batch.num_rows)
-
-
-def _share(
-    jobs: Sequence[SweepJob], folder: Path, advance: Advance, tap: Tap | None, track: Track | None
-) -> _Shared:
-    job, coordinator = jobs[0], Coordinator()
-    model = job.model
-    # A job that was planned before another one ran has no memory for what that one left.
-    for layer in set(model.resident) - set(job.plan.resident_layers):
-        del model.resident[layer]
-    num_layers, num_groups = model.checkpoint.num_layers, len(job.groups)
-    num_streamed = num_layers - len(job.plan.resident_layers)
-    order = ReadingOrder(
-        sweeps=[range(num_layers)] * num_groups,
-        num_slots=min(job.plan.num_slots, num_streamed * num_groups),
-        resident=frozenset(job.plan.resident_layers),
-    )
-    return _Shared(
-        base=model,
-        parts=[
-            _SharedByLanes(job=one, public=PublicKeys(coordinator), readouts=_make_readouts(one))
-            for one in jobs
-        ],
-        folder=folder,
-        stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident, track),
-        coordinator=coordinator,
-        norm=_read_norm(model) if model.normalizes else None,
-        advance=advance,
-        tap=tap,
-        track=track,
-    )
-
-
-def _make_readouts(job: SweepJob) -> Readouts:
-    scored, dtype = job.scored_tree.scored, readout_dtype(job.model.dtype)
-    size = (len(scored), job.model.checkpoint.config.hidden_size)
-    return Readouts(scored=scored, rows={name: torch.empty(size, dtype=dtype) for name in job.members})
-
-
-def _read_norm(model: OpenModel) -> dict[str, torch.Tensor]:
-    checkpoint = model.checkpoint
-    names = [name for name in checkpoint.weights if name.startswith("norm.")]
-    return {name.removeprefix("norm."): checkpoint.require_rows(name).read(model.reader) for name in names}
-
-
-def _embed_group(shared: _Shared, part: _SharedByLanes, group: int) -> list[LaneWorker]:
-    """The workers of a job's group, their hidden stores filled with embeddings."""
-    job, model = part.job, part.job.model
-    token_ids = token_ids_of(job.tree, job.groups[group])
-    table, row_of_token = read_embedding(model.checkpoint, token_ids, model.reader)
-    workers = []
-    for decoder, device, lane in zip(model.decoders, model.devices, job.groups[group], strict=True):
-        width = model.checkpoint.config.hidden_size
-        shape = StoreShape(num_rows=lane.num_tokens, width=width, dtype=model.dtype, device=device)
-        worker = LaneWorker(
-            decoder=decoder,
-            device=device,
-            dtype=model.dtype,
-            tree=job.tree,
-            lane=lane,
-            stores={
-                name: TimedStore(make_store(job.plan.hidden_store, shape, shared.folder))
-                for name in job.members
-            },
-            norm=shared.norm,
-            readouts=part.readouts,
-            tap=shared.tap,
-        )
-        with torch.inference_mode():
-            worker.embed(table, row_of_token)
-        workers.append(worker)
-    return workers

@@ -29,7 +29,7 @@ class Clock:
     def plan(self, questions):
         return self.prepare(questions)
 
-    def prepare(self, prompts):
+    def prepare(self, prompts, group_goal=None):
         taken_s = self.slowness * max(self.fixed_s, len(prompts))
 
         def groups(deadline):
