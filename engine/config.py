@@ -65,6 +65,8 @@ class ScoreConfig:
     """Of orders and samples that are drawn."""
     normalize: Normalization = DEFAULT_NORMALIZATION
     """What log-likelihoods are divided by: the option's length in char, byte or token, or none (loglik)."""
+    id_column: str = "id"
+    """Column that holds ids; in a file without one, rows' numbers are ids."""
     context_column: str = "context"
     """Column that holds the retrieved context; none leaves out what the file has."""
     chat: bool = False

@@ -77,6 +77,8 @@ class SearchConfig:
     """Budget of a context in tokens."""
     context_chunks: int | None = None
     """Most chunks of a context."""
+    id_column: str = "id"
+    """Column that holds ids; in a file without one, rows' numbers are ids."""
     context_column: str = "context"
     """Column for the context; one of that name in the file is replaced."""
     num_contexts: int = 1

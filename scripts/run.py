@@ -87,6 +87,7 @@ def print_plan(pipeline: Pipeline, settings: RunSettings) -> int:
     questions = read_questions(
         settings.questions,
         context_column=pipeline.input.context_column,
+        id_column=pipeline.input.id_column,
         limit=settings.num_questions,
         warnings=warnings,
     )

@@ -88,7 +88,9 @@ def read_asked(config: SearchConfig, warnings: RunWarnings) -> list[Question]:
                 for query in (record.values for record in table.records)
             ]
     oddities = RunWarnings()
-    questions = read_questions(config.questions, limit=config.limit, warnings=oddities)
+    questions = read_questions(
+        config.questions, id_column=config.id_column, limit=config.limit, warnings=oddities
+    )
     for kind, ids in oddities.rows.items():
         if kind in ("empty question", "empty option"):
             warnings.rows[kind] = ids

@@ -5,6 +5,7 @@ Under torchrun or `accelerate launch` every process runs this; the main one writ
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -53,6 +54,7 @@ class Warned(Protocol):
 def run_train(config: TrainConfig) -> int:
     """Trains and prints a summary. Returns the exit status."""
     config.check()
+    check_packages(config)
     check_paths(config)
     check_sinks(config)
     if config.plan:
@@ -143,6 +145,19 @@ def read_texts(path: Path) -> Iterator[str]:
     """Title and text of every page, a line between them."""
     for page in read_pages([path]):
         yield f"{page.title}\n{page.text}" if page.title else page.text
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Raises InputError when a package of the extra `train` is missing that the run needs."""
+    for package, purpose, is_needed, other in (
+        ("peft", "LoRA", not config.full, "--full, which trains all weights"),
+        ("bitsandbytes", "--base-storage nf4", config.base_storage == "nf4", "--base-storage auto"),
+    ):
+        if is_needed and importlib.util.find_spec(package) is None:
+            raise InputError(
+                f'{purpose} needs the package {package}; expected: pip install "strata-score[train]" '
+                f"(or {other})"
+            )
 
 
 def check_paths(config: TrainConfig) -> None:

@@ -43,6 +43,8 @@ class TrainConfig:
     """Instead of --valid: the share of the questions that is held out to evaluate on."""
     limit: int | None = None
     """Only the first N questions or passages."""
+    id_column: str = "id"
+    """Column that holds ids; in a file without one, rows' numbers are ids."""
     context_column: str = "context"
     """Column that holds the retrieved context."""
     template: str | None = None

@@ -168,6 +168,7 @@ def _read(pipeline: Pipeline, settings: RunSettings, session: Session) -> list[Q
         return read_questions(
             settings.questions,
             context_column=pipeline.input.context_column,
+            id_column=pipeline.input.id_column,
             limit=settings.num_questions,
             warnings=session.warnings,
         )

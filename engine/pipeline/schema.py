@@ -109,6 +109,7 @@ class EnsembleSection(Section):
 class InputSection(Section):
     """How the question file is read."""
 
+    id_column: str = "id"
     context_column: str = "context"
 
 

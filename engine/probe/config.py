@@ -28,6 +28,8 @@ class ProbeConfig:
     """PEFT LoRA adapter folder."""
     template: str | None = None
     """Built-in template or a file; statement by default, and texts as they are."""
+    id_column: str = "id"
+    """Column that holds ids; in a file without one, rows' numbers are ids."""
     context_column: str = "context"
     """Column that holds the retrieved context."""
     max_tokens: int | None = None

@@ -98,11 +98,12 @@ def _label_names(config: ProbeConfig) -> tuple[str, ...]:
 
 
 def _read_answered(config: ProbeConfig, labels: Sequence[str], session: Session) -> list[Question]:
-    path, column, limit = config.questions, config.context_column, config.limit
+    path, limit, warnings = config.questions, config.limit, session.warnings
+    columns = {"context_column": config.context_column, "id_column": config.id_column}
     if config.task == "classify":
-        questions = read_texts(path, labels, context_column=column, limit=limit, warnings=session.warnings)
+        questions = read_texts(path, labels, **columns, limit=limit, warnings=warnings)
     else:
-        questions = read_questions(path, context_column=column, limit=limit, warnings=session.warnings)
+        questions = read_questions(path, **columns, limit=limit, warnings=warnings)
     missing = next((question for question in questions if question.answer is None), None)
     if missing is not None:
         raise InputError(f"{path}, row {missing.row}: no answer; a probe is fitted on answered questions")

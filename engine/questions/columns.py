@@ -10,10 +10,12 @@ from pathlib import Path
 from strata.engine.types import LETTERS, InputError
 
 ROLES = ("id", "prompt", "question", "options", "answer", "context")
+OTHER_NAMES = {"answer": ("answerkey", "answer_key"), "question": ("question_stem",)}
+"""Names that mean a role and nothing else, for files that have no column of its own name."""
 INDEX_COLUMNS = ("", "Unnamed: 0", "__index_level_0__")
 """What pandas calls its index where it has no name."""
 LOOKALIKES = {
-    "answer": ("answer_key", "answerkey", "correct", "correct_answer", "correct_option", "label", "target"),
+    "answer": ("correct", "correct_answer", "correct_option", "label", "target"),
     "context": ("article", "contexts", "document", "evidence", "passage", "passages", "support"),
 }
 """Columns that may be meant for a role that a file has no column for: named, not used."""
@@ -71,10 +73,15 @@ def _name_roles(path: Path, columns: Sequence[str]) -> dict[str, str]:
         alike = [column for column in columns if _plain(column) == role]
         if len(alike) > 1:
             raise InputError(f"{path}: columns {alike[0]!r} and {alike[1]!r}; expected one {role!r}")
-        names |= dict.fromkeys(alike, role)
+        names |= dict.fromkeys(alike or _other_names(columns, role), role)
     if "options" not in columns and "options" not in names.values() and "choices" in columns:
         names["choices"] = "options"
     return names
+
+
+def _other_names(columns: Sequence[str], role: str) -> list[str]:
+    others = OTHER_NAMES.get(role, ())
+    return [column for column in columns if _plain(column) in others][:1]
 
 
 def _name_options(columns: Sequence[str]) -> tuple[dict[str, str], int | None]:

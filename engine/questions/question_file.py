@@ -1,7 +1,8 @@
 """Reads question files into Questions and says what is wrong with them; knows nothing of prompts or models.
 
 Two layouts are understood: Kaggle's (id, prompt, A, B, ... [, answer] [, context], one column an option)
-and the generic one of Parquet and JSON Lines (id, question, options[] [, answer] [, context]).
+and the generic one of Parquet and JSON Lines (id, question, options[] [, answer] [, context]), in which
+options may be nested with their labels (`choices`). Without ids, rows' numbers are ids.
 
 When a row of the Kaggle layout has fewer options than there are letter columns: in Parquet and JSON Lines the
 trailing cells are null or absent. CSV cannot say null, so there trailing empty cells are no options as long
@@ -14,14 +15,15 @@ says how a file was read that is not in the plain form.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from strata.engine.questions.answers import GivenAnswer, read_answers
+from strata.engine.questions.cells import MAX_CHARACTERS, as_text
+from strata.engine.questions.choices import unnest_choices
 from strata.engine.questions.columns import ColumnNames, recognize_columns
-from strata.engine.questions.parquet_rows import Unreadable
+from strata.engine.questions.ids import DEFAULT_ID_COLUMN, check_id_column, read_ids
 from strata.engine.questions.records import Record, RecordTable, read_records
 from strata.engine.types import LETTERS, InputError, Question, RunWarnings
 
@@ -31,16 +33,13 @@ _PROMPT_COLUMNS = ("prompt", "question")
 _DEFAULT_CONTEXT_COLUMN = "context"
 NO_CONTEXT_COLUMN = "none"
 """Given as the context column: contexts that the file has are not read."""
-_WHOLE_FLOAT = re.compile(r"\d+\.0", re.ASCII)
-
-MAX_CHARACTERS = 1_000_000
-"""Of a question or an option; the tokens of more would not fit any model."""
 
 
 def read_questions(
     path: Path,
     *,
     context_column: str = _DEFAULT_CONTEXT_COLUMN,
+    id_column: str = DEFAULT_ID_COLUMN,
     limit: int | None = None,
     warnings: RunWarnings,
 ) -> list[Question]:
@@ -50,6 +49,7 @@ def read_questions(
         path: the file.
         context_column: the column that holds the context, or "none"; any other name than the default must be
             there.
+        id_column: the column that holds ids; where there is no `id`, rows' numbers are the ids.
         limit: how many rows to read, from the first; None reads all. Later rows are not checked.
         warnings: where odd rows go: "empty option", "repeated option", "fewer options than columns",
             "empty question", "missing context", "no answer", and contexts that were cut; messages say how a
@@ -68,27 +68,21 @@ def read_questions(
     found = recognize_columns(path, table.columns)
     if context_column != _DEFAULT_CONTEXT_COLUMN:
         found = _without_context(found)
-    table = _rename_columns(table, found)
+    check_id_column(path, id_column, table.columns)
+    table, choices_note = unnest_choices(_rename_columns(table, found))
     _check_columns(path, table, context_column)
     if not table.records:
         raise InputError(f"{path}: no data rows, expected at least one question")
-    ids, id_note = _read_ids(table.records)
+    ids, id_note = read_ids(table.records, table.columns, found.names.get(id_column, id_column))
     cells = [_read_options(record, table) for record in table.records]
     given = [
         _given_answer(record, options, table) for record, options in zip(table.records, cells, strict=True)
     ]
     answers, answer_note = read_answers(given, found.first_number)
-    _say_how(path, (*table.notes, *found.notes, id_note, answer_note), found.unused, warnings)
+    _say_how(path, (*table.notes, *found.notes, choices_note, id_note, answer_note), found.unused, warnings)
     has_context = context_column in table.columns and context_column != NO_CONTEXT_COLUMN
-    rows_of_ids: dict[str, str] = {}
     questions = []
     for record, question_id, options, answer in zip(table.records, ids, cells, answers, strict=True):
-        if question_id in rows_of_ids:
-            raise InputError(
-                f"{record.where}, column 'id': duplicate id {question_id!r}, already used in "
-                f"{rows_of_ids[question_id]}; expected each id once"
-            )
-        rows_of_ids[question_id] = record.where.removeprefix(f"{path}, ")
         question = Question(
             id=question_id,
             prompt=_read_prompt(record),
@@ -99,7 +93,7 @@ def read_questions(
         )
         _report_oddities(question, record, table, has_context, warnings)
         questions.append(question)
-    _report_missing_answers(questions, rows_of_ids, path, warnings)
+    _report_missing_answers(questions, table.records, warnings)
     return questions
 
 
@@ -129,21 +123,6 @@ def _say_how(path: Path, notes: Sequence[str], unused: Sequence[str], warnings: 
         warnings.say(f"{path}: read as {said}")
     for line in unused:
         warnings.say(f"{path}: {line}")
-
-
-def _read_ids(records: Sequence[Record]) -> tuple[list[str], str]:
-    """Ids as texts; 1.0, 2.0, ... are what pandas makes of whole numbers beside an absent one."""
-    ids = []
-    for record in records:
-        value = record.values.get("id")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        ids.append(as_text(value, f"{record.where}, column 'id'") or "")
-        if not ids[-1]:
-            raise InputError(f"{record.where}, column 'id': no id, expected one")
-    if all(_WHOLE_FLOAT.fullmatch(name) for name in ids):
-        return [name.removesuffix(".0") for name in ids], "ids as whole numbers (1.0 as 1)"
-    return ids, ""
 
 
 def _read_prompt(record: Record) -> str:
@@ -179,8 +158,6 @@ def _check_columns(path: Path, table: RecordTable, context_column: str) -> None:
     if not table.columns:
         return
     found = f"found columns {', '.join(table.columns)}"
-    if "id" not in table.columns:
-        raise InputError(f"{path}: column 'id' is missing; {found}")
     if not any(name in table.columns for name in _PROMPT_COLUMNS):
         raise InputError(f"{path}: column 'prompt' is missing; {found}")
     optional = (_DEFAULT_CONTEXT_COLUMN, NO_CONTEXT_COLUMN)
@@ -198,22 +175,6 @@ def _check_columns(path: Path, table: RecordTable, context_column: str) -> None:
 
 def _letter_columns(table: RecordTable) -> str:
     return "".join(letter for letter in LETTERS if letter in table.columns)
-
-
-def as_text(value: object, where: str) -> str | None:
-    """Text of a cell, "" when blank, None when absent."""
-    if value is None:
-        return None
-    if isinstance(value, Unreadable):
-        raise InputError(f"{where}: a {value.kind} out of range, expected text")
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise InputError(f"{where}: is a {type(value).__name__}, expected text")
-    text = str(value)
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{where}: {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{where}: holds half of a surrogate pair, expected valid Unicode")
-    return text if text.strip() else ""
 
 
 def _read_options(record: Record, table: RecordTable) -> list[str | None]:
@@ -265,10 +226,10 @@ def _report_oddities(
 
 
 def _report_missing_answers(
-    questions: list[Question], rows_of_ids: dict[str, str], path: Path, warnings: RunWarnings
+    questions: Sequence[Question], records: Sequence[Record], warnings: RunWarnings
 ) -> None:
     if all(question.answer is None for question in questions):
         return
-    for question in questions:
+    for question, record in zip(questions, records, strict=True):
         if question.answer is None:
-            warnings.odd_row("no answer", question.id, f"{path}, {rows_of_ids[question.id]}")
+            warnings.odd_row("no answer", question.id, record.where)

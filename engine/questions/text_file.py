@@ -1,8 +1,8 @@
 """Reads texts to classify as Questions whose options are names of labels; knows nothing of models.
 
 Columns: `text`, or `text_a` and `text_b`, or `prompt` (`question`) with the context column if there is one;
-`id` (without it the row's number); `label` or `answer`, a name or an id, blank where unknown; `options`, the
-labels that a row may get (a list; in CSV one written as JSON), all of them where there is none.
+`id` (without ids, rows' numbers are ids); `label` or `answer`, a name or an id, blank where unknown;
+`options`, the labels that a row may get (a list; in CSV one written as JSON), all where there is none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from strata.engine.json_files import parse_json, shown
-from strata.engine.questions.question_file import as_text
+from strata.engine.questions.cells import as_text
+from strata.engine.questions.ids import DEFAULT_ID_COLUMN, check_id_column, read_ids
 from strata.engine.questions.records import Record, RecordTable, read_records
 from strata.engine.types import InputError, Question, RunWarnings
 
@@ -30,7 +31,6 @@ class _Columns:
     text: str
     second: str | None
     label: str | None
-    has_id: bool
 
 
 def read_texts(
@@ -38,6 +38,7 @@ def read_texts(
     labels: Sequence[str],
     *,
     context_column: str = "context",
+    id_column: str = DEFAULT_ID_COLUMN,
     limit: int | None = None,
     warnings: RunWarnings,
 ) -> list[Question]:
@@ -47,6 +48,7 @@ def read_texts(
         path: the file.
         labels: names of the classifier's labels, by id.
         context_column: the second text of rows with a prompt.
+        id_column: the column that holds ids.
         limit: how many rows to read, from the first; None reads all.
         warnings: where odd rows go: "empty text", "no label" (where others have one).
 
@@ -61,16 +63,16 @@ def read_texts(
     table = read_records(path, limit=limit)
     if not table.records:
         raise InputError(f"{path}: no data rows, expected at least one text")
+    check_id_column(path, id_column, table.columns)
     columns = _find_columns(path, table, context_column)
     by_name = {name: index for index, name in enumerate(labels)}
-    questions: list[Question] = []
-    ids: set[str] = set()
-    for record in table.records:
-        question = _read_row(record, columns, labels, by_name)
-        if question.id in ids:
-            raise InputError(f"{record.where}: duplicate id {question.id!r}; expected each id once")
-        ids.add(question.id)
-        questions.append(question)
+    ids, note = read_ids(table.records, table.columns, id_column)
+    if note:
+        warnings.say(f"{path}: read as {note}")
+    questions = [
+        _read_row(record, name, columns, labels, by_name)
+        for record, name in zip(table.records, ids, strict=True)
+    ]
     _report_oddities(questions, path, warnings)
     return questions
 
@@ -92,7 +94,7 @@ def find_labels(path: Path, *, limit: int | None = None) -> tuple[str, ...]:
 
 
 def read_label_columns(
-    path: Path, labels: Sequence[str], *, limit: int | None = None
+    path: Path, labels: Sequence[str], *, id_column: str = DEFAULT_ID_COLUMN, limit: int | None = None
 ) -> Mapping[str, np.ndarray] | None:
     """Probabilities [L] float64 of every label by a row's id, from columns called like the labels.
 
@@ -106,11 +108,12 @@ def read_label_columns(
     if not set(labels) <= set(table.columns):
         return None
     found = {}
-    for record in table.records:
-        values = np.array([_read_probability(record, name) for name in labels])
+    ids, _ = read_ids(table.records, table.columns, id_column)
+    for record, name in zip(table.records, ids, strict=True):
+        values = np.array([_read_probability(record, label) for label in labels])
         if not values.sum() > 0:
             raise InputError(f"{record.where}: the labels' columns add up to 0; expected probabilities")
-        found[_read_id(record, "id" in table.columns)] = values / values.sum()
+        found[name] = values / values.sum()
     return found
 
 
@@ -129,15 +132,15 @@ def _find_columns(path: Path, table: RecordTable, context_column: str) -> _Colum
     elif context_column != "context" and context_column not in has:
         raise InputError(f"{path}: --context-column {context_column!r} is not a column of the file")
     label = next((name for name in LABEL_COLUMNS if name in has), None)
-    return _Columns(text=text, second=second, label=label, has_id="id" in has)
+    return _Columns(text=text, second=second, label=label)
 
 
 def _read_row(
-    record: Record, columns: _Columns, labels: Sequence[str], by_name: Mapping[str, int]
+    record: Record, question_id: str, columns: _Columns, labels: Sequence[str], by_name: Mapping[str, int]
 ) -> Question:
     options = _read_options(record, by_name) or tuple(labels)
     return Question(
-        id=_read_id(record, columns.has_id),
+        id=question_id,
         prompt=_read_text(record, columns.text),
         options=options,
         answer=None if columns.label is None else _read_answer(record, columns.label, options, labels),
@@ -145,15 +148,6 @@ def _read_row(
         row=record.row,
         is_text=True,
     )
-
-
-def _read_id(record: Record, has_id: bool) -> str:
-    if not has_id:
-        return str(record.row)
-    question_id = _read_text(record, "id")
-    if not question_id:
-        raise InputError(f"{record.where}, column 'id': no id, expected one")
-    return question_id
 
 
 def _read_text(record: Record, column: str) -> str:

@@ -43,6 +43,7 @@ def _read_questions(config: ScoreConfig, session: Session) -> list[Question]:
     return read_questions(
         config.questions,
         context_column=config.context_column,
+        id_column=config.id_column,
         limit=config.limit,
         warnings=session.warnings,
     )
@@ -53,6 +54,7 @@ def _read_texts(config: ScoreConfig, scorer: Scorer, session: Session) -> list[Q
         config.questions,
         scorer.labels,
         context_column=config.context_column,
+        id_column=config.id_column,
         limit=config.limit,
         warnings=session.warnings,
     )

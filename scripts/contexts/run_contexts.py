@@ -25,6 +25,7 @@ from strata.scripts.search import member_scorer, packages_for
 OF_THE_RUN = (
     "questions",
     "out",
+    "id_column",
     "context_column",
     "num_contexts",
     "context_per_method",

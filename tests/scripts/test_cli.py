@@ -246,3 +246,14 @@ def test_parts_of_the_sweep_bench_are_those_asked_for(flags, parts, monkeypatch)
     )
     assert main(["bench", "sweep", *flags]) == 0
     assert asked[0].parts == parts
+
+
+def test_ids_come_from_the_named_column(given, out, tmp_path, capsys):
+    questions = tmp_path / "keyed.csv"
+    questions.write_text("key,prompt,A,B\nk7,Why?,so,no\nk8,How?,so,no\n")
+    named = [*given, "--questions", str(questions)]
+    for flags, ids in ((["--id-column", "key"], ["k7", "k8"]), (["--overwrite"], ["1", "2"])):
+        assert main([*named, *flags]) == 0
+        rows = (out / "submission.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[0] for row in rows] == ids
+        assert ("row numbers for ids" in capsys.readouterr().err) == (ids == ["1", "2"])

@@ -119,6 +119,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, given, out, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("package", "flags"),
+    [
+        ("peft", []),
+        ("peft", ["--plan"]),
+        ("peft", ["--streamed"]),
+        ("bitsandbytes", ["--base-storage", "nf4"]),
+    ],
+)
+def test_an_absent_package_is_one_line_that_names_the_extra(package, flags, given, out, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([*given, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert package in line
+    assert 'pip install "strata-score[train]"' in line
+    assert not out.exists()
+
+
+def test_all_weights_are_trained_without_peft(given, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert main([*given, "--full"]) == 0
+
+
 def test_a_file_where_the_folder_should_be(given, out, capsys):
     out.write_text("not a folder")
     assert main(given) == 2

@@ -62,7 +62,8 @@ def balance(
 def _read(
     path: Path, names: Sequence[str], config: TrainConfig, warnings: RunWarnings, *, limit: int | None
 ) -> list[Question]:
-    return read_texts(path, names, context_column=config.context_column, limit=limit, warnings=warnings)
+    columns = {"context_column": config.context_column, "id_column": config.id_column}
+    return read_texts(path, names, **columns, limit=limit, warnings=warnings)
 
 
 def _read_soft(
@@ -71,7 +72,7 @@ def _read_soft(
     assert config.questions is not None
     if config.soft_labels is not None:
         return read_soft_labels(config.soft_labels, texts, temperature=config.soft_temperature)
-    found = read_label_columns(config.questions, names, limit=config.limit)
+    found = read_label_columns(config.questions, names, id_column=config.id_column, limit=config.limit)
     if found is None:
         return {}
     masked = next((text for text in texts if len(text.options) != len(names)), None)

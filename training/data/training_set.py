@@ -103,7 +103,11 @@ def read_training_set(config: TrainConfig, warnings: RunWarnings) -> TrainingSet
     """
     assert config.questions is not None
     questions = read_questions(
-        config.questions, context_column=config.context_column, limit=config.limit, warnings=warnings
+        config.questions,
+        context_column=config.context_column,
+        id_column=config.id_column,
+        limit=config.limit,
+        warnings=warnings,
     )
     needs_answers = config.soft_labels is None or config.soft_weight < 1
     check_questions(questions, config.questions, needs_answers=needs_answers)
@@ -197,7 +201,9 @@ def _split(
 def _read_valid(
     questions: Sequence[Question], path: Path, config: TrainConfig, warnings: RunWarnings
 ) -> list[Question]:
-    valid = read_questions(path, context_column=config.context_column, warnings=warnings)
+    valid = read_questions(
+        path, context_column=config.context_column, id_column=config.id_column, warnings=warnings
+    )
     _check_answers(valid, path)
     trained_ids = {question.id for question in questions}
     both = [question.id for question in valid if question.id in trained_ids]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 from strata.training.types import ParameterGroup
 
@@ -28,14 +27,9 @@ def lora_settings(
         targets: names of the linear modules to adapt.
         head: names of the modules that are trained whole and saved with the adapter; None for none.
         task_type: what PEFT calls the kind of model, where its loader should know.
-
-    Raises:
-        InputError: PEFT is not installed.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise InputError('LoRA needs peft; expected pip install "strata-score[train]", or --full') from None
+    from peft import LoraConfig
+
     return LoraConfig(
         task_type=task_type,
         r=config.lora_r,

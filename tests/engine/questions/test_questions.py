@@ -118,7 +118,7 @@ BAD_FILES = {
     "no lines": ("q.jsonl", "\n", ("no data rows",)),
     "wrong encoding": ("q.csv", b"id,prompt,A,B\n1,\xff\xfe\xff,a,b\n", ("line 2", "0xff", "16", "UTF-8")),
     "wrong encoding, JSONL": ("q.jsonl", b'{"id": "\xe9"}\n', ("line 1", "0xe9", "UTF-8")),
-    "no id": ("q.csv", "prompt,A,B\nx,a,b\n", ("'id'", "prompt, A, B")),
+    "no id in a row": ("q.csv", "id,prompt,A,B\n,x,a,b\n", ("'id'", "row 1")),
     "no prompt": ("q.csv", "id,A,B\n1,a,b\n", ("'prompt'", "id, A, B")),
     "one option column": ("q.csv", "id,prompt,A\n1,x,a\n", ("two option columns", "id, prompt, A")),
     "a gap": ("q.csv", "id,prompt,A,B,D\n1,x,a,b,d\n", ("'C'", "'D'")),

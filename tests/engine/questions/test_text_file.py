@@ -69,7 +69,7 @@ REFUSED = [
     ('text,options\nx,"[""hill"", ""hill""]"\n', "expected two labels or more, each once"),
     ("text,options\nx,[1]\n", "expected a list of names of labels"),
     ("text,options\nx,{\n", "column 'options': cannot be read as JSON"),
-    ("id,text\n1,x\n1,y\n", "row 2: duplicate id '1'"),
+    ("id,text\n1,x\n1,y\n", "row 2, column 'id': duplicate id '1'"),
     ("id,text\n,x\n", "column 'id': no id"),
     ("id,title\n1,x\n", "column 'text' is missing; .* found columns id, title"),
     ("id,text\n", "no data rows"),

@@ -198,3 +198,39 @@ def test_a_long_context_is_cut_and_told(tmp_path):
     (question,), warnings = read(tmp_path, "q.csv", text)
     assert len(question.context) == 1_000_000
     assert warnings.rows == {"context cut at 1,000,000 characters": ["1"]}
+
+
+WITHOUT_IDS = [
+    ("q.csv", "prompt,A,B\nx,a,b\ny,c,d\n"),
+    ("q.jsonl", '{"question": "x", "options": ["a", "b"]}\n{"question": "y", "options": ["c", "d"]}\n'),
+]
+
+
+@pytest.mark.parametrize(("file", "content"), WITHOUT_IDS)
+def test_files_without_ids_get_row_numbers_and_say_so(file, content, tmp_path):
+    questions, warnings = read(tmp_path, file, content)
+    assert [question.id for question in questions] == ["1", "2"]
+    (said,) = warnings.messages
+    assert "row numbers for ids" in said
+    assert "--id-column" in said
+
+
+@pytest.mark.parametrize("column", ["key", "Key"])
+def test_ids_come_from_the_column_that_is_named(column, tmp_path):
+    text = f"id,{column},prompt,A,B\n1,k7,x,a,b\n1,k8,y,c,d\n"
+    questions, warnings = read(tmp_path, "q.csv", text, id_column=column)
+    assert [question.id for question in questions] == ["k7", "k8"]
+    assert warnings.messages == []
+
+
+def test_an_id_column_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"q.csv: --id-column 'key' is not a column .* found columns id, prom"
+    ):
+        read(tmp_path, "q.csv", PLAIN, id_column="key")
+
+
+def test_one_row_without_an_id_is_no_file_without_ids(tmp_path):
+    text = '{"id": 4, "question": "x", "options": ["a", "b"]}\n{"question": "y", "options": ["c", "d"]}\n'
+    with pytest.raises(InputError, match="line 2, column 'id': no id"):
+        read(tmp_path, "q.jsonl", text)

@@ -74,7 +74,6 @@ def arguments(model: Path, questions: Path, out: Path, *more: str) -> list[str]:
 BAD_FILES = {
     "missing prompt column": (b"id,A,B\n1,a,b\n", ("prompt",)),
     "missing option columns": (b"id,prompt\n1,x\n", ("A",)),
-    "missing id column": (b"prompt,A,B\nx,a,b\n", ("id",)),
     "duplicate id": (b"id,prompt,A,B\n17,x,a,b\n17,y,a,b\n", ("17", "row 2")),
     "unknown answer letter": (b"id,prompt,A,B,answer\n1,x,a,b,Q\n", ("'Q'", "answer", "row 1")),
     "answer without an option": (b"id,prompt,A,B,answer\n1,x,a,b,C\n", ("'C'", "answer", "row 1")),
