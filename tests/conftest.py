@@ -44,6 +44,17 @@ def no_calibration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fast_products() -> Iterator[None]:
+    """Every machine is one that is faster in bfloat16 than in float32, and fastest in int8."""
+    from strata.engine.machine import product_rates
+
+    rates = product_rates.ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 2e11, "int8": 3e11})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product_rates, "_product_rates", lambda path, measured_on: rates)
+        yield
+
+
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four questions of two to five options, one of them without a context, one in French."""

@@ -24,6 +24,7 @@ from strata.engine.jobs.describe import (
 from strata.engine.jobs.describe_sweep import describe_sweep
 from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
 from strata.engine.machine.machine import Machine
+from strata.engine.machine.roofline import RooflineProbe
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.progress import progress_bar
@@ -66,7 +67,7 @@ class SweptMembers(Protocol):
 
 @dataclass(kw_only=True, eq=False)
 class DecoderJob:
-    """Prompts with their planned sweep; `swept` are the groups done so far. See `Job`."""
+    """Prompts with their planned sweep; `swept` are the groups done so far, `probe` looks on. See `Job`."""
 
     opened: SweptMembers
     prompts: Sequence[Prompt]
@@ -75,6 +76,7 @@ class DecoderJob:
     swept: list[SweptGroup] = field(default_factory=list)
     num_scored: int = 0
     bytes_read: int = 0
+    probe: RooflineProbe | None = None
 
     @property
     def machine(self) -> Machine:
@@ -111,8 +113,10 @@ class DecoderJob:
         self.opened.verify()
         num_layers = self.opened.model.checkpoint.num_layers
         total = self.sweep.tree.num_tokens * len(self.opened.members) * num_layers
+        probe = self.probe = self.begin_probe()
         with progress_bar("sweep", total, shown=session.shows_progress) as advance:
-            groups = session.timer.each("sweep", self._swept_groups(deadline.guard(advance)))
+            guarded = probe.beside(deadline.guard(advance))
+            groups = session.timer.each("sweep", self._swept_groups(guarded))
             with closing(groups):
                 for group in groups:
                     with session.timer.phase("heads"):
@@ -121,6 +125,12 @@ class DecoderJob:
                     yield scores
                     if not deadline.allows(max(swept.seconds for swept in self.swept)):
                         break
+        with session.timer.phase("roofline"):
+            probe.sample_after()
+
+    def begin_probe(self) -> RooflineProbe:
+        """What samples the GEMM rate of a sweep that begins now."""
+        return RooflineProbe.of(self.machine, self.opened.model.checkpoint.config.hidden_size)
 
     def take(self, group: SweptGroup) -> list[QuestionScores]:
         """Takes down a group, and scores the questions whose last readout it holds."""
@@ -148,6 +158,7 @@ class DecoderJob:
                 weights_read_s=sum(group.weights_read_s for group in self.swept),
                 bytes_verified=self.opened.model.reader.num_bytes_verified,
             ),
+            roofline=None if self.probe is None else self.probe.seen,
         )
 
     def _swept_groups(self, advance: Advance) -> Iterator[SweptGroup]:

@@ -21,4 +21,5 @@ def describe_sweep(sweep: SweepJob, machine: Machine) -> dict[str, object]:
         "num_micro_batches": sweep.num_micro_batches,
         "budgets": asdict(machine.budgets),
         "rates": asdict(machine.rates),
+        **machine.describe_products(),
     }

@@ -25,6 +25,7 @@ from strata.engine.jobs.job import KnownAnswer, Measured, Session
 from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import Machine
 from strata.engine.machine.rates import GEMM_EFFICIENCY
+from strata.engine.machine.roofline import RooflineProbe
 from strata.engine.members.ensemble import average_members
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import GroupGoal
@@ -163,13 +164,14 @@ class EncoderMembers:
 
 @dataclass(kw_only=True, eq=False)
 class EncoderJob:
-    """Rows in batches, on loaded models; `done` are the batches scored so far. See `Job`."""
+    """Rows in batches, on loaded models; `done` are the batches scored, `probe` looks on. See `Job`."""
 
     opened: EncoderMembers
     prompts: Sequence[EncoderPrompt]
     batches: list[list[int]]
     micro_batch_tokens: int
     done: list[ScoredBatch] = field(default_factory=list)
+    probe: RooflineProbe | None = None
 
     @property
     def machine(self) -> Machine:
@@ -209,6 +211,7 @@ class EncoderJob:
             "weight_bytes": self.opened.weight_bytes,
             "budgets": asdict(self.machine.budgets),
             "rates": asdict(self.machine.rates),
+            **self.machine.describe_products(),
         }
 
     def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
@@ -218,6 +221,7 @@ class EncoderJob:
         known: list[QuestionScores] = []
         handed_on = perf_counter()
         total = self.num_tokens * len(self.opened.members)
+        probe = self.probe = RooflineProbe.of(self.machine, self.opened.shape.hidden_size)
         try:
             with progress_bar("encode", total, shown=session.shows_progress) as advance:
                 scored = score_batches(self.opened.lanes, batches, deadline)
@@ -234,6 +238,8 @@ class EncoderJob:
             raise
         if known:
             yield known
+        with session.timer.phase("roofline"):
+            probe.sample_after()
 
     def measure(self) -> Measured:
         """What the batches took."""
@@ -256,6 +262,7 @@ class EncoderJob:
             if num_halved
             else "",
             padding_tokens=sum(batch.num_padding_tokens for batch in self.done),
+            roofline=None if self.probe is None else self.probe.seen,
         )
 
     def _weight_files(self) -> list[Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.job import Job, KnownAnswer, Measured, OpenMembers
 from strata.engine.machine.machine import Machine
+from strata.engine.machine.roofline import join_seen
 from strata.engine.members.ensemble import average_members, scores_of_member
 from strata.engine.members.labels import check_shared
 from strata.engine.plan.overrides import GroupGoal
@@ -200,4 +201,5 @@ def join_measured(found: Sequence[Measured]) -> Measured:
         overflow="; ".join(one.overflow for one in found if one.overflow),
         halved_micro_batches=sum(one.halved_micro_batches for one in found),
         halving="; ".join(one.halving for one in found if one.halving),
+        roofline=join_seen([(one.flops, one.roofline) for one in found]),
     )

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from strata.engine.deadline import Deadline
 from strata.engine.machine.machine import Machine
+from strata.engine.machine.product_rates import ProductRates
+from strata.engine.machine.roofline import SeenRoofline
 from strata.engine.plan.overrides import GroupGoal, PlanOverrides
 from strata.engine.results.phases import PhaseTimer
 from strata.engine.results.timeline import Timeline
@@ -32,6 +34,7 @@ class Session:
         folder: where a hidden store on disk keeps its temporary files.
         shows_progress: a bar on stderr while something is computed.
         states: where hidden states are kept in long sweeps.
+        products: what decides what to compute in on a CPU; None: this machine's.
     """
 
     warnings: RunWarnings = field(default_factory=RunWarnings)
@@ -41,6 +44,7 @@ class Session:
     folder: Path
     shows_progress: bool = False
     states: KeptStates = field(default_factory=KeptStates)
+    products: ProductRates | None = None
 
 
 class Job(Protocol):
@@ -183,6 +187,7 @@ class Measured:
         prefix_sharing: None for models that share nothing between options.
         weight_stream: None for models that are read whole.
         padding_tokens: computed in vain; None where nothing is padded.
+        roofline: what GEMMs reached meanwhile; None where no sweep has ended.
     """
 
     num_questions: int
@@ -196,3 +201,4 @@ class Measured:
     prefix_sharing: PrefixSharing | None = None
     weight_stream: WeightStream | None = None
     padding_tokens: int | None = None
+    roofline: SeenRoofline | None = None

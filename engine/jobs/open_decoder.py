@@ -119,7 +119,9 @@ def _open_base(
     adapters = tuple(_read_adapters(group, checkpoint, num_stored_layers) for group in groups)
     file = checkpoint.require("embed_tokens.weight").parts[0][0].file
     stored = StoredModel(dtype=checkpoint.stored_dtype, hidden_size=checkpoint.config.hidden_size, file=file)
-    machine = choose_machine(settings, stored, profile)
+    machine = choose_machine(settings, stored, profile, session.products)
+    if machine.notice:
+        session.warnings.say(machine.notice)
     session.overrides.check_devices(machine.devices)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     checksums = read_checksums(checkpoint.path) if settings.verify else None

@@ -44,7 +44,7 @@ def open_encoder_members(
         hidden_size=shape.hidden_size,
         file=first_weights_file(first.model),
     )
-    machine = choose_machine(settings, stored)
+    machine = choose_machine(settings, stored, products=session.products)
     session.overrides.check_devices(machine.devices)
     return EncoderMembers(
         settings=tuple(members),

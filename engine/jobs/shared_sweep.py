@@ -22,6 +22,7 @@ from strata.engine.jobs.ensemble_job import (
 )
 from strata.engine.jobs.job import Measured
 from strata.engine.machine.machine import Machine
+from strata.engine.machine.roofline import RooflineProbe
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import PlanRequest, plan_sweep_jobs
 from strata.engine.progress import progress_bar
@@ -51,12 +52,13 @@ class SharedSweepMembers(EnsembleMembers):
 
 @dataclass(kw_only=True, eq=False)
 class SharedSweepJob:
-    """Jobs that one sweep does. See `Job`."""
+    """Jobs that one sweep does, on which `probe` looks. See `Job`."""
 
     opened: SharedSweepMembers
     prompts: Sequence[Prompt]
     jobs: Sequence[DecoderJob]
     bytes_read: int = 0
+    probe: RooflineProbe | None = None
     _heard: dict[str, dict[int, QuestionScores]] = field(default_factory=dict)
 
     @property
@@ -90,13 +92,15 @@ class SharedSweepJob:
         first.verify()
         num_layers = first.model.checkpoint.num_layers
         tokens = [job.sweep.tree.num_tokens * len(job.opened.members) for job in self.jobs]
+        probe = self.probe = self.jobs[0].begin_probe()
         with progress_bar("sweep", sum(tokens) * num_layers, shown=session.shows_progress) as advance:
+            guarded = probe.beside(deadline.guard(advance))
             track = session.timeline.begin(", ".join(self.opened.members))
             planned, ids = [job.sweep for job in self.jobs], [prompt.question.id for prompt in self.prompts]
             sweeps = run_sweeps(
                 planned,
                 session.folder,
-                deadline.guard(advance),
+                guarded,
                 track=track,
                 keeper=session.states.begin(planned, ids),
             )
@@ -109,6 +113,8 @@ class SharedSweepJob:
                     yield self._hear(rows)
                     if not deadline.allows(groups[0].seconds):
                         break
+        with session.timer.phase("roofline"):
+            probe.sample_after()
         if self._heard:
             yield [self._average(heard) for heard in self._heard.values()]
 
@@ -117,7 +123,8 @@ class SharedSweepJob:
         plan = self.jobs[0].sweep.plan
         found = join_measured([job.measure() for job in self.jobs])
         flops = plan.flops * found.tokens_computed / plan.tokens
-        return replace(found, bytes_read=self.bytes_read, flops=flops)
+        seen = None if self.probe is None else self.probe.seen
+        return replace(found, bytes_read=self.bytes_read, flops=flops, roofline=seen)
 
     def _hear(self, rows: Sequence[Sequence[QuestionScores]]) -> list[QuestionScores]:
         """Takes down what each group of members says; returns the questions of which all have spoken."""

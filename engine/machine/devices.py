@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from strata.engine.results.machine_facts import read_cpuinfo
+from strata.engine.machine.product_rates import ProductRates, product_rates
 from strata.engine.types import InputError
 
 GIB = 1 << 30
@@ -40,11 +40,22 @@ def resolve_devices(setting: str) -> tuple[str, ...]:
     return names
 
 
-def resolve_dtype(setting: str, stored: torch.dtype, devices: tuple[str, ...]) -> torch.dtype:
-    """Turns `--dtype` into a dtype of activations: the checkpoint's own where devices compute it natively.
+def resolve_dtype(
+    setting: str,
+    stored: torch.dtype,
+    devices: tuple[str, ...],
+    products: ProductRates | None = None,
+) -> torch.dtype:
+    """Turns `--dtype` into a dtype of activations: the checkpoint's own where devices are fast in it.
 
-    With int8 that is the fast 16-bit dtype, whatever the checkpoint's. A T4 says that it supports bfloat16
-    but emulates it, so compute capability decides.
+    With int8 that is the fast 16-bit dtype, whatever the checkpoint's. On a CPU a measurement decides; a T4
+    says that it supports bfloat16 but emulates it, so on CUDA compute capability does.
+
+    Args:
+        setting: of `--dtype`.
+        stored: dtype of the checkpoint.
+        devices: one a worker.
+        products: what decides on a CPU; None: this machine's.
     """
     if setting in DTYPES:
         return DTYPES[setting]
@@ -53,8 +64,7 @@ def resolve_dtype(setting: str, stored: torch.dtype, devices: tuple[str, ...]) -
             return torch.float32
         stored = torch.bfloat16
     if devices[0] == "cpu":
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in read_cpuinfo()
-        return torch.bfloat16 if fast else torch.float32
+        return DTYPES[(products or product_rates()).fastest_float]
     oldest = min(torch.cuda.get_device_capability(name) for name in devices)
     return stored if oldest >= (8, 0) else torch.float16
 

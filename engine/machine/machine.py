@@ -19,9 +19,13 @@ from strata.engine.machine.devices import (
     resolve_devices,
     resolve_dtype,
 )
+from strata.engine.machine.product_rates import INT8, ProductRates, product_rates
 from strata.engine.machine.profile import MachineProfile, load_profile, measure_rates
 from strata.engine.machine.rates import LinearKind, MachineRates
 from strata.engine.machine.settings import MachineSettings
+
+PRODUCTS = "product_flop_per_s"
+"""Under which a plan keeps what its dtype was decided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,20 @@ class Budgets:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a plan is for: devices, what they compute in, how much they hold, how fast they are."""
+    """What a plan is for: devices, what they compute in, how much they hold, how fast they are.
+
+    Attributes:
+        products: what the dtype was decided by; None where nothing was measured for it.
+        notice: what a user should know of that decision; empty where it is as asked.
+    """
 
     devices: tuple[str, ...]
     dtype: torch.dtype
     linear: LinearKind
     budgets: Budgets
     rates: MachineRates
+    products: ProductRates | None = None
+    notice: str = ""
 
     @property
     def on_cpu(self) -> bool:
@@ -52,6 +63,10 @@ class Machine:
         """The dtype that decides what overflows."""
         return "int8" if self.linear == "int8" else str(self.dtype).removeprefix("torch.")
 
+    def describe_products(self) -> dict[str, object]:
+        """What of the choice of a dtype a plan keeps: nothing where nothing was measured for it."""
+        return {} if self.products is None else {PRODUCTS: dict(self.products.flop_per_s)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
@@ -62,22 +77,35 @@ class StoredModel:
     file: Path
 
 
-def choose_machine(settings: MachineSettings, stored: StoredModel, profile: str | None = None) -> Machine:
+def choose_machine(
+    settings: MachineSettings,
+    stored: StoredModel,
+    profile: str | None = None,
+    products: ProductRates | None = None,
+) -> Machine:
     """This machine as it is measured, or the one that a profile describes.
 
     Args:
         settings: what the user allows and fixes.
         stored: the model that it is for.
         profile: name or file of a profile; None for this machine.
+        products: what decides what to compute in on a CPU; None: this machine's.
 
     Raises:
         InputError: a device that is not there, or no such profile.
     """
-    linear: LinearKind = "int8" if settings.dtype == "int8" else "dense"
+    linear: LinearKind = "int8" if settings.dtype == INT8 else "dense"
     if profile is not None:
         return profiled_machine(settings, load_profile(profile), stored.dtype, linear)
     devices = resolve_devices(settings.devices)
-    dtype = resolve_dtype(settings.dtype, stored.dtype, devices)
+    notice = ""
+    if devices[0] == "cpu" and settings.dtype not in DTYPES:
+        products = products or product_rates()
+        if linear == "int8" and not products.int8_is_fast:
+            linear, notice = "dense", describe_slow_int8(products)
+    else:
+        products = None
+    dtype = resolve_dtype(settings.dtype, stored.dtype, devices, products)
     return Machine(
         devices=devices,
         dtype=dtype,
@@ -87,6 +115,16 @@ def choose_machine(settings: MachineSettings, stored: StoredModel, profile: str 
             host_bytes=host_budget_bytes(settings.host_memory_gib),
         ),
         rates=measure_rates(devices, dtype, stored.hidden_size, stored.file, linear),
+        products=products,
+        notice=notice,
+    )
+
+
+def describe_slow_int8(products: ProductRates) -> str:
+    """One line on int8 that was asked for where floating dtypes are faster."""
+    return (
+        f"--dtype int8: this CPU is slower in int8 (measured: {products}), so linear layers are computed in "
+        f"{products.fastest_float}, with weights that are int8 decoded; expected a CPU with VNNI, or CUDA"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,19 +28,43 @@ def measure_quickly(
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.2) -> float:
     """Best FLOP/s of [rows, width] times [2 width, width] transposed; int8 sums in int32."""
-    rows = 512 if device.type == "cpu" else 4096
-    hidden = torch.randn(rows, width, device=device).to(dtype)
-    weight = torch.randn(2 * width, width, device=device).to(dtype)
-    multiply = _multiply_int8 if dtype == torch.int8 else _multiply
-    multiply(hidden, weight)
-    best, deadline = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        started = time.perf_counter()
-        multiply(hidden, weight)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * rows * 2 * width * width / (time.perf_counter() - started))
-    return best
+    return GemmProduct.of_width(device, dtype, width).best_flop_per_s(seconds)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GemmProduct:
+    """Two matrices to multiply, [rows, width] and [2 width, width], as a decoder layer would."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+
+    @classmethod
+    def of_width(cls, device: torch.device, dtype: torch.dtype, width: int) -> GemmProduct:
+        """As many rows as a micro-batch usually has on the device."""
+        rows = 512 if device.type == "cpu" else 4096
+        return cls(hidden=_ramp(rows, width, device, dtype), weight=_ramp(2 * width, width, device, dtype))
+
+    def best_flop_per_s(self, seconds: float) -> float:
+        """Best of the calls within some seconds, one at least, after one that does not count."""
+        device = self.hidden.device
+        multiply = _multiply_int8 if self.hidden.dtype == torch.int8 else _multiply
+        flops = 2 * len(self.hidden) * self.weight.numel()
+        multiply(self.hidden, self.weight)
+        best, deadline = 0.0, time.perf_counter() + seconds
+        while not best or time.perf_counter() < deadline:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            multiply(self.hidden, self.weight)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best = max(best, flops / (time.perf_counter() - started))
+        return best
+
+
+def _ramp(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers between -3 and 3, which are made faster than random ones."""
+    return torch.linspace(-3, 3, rows * columns, device=device).view(rows, columns).to(dtype)
 
 
 def measure_disk_rate(file: Path, max_bytes: int = 64 << 20) -> float:

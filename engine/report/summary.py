@@ -105,8 +105,10 @@ def describe_speed(record: Mapping[str, Any], measured: Mapping[str, Any]) -> st
     fraction = measured.get("roofline_fraction")
     if not isinstance(fraction, (int, float)):
         return ""
-    sources = distinct([section(plan, "rates").get("rates_from") for plan in plans_of(record)])
-    return describe_roofline(fraction, plain(sources) or "of unknown source")
+    source = measured.get("roofline_from")
+    if not isinstance(source, str):
+        source = plain(distinct([section(plan, "rates").get("rates_from") for plan in plans_of(record)]))
+    return describe_roofline(fraction, source or "of unknown source")
 
 
 def total_seconds(measured: Mapping[str, Any]) -> object:

@@ -14,8 +14,8 @@ def describe_roofline(fraction: float, rates_from: str) -> str:
 
     Args:
         fraction: FLOP/s of the sweep over the roofline's.
-        rates_from: where the roofline comes from: `MachineRates.rates_from`.
+        rates_from: where the roofline comes from: `MachineRates.rates_from`, or beside the sweep.
     """
     source = "measured in a fifth of a second: a rough guide" if rates_from.startswith(QUICK) else rates_from
-    share = "all" if fraction > 1 else f"{fraction:.0%}" if fraction >= 0.01 else "under 1%"
+    share = "all" if fraction >= 1 else f"{fraction:.0%}" if fraction >= 0.01 else "under 1%"
     return f"{share} of the GEMM roofline ({source})"

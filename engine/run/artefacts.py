@@ -71,7 +71,6 @@ def write_artefacts(
 def describe_measured(job: Job, timer: PhaseTimer, memory: PeakMemory) -> dict[str, object]:
     """What run.json keeps of a job: its account, seconds by phase, memory, and rates."""
     measured, sweep_s = job.measure(), timer.seconds["sweep"]
-    peak_flop_per_s = job.machine.rates.gemm_flop_per_s * len(job.machine.devices)
     return {
         "seconds": sum(timer.seconds.values()),
         "seconds_by_phase": dict(timer.seconds),
@@ -83,7 +82,22 @@ def describe_measured(job: Job, timer: PhaseTimer, memory: PeakMemory) -> dict[s
         "peak_device_bytes": device_peaks(job.machine.devices),
         "tok_per_s": measured.tokens_computed / sweep_s,
         "question_per_s": measured.num_questions / sweep_s,
-        "roofline_fraction": measured.flops / (sweep_s * peak_flop_per_s),
+        **_compare_with_roofline(job, measured, sweep_s),
+    }
+
+
+def _compare_with_roofline(job: Job, measured: Measured, sweep_s: float) -> dict[str, object]:
+    """The share of the GEMM roofline, 1 at most: one that was exceeded was measured too low."""
+    seen, rates = measured.roofline, job.machine.rates
+    if seen is None:
+        roofline, source = rates.gemm_flop_per_s * len(job.machine.devices), rates.rates_from
+    else:
+        roofline, source = seen.flop_per_s, seen.source
+    computing_s = sweep_s - (seen.between_s if seen else 0.0)
+    return {
+        "roofline_fraction": min(1.0, measured.flops / (computing_s * roofline)),
+        "roofline_flop_per_s": roofline,
+        "roofline_from": source,
     }
 
 

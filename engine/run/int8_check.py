@@ -19,7 +19,6 @@ from strata.engine.jobs.job import Job, Session
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, Prompt, QuestionScores
-from strata.engine.weights.byte_sources import ByteSource
 
 LARGEST_MARGIN_ERROR = 0.5
 """Of the error of margins over the margins: beyond it, many of the best options are bound to change."""
@@ -104,11 +103,11 @@ def _compare_with_dense(
     config: ScoreConfig, scorer: Scorer, sample: Sequence[Prompt], deadline: Deadline
 ) -> dict[str, object]:
     started = perf_counter()
-    as_run = _score_sample(config, config.machine, scorer.source, sample, deadline)
+    as_run = _score_sample(config, config.machine, scorer, sample, deadline)
     if as_run is None:
         return {"skipped": "no time before the deadline"}
     dense = _score_sample(
-        config, replace(config.machine, dtype="auto", verify=False), scorer.source, sample, deadline
+        config, replace(config.machine, dtype="auto", verify=False), scorer, sample, deadline
     )
     if dense is None:
         return {"skipped": "no time before the deadline"}
@@ -148,15 +147,15 @@ class ScoredSample:
 def _score_sample(
     config: ScoreConfig,
     machine: MachineSettings,
-    source: ByteSource,
+    scorer: Scorer,
     sample: Sequence[Prompt],
     deadline: Deadline,
 ) -> ScoredSample | None:
     """None where it would end after the deadline."""
     overrides = replace(config.plan, num_groups=1, resident_layers=None)
-    session = Session(folder=config.out, overrides=overrides)
-    with Scorer.open(config.members(), machine, session=session, source=source) as scorer:
-        job = scorer.prepare(sample)
+    session = Session(folder=config.out, overrides=overrides, products=scorer.session.products)
+    with Scorer.open(config.members(), machine, session=session, source=scorer.source) as opened:
+        job = opened.prepare(sample)
         if not deadline.allows(job.predicted_s):
             return None
         found = {row.question.id: row for rows in job.groups(Deadline()) for row in rows}

@@ -34,6 +34,7 @@ from strata.engine.run.artefacts import (
     report_oddities,
     write_artefacts,
 )
+from strata.engine.run.computing import recorded_products, tell_computing
 from strata.engine.run.int8_check import check_int8
 from strata.engine.run.opening import open_run
 from strata.engine.run.position_bias import describe_position_bias
@@ -68,6 +69,7 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
 
 def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
     check_unfinished(config.out, may_replace=config.overwrite or config.resume)
+    products = recorded_products(config.out) if config.resume else None
     warnings, out = RunWarnings(strict=config.strict), config.out
     session = Session(
         warnings=warnings,
@@ -75,6 +77,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
         overrides=config.plan,
         folder=out,
         shows_progress=config.progress,
+        products=products,
     )
     with RunRecord(out / "run.json", config.as_flags(), warnings) as record, PeakMemory() as memory:
         deadline = Deadline.after(started, config.deadline)
@@ -93,6 +96,8 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             )
             job = scorer.prepare(left, group_goal_of(config, session.states.pending))
             record.plan = job.describe()
+            if config.progress:
+                tell_computing(job.machine)
             record.begin()
             known_answers = scorer.check_known_answers(prompts) if config.probe else []
             int8 = check_int8(config, scorer, job, deadline)

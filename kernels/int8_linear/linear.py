@@ -96,9 +96,7 @@ def _cpu_product_is_exact() -> bool:
     products = (torch._int_mm(codes, codes.t()), -torch._int_mm(codes, codes.neg().t()))
     exact = all(bool((product == expected).all()) for product in products)
     if not exact:
-        logger.warning(
-            "int8 products are inexact on this CPU (no VNNI): int8 codes are multiplied in float32, slowly"
-        )
+        logger.info("int8 products are inexact on this CPU (no VNNI): int8 codes are multiplied in float32")
     return exact
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from strata.engine.machine import devices as machine_devices
+from strata.engine.machine import product_rates
 from strata.engine.types import Question
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.training.config import TrainConfig
@@ -23,17 +23,18 @@ from strata.training.readers.resident_reader import open_resident_reader
 from strata.training.readers.streamed_reader import open_streamed_reader
 from strata.training.types import Example
 
-FAST_CPU = "flags : avx512f avx512_bf16"
-SLOW_CPU = "flags : avx2"
+FAST_CPU = {"float32": 1e11, "bfloat16": 2e11, "int8": 3e11}
+SLOW_CPU = {"float32": 1e11, "bfloat16": 1e10, "int8": 1e10}
 
 
 @pytest.fixture
-def set_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Makes this machine one whose CPU has these flags."""
+def set_cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """Makes this machine one whose CPU multiplies at these rates."""
 
-    def pretend(flags: str) -> None:
-        monkeypatch.setattr(machine_devices, "read_cpuinfo", lambda: flags)
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    def pretend(rates: dict[str, float]) -> None:
+        monkeypatch.setattr(
+            product_rates, "_product_rates", lambda *where: product_rates.ProductRates(flop_per_s=rates)
+        )
 
     return pretend
 
@@ -59,7 +60,7 @@ def learn_a_step(reader: DecoderReader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "setting", "expected"),
+    ("rates", "setting", "expected"),
     [
         (FAST_CPU, "auto", torch.bfloat16),
         (SLOW_CPU, "auto", torch.float32),
@@ -67,17 +68,17 @@ def learn_a_step(reader: DecoderReader) -> None:
         (FAST_CPU, "float32", torch.float32),
     ],
 )
-def test_auto_follows_the_device_and_a_name_is_obeyed(flags, setting, expected, set_cpu, tmp_path):
-    set_cpu(flags)
+def test_auto_follows_the_device_and_a_name_is_obeyed(rates, setting, expected, set_cpu, tmp_path):
+    set_cpu(rates)
     cpu = torch.device("cpu")
     assert choose_dtype(config(tmp_path, dtype=setting), torch.bfloat16, cpu) == expected
     assert choose_dtype(config(tmp_path), torch.float32, cpu) == torch.float32
 
 
-@pytest.mark.parametrize(("flags", "expected"), [(FAST_CPU, torch.bfloat16), (SLOW_CPU, torch.float32)])
+@pytest.mark.parametrize(("rates", "expected"), [(FAST_CPU, torch.bfloat16), (SLOW_CPU, torch.float32)])
 @pytest.mark.parametrize("streamed", [False, True])
-def test_both_decoder_readers_compute_in_what_was_chosen(flags, expected, streamed, set_cpu, stored):
-    set_cpu(flags)
+def test_both_decoder_readers_compute_in_what_was_chosen(rates, expected, streamed, set_cpu, stored):
+    set_cpu(rates)
     settings = config(stored, streamed=streamed)
     reader = open_streamed_reader(settings) if streamed else open_resident_reader(settings)
     assert reader.dtype == expected

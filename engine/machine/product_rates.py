@@ -1,0 +1,168 @@
+"""How fast this CPU multiplies matrices in each way: measured once, in about a tenth of a second, and kept.
+
+What `--dtype auto` and `--dtype int8` are decided by: a processor's flags do not say what is fast on it.
+The figures stay in strata/products.json of the user's cache folder for as long as machine, threads and torch
+are the same. Knows no model and no checkpoint.
+Legend: T tokens, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from pydantic import ConfigDict, Field
+
+from strata.engine.files import OutputError, write_text_atomically
+from strata.engine.json_files import Schema, check_schema, read_json_object
+from strata.engine.machine.profile import calibrated_path, describe_machine
+from strata.engine.types import InputError
+from strata.kernels.int8_linear.linear import int8_linear
+from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
+
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a CPU may compute in by its own choice; float16 overflows."""
+INT8 = "int8"
+NUM_INPUTS, NUM_OUTPUTS = 1024, 384
+TOKENS_OF_FOUR_THREADS = 64
+"""Rows of the product grow with the threads: none of them should measure the cost of a call."""
+MIN_ROUNDS, MAX_ROUNDS = 5, 30
+ENOUGH_S = 0.05
+SETTINGS_OF_LIBRARIES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Environment variables that hide instructions from oneDNN and torch."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductRates:
+    """FLOP/s of a linear layer by way of computing it: "float32", "bfloat16", "int8" (scales included)."""
+
+    flop_per_s: Mapping[str, float]
+
+    @property
+    def fastest_float(self) -> str:
+        """Name of the floating dtype that is fastest; float32 where there is no difference."""
+        return max(FLOATS, key=lambda name: self.flop_per_s[name])
+
+    @property
+    def int8_is_fast(self) -> bool:
+        """Whether linear layers take no longer in int8 than in the fastest floating dtype."""
+        return self.flop_per_s[INT8] >= self.flop_per_s[self.fastest_float]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in self.flop_per_s.items()) + " GFLOP/s"
+
+
+class WaysSchema(Schema):
+    """The rates as JSON holds them."""
+
+    float32: float = Field(gt=0)
+    bfloat16: float = Field(gt=0)
+    int8: float = Field(gt=0)
+
+
+class ProductRatesFile(Schema):
+    """What the cache folder keeps: rates, and what must be the same for them to hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    measured_on: dict[str, object]
+    flop_per_s: WaysSchema
+
+
+def product_rates_path() -> Path:
+    """Where the figures are kept, beside a calibration."""
+    return calibrated_path().with_name("products.json")
+
+
+def product_rates() -> ProductRates:
+    """This machine's, as they were measured once; measured now where they never were."""
+    return _product_rates(product_rates_path(), json.dumps(_measured_on(), sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _product_rates(path: Path, measured_on: str) -> ProductRates:
+    kept = read_product_rates(path, json.loads(measured_on))
+    if kept is not None:
+        return kept
+    rates = measure_product_rates()
+    content = {"measured_on": json.loads(measured_on), **asdict(rates)}
+    try:
+        write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+    except OutputError as error:
+        log.info("rates of products are not kept: %s", error)
+    return rates
+
+
+def read_product_rates(path: Path, measured_on: Mapping[str, object]) -> ProductRates | None:
+    """Kept rates; None where there are none, or none of this machine."""
+    if not path.is_file():
+        return None
+    try:
+        content = read_json_object(path)
+        check_schema(ProductRatesFile, content, str(path))
+    except InputError as error:
+        log.info("kept rates of products are not used: %s", error)
+        return None
+    holds = content["measured_on"] == dict(measured_on)
+    return ProductRates(flop_per_s=content["flop_per_s"]) if holds else None
+
+
+def measure_product_rates() -> ProductRates:
+    """Times one product in every way, in turns, so that a busy moment of the machine meets all of them."""
+    num_tokens = TOKENS_OF_FOUR_THREADS * ceil(torch.get_num_threads() / 4)
+    runs = _products(num_tokens)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    with torch.inference_mode():
+        for run in runs.values():
+            run()
+        started = perf_counter()
+        for number in range(MAX_ROUNDS):
+            if number >= MIN_ROUNDS and perf_counter() - started > ENOUGH_S:
+                break
+            for name, run in runs.items():
+                seconds[name].append(_seconds(run))
+    flops = 2 * num_tokens * NUM_INPUTS * NUM_OUTPUTS
+    return ProductRates(flop_per_s={name: flops / min(found) for name, found in seconds.items()})
+
+
+def _products(num_tokens: int) -> dict[str, Callable[[], object]]:
+    generator = torch.Generator().manual_seed(0)
+    x_TK = torch.randn(num_tokens, NUM_INPUTS, generator=generator)
+    weight_NK = torch.randn(NUM_OUTPUTS, NUM_INPUTS, generator=generator)
+    codes, scales = quantize_weight(weight_NK)
+    # Modules that read the same activations share their codes: making them is not timed.
+    rounded = quantize_activations(x_TK, float("inf"))
+
+    def dense(dtype: torch.dtype) -> Callable[[], object]:
+        hidden, weight = x_TK.to(dtype), weight_NK.to(dtype)
+        return lambda: torch.nn.functional.linear(hidden, weight)
+
+    products = {name: dense(dtype) for name, dtype in FLOATS.items()}
+    return products | {INT8: lambda: int8_linear(rounded, codes, scales, None, dtype=torch.float32)}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = perf_counter()
+    run()
+    return perf_counter() - started
+
+
+def _measured_on() -> dict[str, object]:
+    described = asdict(describe_machine())
+    return {
+        **described,
+        "gpus": list(described["gpus"]),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **{name: os.environ.get(name) for name in SETTINGS_OF_LIBRARIES},
+    }
