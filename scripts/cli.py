@@ -21,6 +21,8 @@ from strata.engine.types import InputError, as_one_line
 from strata.retrieval.index_config import IndexConfig
 from strata.retrieval.search_config import SearchConfig
 from strata.scripts.bench.cli import bench_app
+from strata.scripts.doctor.config import DoctorConfig
+from strata.scripts.kaggle.config import KaggleSettings
 from strata.scripts.stoppable import run_stoppable
 from strata.training.config import TrainConfig
 
@@ -89,6 +91,36 @@ def run(config: RunFlags) -> int:
     from strata.scripts.run import run_run
 
     return run_run(replace(config, progress=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KaggleFlags(KaggleSettings):
+    """`KaggleSettings`, the file of which comes without a flag."""
+
+    config: tyro.conf.Positional[Path]
+    """YAML file of `strata run` (docs/run.md); its paths may be those of Kaggle or your own."""
+
+
+@app.command(name="kaggle")
+def kaggle(config: KaggleFlags) -> int:
+    """Write all that has to be uploaded to run a pipeline as a Kaggle kernel: wheels, notebook, metadata.
+
+    Example: strata kaggle pipeline.yaml --owner NAME --competition kaggle-llm-science-exam --out runs/kaggle
+    """
+    from strata.scripts.kaggle.kaggle import run_kaggle
+
+    return run_kaggle(config)
+
+
+@app.command(name="doctor")
+def doctor(config: DoctorConfig) -> int:
+    """Tell what this machine is, what is missing for which feature, and what strata would do here.
+
+    Example: strata doctor --folder /mnt/models
+    """
+    from strata.scripts.doctor.doctor import run_doctor
+
+    return run_doctor(config)
 
 
 @app.command(name="pack")

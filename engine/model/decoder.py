@@ -29,6 +29,9 @@ from strata.engine.types import InputError
 
 AttentionInterface.register(ATTENTION_NAME, attend_prefix_tree)
 
+SCALED_BY_WIDTH = ("gemma", "gemma2", "vaultgemma")
+"""Families whose embedding is scaled by the model around it in transformers 5.0, by its own module later."""
+
 
 class _Zero(nn.Module):
     """Stands for a module whose result is not needed: zeros of the right width, which cost nothing."""
@@ -101,8 +104,11 @@ class Decoder:
 
     def embed_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """What enters the first layer [T, D], of rows [T] of the table that the embedding has."""
-        embedded = self.base.get_submodule("embed_tokens")(rows)
+        embedding = self.base.get_submodule("embed_tokens")
+        embedded = embedding(rows)
         multiplier = getattr(self.config, "embedding_multiplier", None)
+        if self.config.model_type in SCALED_BY_WIDTH and type(embedding) is nn.Embedding:
+            multiplier = torch.tensor(self.config.hidden_size**0.5, dtype=embedded.dtype)
         return embedded if multiplier in (None, 1) else embedded * multiplier
 
     def normalize(self, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:

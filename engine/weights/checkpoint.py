@@ -53,7 +53,10 @@ class WeightSource:
         converter = copy.deepcopy(self.converter)
         for (stored, pattern), tensor in zip(self.parts, tensors, strict=True):
             converter.add_tensor(self.name, stored.name, pattern, tensor)  # type: ignore[arg-type]
-        return next(iter(converter.convert(self.name, config=config).values()))
+        converted = converter.convert(self.name, config=config)
+        # transformers 5.0 returns the errors beside the weights, and none without a place to put them.
+        weights = converted[0] if isinstance(converted, tuple) else converted
+        return next(iter(weights.values()))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
