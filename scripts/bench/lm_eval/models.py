@@ -41,7 +41,11 @@ def convert_smollm2(out: Path, dtype: str) -> Path:
 
     file = find_smollm2()
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=getattr(torch, dtype), local_files_only=True
+        file.parent,
+        gguf_file=file.name,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
     )
     partial = out.with_name(f"{out.name}.partial")
     model.save_pretrained(partial)
