@@ -17,6 +17,7 @@ from types import TracebackType
 
 from strata.engine.deadline import Deadline
 from strata.engine.encoders.encoder import is_encoder
+from strata.engine.jobs.continuation_job import ContinuationJob
 from strata.engine.jobs.decoder_members import DecoderMembers
 from strata.engine.jobs.ensemble_job import EnsembleMembers
 from strata.engine.jobs.job import Job, KnownAnswer, OpenMembers, Session
@@ -202,6 +203,30 @@ class Scorer:
             InputError: several members, an encoder, a pair without a token to predict, or one that is longer
                 than the model's window.
         """
+        return self.decoder.plan_texts(pairs).in_order()
+
+    def plan_continuations(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ContinuationJob:
+        """Plans what `log_likelihoods` does, of token ids: for callers that tokenize by rules of their own.
+
+        Args:
+            pairs: (prefix, continuation), each with at least one id. Nothing is added, and nothing cut: of a
+                pair, all tokens but the last have to fit the model's window.
+
+        Returns:
+            A job, whose `groups` are computed as they are asked for.
+
+        Raises:
+            InputError: several members, an encoder, ids that the model does not have, or too long a pair.
+        """
+        return self.decoder.plan_tokens(pairs)
+
+    @property
+    def decoder(self) -> DecoderMembers:
+        """The one decoder member, opened: its tokenizer, config and window.
+
+        Raises:
+            InputError: there are others beside it, or it is an encoder.
+        """
         if not isinstance(self._opened, DecoderMembers) or len(self.members) > 1:
             raise InputError("log-likelihoods: expected one decoder member, without others beside it")
-        return self._opened.log_likelihoods(pairs)
+        return self._opened

@@ -202,6 +202,15 @@ def bench() -> int:
     raise AssertionError("main hands bench commands to another parser")
 
 
+@app.command(name="lm-eval")
+def lm_eval() -> int:
+    """Run lm-evaluation-harness, with `--model strata` beside its own; all flags are that tool's.
+
+    Example: strata lm-eval --model strata --model_args pretrained=DIR --tasks arc_challenge --num_fewshot 5
+    """
+    raise AssertionError("main hands all arguments to lm-evaluation-harness")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
@@ -217,14 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: list[str]) -> int:
     """Runs a command and returns its exit status; a stop is the caller's to tell."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # The harness fetches its tasks' data sets; strata itself fetches nothing.
+    if arguments[:1] != ["lm-eval"]:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         if arguments == ["--version"]:
             print(f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}")
             return 0
         if arguments[:1] == ["bench"]:
             return _parse(bench_app, "strata bench", arguments[1:])
+        if arguments[:1] == ["lm-eval"]:
+            from strata.scripts.bridges.lm_eval_command import run_lm_eval
+
+            return run_lm_eval(arguments[1:])
         return _parse(app, "strata", arguments)
     except InputError as error:
         print(f"strata: {error}", file=sys.stderr)

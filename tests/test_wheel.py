@@ -20,6 +20,7 @@ DATA = (
     "strata/scripts/demo_data/questions.csv",
     "strata/scripts/demo_data/model/model.safetensors",
     "strata/training/demo_corpus/train.sh",
+    *(f"strata/{folder}/py.typed" for folder in FOLDERS),
 )
 # Runs a command with the modules of one folder alone: an installed strata must not fill the gaps.
 RUNNER = """

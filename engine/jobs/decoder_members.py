@@ -14,9 +14,9 @@ from functools import cached_property, partial
 from transformers import PreTrainedTokenizerBase
 
 from strata.engine.adapters.lora import Adapter
-from strata.engine.deadline import Deadline
-from strata.engine.heads.continuation import CONTINUATION, IS_GREEDY
+from strata.engine.heads.continuation import CONTINUATION
 from strata.engine.heads.head import Head
+from strata.engine.jobs.continuation_job import ContinuationJob
 from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.decoder_notices import warn_of_plan
 from strata.engine.jobs.identity import identify_members
@@ -31,7 +31,7 @@ from strata.engine.model.embedding import check_token_ids
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.plan.sweep_job import Asking, PlanRequest, SweepJob, plan_sweep_jobs
-from strata.engine.prompts.continuations import render_continuations
+from strata.engine.prompts.continuations import render_continuations, render_token_continuations
 from strata.engine.prompts.render import PromptSettings, render_prompts
 from strata.engine.prompts.texts import check_known_labels, render_texts
 from strata.engine.prompts.tokenizer import read_tokenizer
@@ -171,15 +171,20 @@ class DecoderMembers:
         """The prompts, whose branches have their texts already."""
         return iter(prompts)
 
-    def log_likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Sums of continuations' log-probabilities, and whether each is the greedy one; see `Scorer`."""
-        if not pairs:
-            return []
-        prompts = render_continuations(pairs, self.tokenizer, window=self.prompting.window)
-        job = replace(self, head=CONTINUATION).prepare(prompts, GroupGoal())
-        rows = {int(row.question.id): row for group in job.groups(Deadline()) for row in group}
-        ordered = [rows[number] for number in range(len(pairs))]
-        return [(float(row.scores[0]), bool(row.member_scores[IS_GREEDY][0])) for row in ordered]
+    def plan_texts(self, pairs: Sequence[tuple[str, str]]) -> ContinuationJob:
+        """Plans the log-likelihoods of (prefix, continuation) texts; see `Scorer.log_likelihoods`."""
+        return self._plan(render_continuations(pairs, self.tokenizer, window=self.prompting.window))
+
+    def plan_tokens(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ContinuationJob:
+        """Plans those of token ids; see `Scorer.plan_continuations`."""
+        return self._plan(render_token_continuations(pairs, window=self.prompting.window))
+
+    def _plan(self, prompts: Sequence[Prompt]) -> ContinuationJob:
+        if not prompts:
+            return ContinuationJob(job=None)
+        check_token_ids(self.model.checkpoint, prompts)
+        asked = replace(self, head=CONTINUATION)
+        return ContinuationJob(job=asked.prepare(prompts, GroupGoal()))
 
     def close(self) -> None:
         """Lets go of resident layers and closes the weight files."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from strata.engine.types import InputError, Prompt
+from strata.engine.types import Branch, InputError, Prompt
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 
@@ -18,18 +18,23 @@ def embedding_bytes(checkpoint: Checkpoint, num_rows: int) -> int:
 
 
 def check_token_ids(checkpoint: Checkpoint, prompts: Iterable[Prompt]) -> None:
-    """Refuses prompts with a token that the embedding has no row for.
+    """Refuses prompts with a token, computed or predicted, that the embedding has no row for.
 
     Raises:
         InputError: such a token; the tokenizer is not the model's.
     """
-    largest = max(int(branch.token_ids.max()) for prompt in prompts for branch in prompt.branches)
+    largest = max(_largest_id(branch) for prompt in prompts for branch in prompt.branches)
     vocabulary = checkpoint.require_rows("embed_tokens.weight").shape[0]
     if largest >= vocabulary:
         raise InputError(
             f"{checkpoint.path}: the tokenizer makes token id {largest}; expected ids below {vocabulary}, "
             "the model's vocabulary"
         )
+
+
+def _largest_id(branch: Branch) -> int:
+    predicted = (target.token_id for target in branch.targets if target.token_id is not None)
+    return max(int(branch.token_ids.max()), *predicted, 0)
 
 
 def read_embedding(

@@ -64,7 +64,7 @@ def render_continuations(
     Args:
         pairs: (prefix, continuation) texts.
         tokenizer: of the model; its special tokens are added as it does by itself, but none at the end.
-        window: longest pair in tokens, its last predicted token included; None sets no limit.
+        window: most tokens that are computed of a pair, all but its last; None sets no limit.
 
     Raises:
         InputError: a continuation that becomes no token, a prefix that does and no BOS or EOS, or a pair
@@ -72,16 +72,38 @@ def render_continuations(
     """
     texts = [(prefix + continuation, len(prefix.rstrip())) for prefix, continuation in pairs]
     encoded = encode_pairs(texts, JointTokenizer(tokenizer))
-    return [_render(number, pair, window) for number, pair in enumerate(encoded)]
+    for number, pair in enumerate(encoded):
+        if not pair.num_prefix:
+            raise InputError(f"pair {number}: the prefix becomes no token, and there is no BOS or EOS token")
+    return [
+        _build_prompt(number, pair.tokens.ids, pair.num_prefix, window) for number, pair in enumerate(encoded)
+    ]
 
 
-def _render(number: int, pair: EncodedPair, window: int | None) -> Prompt:
-    ids, num_prefix = pair.tokens.ids, pair.num_prefix
+def render_token_continuations(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, window: int | None
+) -> list[Prompt]:
+    """The same of pairs that are token ids already, to which nothing is added.
+
+    Raises:
+        InputError: a prefix or a continuation without a token, a negative id, or a pair longer than the
+            window.
+    """
+    prompts = []
+    for number, (prefix, continuation) in enumerate(pairs):
+        ids = np.array([*prefix, *continuation], np.int32)
+        if not len(prefix):
+            raise InputError(f"pair {number}: the prefix has no token; expected at least one")
+        if ids.min() < 0:
+            raise InputError(f"pair {number}: token id {ids.min()}; expected none below 0")
+        prompts.append(_build_prompt(number, ids, len(prefix), window))
+    return prompts
+
+
+def _build_prompt(number: int, ids: np.ndarray, num_prefix: int, window: int | None) -> Prompt:
     if num_prefix >= len(ids):
         raise InputError(f"pair {number}: the continuation becomes no token; expected at least one")
-    if not num_prefix:
-        raise InputError(f"pair {number}: the prefix becomes no token, and there is no BOS or EOS token")
-    if window is not None and len(ids) > window:
+    if window is not None and len(ids) - 1 > window:
         raise InputError(f"pair {number}: {len(ids)} tokens; the model's window is {window}")
     targets = tuple(Target(position=place, token_id=int(ids[place])) for place in range(num_prefix, len(ids)))
     token_ids = np.ascontiguousarray(ids[:-1])

@@ -18,6 +18,7 @@ from strata.scripts.bench.configs import (
 )
 from strata.scripts.bench.deadline.config import DeadlineBenchConfig
 from strata.scripts.bench.debias.config import DebiasBenchConfig
+from strata.scripts.bench.lm_eval.config import LMEvalBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
@@ -90,6 +91,17 @@ def harness(config: HarnessBenchConfig) -> int:
     from strata.scripts.bench.harness import run_harness_bench
 
     return run_harness_bench(config)
+
+
+@bench_app.command(name="lm-eval")
+def lm_eval(config: LMEvalBenchConfig) -> int:
+    """Time lm-evaluation-harness' tasks with `--model strata` and with its own `--model hf`.
+
+    Example: strata bench lm-eval --data DIR --limit 100
+    """
+    from strata.scripts.bench.lm_eval.lm_eval import run_lm_eval_bench
+
+    return run_lm_eval_bench(config)
 
 
 @bench_app.command(name="debias")

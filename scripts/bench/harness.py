@@ -32,7 +32,9 @@ def run_harness_bench(config: HarnessBenchConfig) -> int:
     try:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
-        raise InputError(f"strata bench harness: {error}; expected pip install 'lm-eval>=0.4.13'") from None
+        raise InputError(
+            f"strata bench harness: {error}; expected pip install 'strata-score[lm-eval]'"
+        ) from None
     print_environment()
     rows = [compare_set(config, name) for name in config.sets or SETS]
     print_table(rows)
