@@ -19,6 +19,7 @@ from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.questions.shots import read_shots
+from strata.engine.ray_cluster import RaySettings
 from strata.engine.types import InputError, Question
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class ScoreConfig:
     """Only the first N questions."""
     plan: PlanOverrides = field(default_factory=PlanOverrides)
     """What of the planner's choice is fixed."""
+    cluster: RaySettings = field(default_factory=RaySettings)
+    """Whether a cluster scores."""
     progress: bool = False
     """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 
@@ -119,6 +122,7 @@ class ScoreConfig:
         """Raises InputError when a setting means nothing."""
         self.machine.check()
         self.plan.check()
+        self.cluster.check()
         self._check_task()
         if self.int8_check_questions < 0:
             raise InputError(f"--int8-check-questions: {self.int8_check_questions}; expected 0 or more")
@@ -199,7 +203,7 @@ class PlanConfig(ScoreConfig):
     """With --shape: also print the table as one JSON line."""
 
 
-PARTS = {"machine": MachineSettings, "plan": PlanOverrides}
+PARTS = {"machine": MachineSettings, "plan": PlanOverrides, "cluster": RaySettings}
 """Settings of other rooms by the field that holds them."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from strata.engine.ray_cluster import check_address
 from strata.engine.types import InputError
 from strata.retrieval.index_config import Codes
 
@@ -159,5 +159,4 @@ class SearchConfig:
             raise InputError("--ray: needs --method dense; it is missing")
         if self.first_pass is not None:
             raise InputError("--ray and --first-pass: a cluster searches exactly; expected one of them")
-        if self.ray not in ("auto", "local") and not re.fullmatch(r"[^\s/]+:\d{1,5}", self.ray):
-            raise InputError(f"--ray: {self.ray!r}; expected auto, local or HOST:PORT of the cluster's head")
+        check_address(self.ray)

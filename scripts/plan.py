@@ -26,6 +26,8 @@ def run_plan(config: PlanConfig) -> int:
         InputError: neither a checkpoint with questions nor a shape, or what makes either meaningless.
     """
     config.check()
+    if config.cluster.ray is not None:
+        raise InputError("--ray: a plan is for one machine; expected strata score, or no --ray")
     if config.shape is not None:
         from strata.scripts.plan_shape import run_plan_shape
 

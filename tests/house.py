@@ -16,6 +16,7 @@ ALLOWED = {
         "strata.engine.files",
         "strata.engine.json_files",
         "strata.engine.model_files",
+        "strata.engine.ray_cluster",
     ),
 }
 
@@ -23,7 +24,7 @@ ALLOWED = {
 ROWS = {
     "engine": (
         "types progress memory_errors",
-        "files json_files deadline tree",
+        "files json_files deadline tree ray_cluster",
         "model_files calibration yaml_files",
         "adapters questions heads weights results folder_lock",
         "prompts machine model ensembles",

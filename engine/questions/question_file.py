@@ -64,7 +64,13 @@ def read_questions(
     path = Path(path)
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: expected at least 1")
-    table = read_records(path, limit=limit)
+    return read_table(path, read_records(path, limit=limit), context_column=context_column, warnings=warnings)
+
+
+def read_table(
+    path: Path, table: RecordTable, *, context_column: str = _DEFAULT_CONTEXT_COLUMN, warnings: RunWarnings
+) -> list[Question]:
+    """The questions of rows that are read; see `read_questions`. `path` names the rows in messages."""
     found = recognize_columns(path, table.columns)
     if context_column != _DEFAULT_CONTEXT_COLUMN:
         found = _without_context(found)

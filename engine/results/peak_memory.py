@@ -41,11 +41,16 @@ class PeakMemory:
 
 def reset_device_peaks(names: tuple[str, ...]) -> None:
     """Begins a new peak on each CUDA device; the planner has initialised CUDA by then."""
-    for name in names:
-        if name != "cpu":
-            torch.cuda.reset_peak_memory_stats(name)
+    for name in _cuda_here(names):
+        torch.cuda.reset_peak_memory_stats(name)
 
 
 def device_peaks(names: tuple[str, ...]) -> dict[str, int]:
     """Peak bytes allocated on each CUDA device since the reset."""
-    return {name: torch.cuda.max_memory_allocated(name) for name in names if name != "cpu"}
+    return {name: torch.cuda.max_memory_allocated(name) for name in _cuda_here(names)}
+
+
+def _cuda_here(names: tuple[str, ...]) -> list[str]:
+    """CUDA devices of this machine; those that a job has elsewhere, on a cluster, cannot be asked."""
+    is_here = torch.cuda.is_available()
+    return [name for name in names if is_here and name != "cpu"]

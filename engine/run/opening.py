@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from strata.engine.config import ScoreConfig
 from strata.engine.jobs.job import Session
+from strata.engine.machine.settings import MachineSettings
 from strata.engine.questions.question_file import read_questions
 from strata.engine.questions.text_file import read_texts
 from strata.engine.scorer import Scorer
@@ -31,12 +33,19 @@ def open_run(
     with session.timer.phase("read input"):
         # Texts come second: what their labels are called, the model says.
         questions = [] if classifies else _read_questions(config, session)
-        scorer = Scorer.open(config.members(), config.machine, session=session, profile=profile)
+        scorer = Scorer.open(config.members(), _machine_of(config), session=session, profile=profile)
     with scorer:
         if classifies:
             with session.timer.phase("read input"):
                 questions = _read_texts(config, scorer, session)
         yield questions, scorer
+
+
+def _machine_of(config: ScoreConfig) -> MachineSettings:
+    """The run's; where a cluster computes, this machine only renders prompts, and needs no card for it."""
+    if config.cluster.ray is None:
+        return config.machine
+    return replace(config.machine, devices="cpu", cache_dir=None)
 
 
 def _read_questions(config: ScoreConfig, session: Session) -> list[Question]:

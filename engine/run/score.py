@@ -35,8 +35,8 @@ from strata.engine.run.artefacts import (
     write_artefacts,
 )
 from strata.engine.run.computing import recorded_products, tell_computing
-from strata.engine.run.int8_check import check_int8
 from strata.engine.run.opening import open_run
+from strata.engine.run.place import open_place
 from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.run.unreached import UNREACHED, collect_scores
 from strata.engine.sweep.kept_states import Pending
@@ -83,7 +83,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
         deadline = Deadline.after(started, config.deadline)
         config.check()
         check_out(config.out)
-        with open_run(config, session) as (questions, scorer):
+        with open_run(config, session) as (questions, scorer), open_place(config, scorer) as place:
             prompts = scorer.render(questions, str(config.questions))
             kept = PartialScores(out, scorer.fingerprint(prompts))
             done = kept.read(questions) if config.resume else {}
@@ -94,13 +94,12 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
                 [prompt.question.id for prompt in left] if config.resume else None,
                 warnings.say,
             )
-            job = scorer.prepare(left, group_goal_of(config, session.states.pending))
+            job = place.prepare(left, group_goal_of(config, session.states.pending))
             record.plan = job.describe()
             if config.progress:
                 tell_computing(job.machine)
             record.begin()
-            known_answers = scorer.check_known_answers(prompts) if config.probe else []
-            int8 = check_int8(config, scorer, job, deadline)
+            checked = place.check(job, deadline)
             remove_artefacts(out)
             reset_device_peaks(job.machine.devices)
             found = done | _run(job, kept, deadline, resume=config.resume)
@@ -115,13 +114,12 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
                 if not warnings.rows.get(UNREACHED):
                     kept.remove()
             record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
-            record.measured["probe"] = known_answers if config.probe else "skipped (--no-probe)"
             reached = list(by_id.values())
             record.measured |= describe_answers(reached, record.plan.get("head"), config.debias, warnings)
             record.measured |= (
                 {"resumed_questions": len(done), "resumed_layers": session.states.resumed_layers}
                 | describe_cache(scorer.source, warnings)
-                | int8
+                | checked
             )
         report_oddities(job, memory.peak_bytes - memory.baseline_bytes, warnings)
         finished = record.as_dict() | {"status": "done"}

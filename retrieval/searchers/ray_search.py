@@ -6,34 +6,20 @@ encodes the queries and joins what comes. Legend: Q queries, D dimensions, k top
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from strata.engine.types import InputError
+from strata.engine import ray_cluster
+from strata.engine.ray_cluster import Node, check_nodes, collect, connect, disconnect, list_nodes, start_actor
 from strata.retrieval.index.encoders import Encoder
 from strata.retrieval.index.vector_store import VectorStore
 from strata.retrieval.searchers.dense import check_encoder
 from strata.retrieval.searchers.running_top_k import merge_top_k
 from strata.retrieval.searchers.top_k import find_top_k
 from strata.retrieval.types import Ranking
-
-MAX_RESTARTS = 2
-"""How often a worker that died is started again, and what it was asked repeated."""
-
-START_TIMEOUT_S = 300.0
-"""A worker waits for its node's CPUs or GPUs to be free; then it imports torch."""
-
-CONNECT_TIMEOUT_S = 10.0
-
-LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""At 0, Ray listens on 127.0.0.1 alone, as it does by itself on macOS and Windows."""
 
 
 class ShardWorker:
@@ -62,20 +48,6 @@ class ShardWorker:
         vectors = VectorStore(*self._place, digests=False)
         best = find_top_k(queries_QD, vectors.open_shards(self._numbers), top_k, devices=self._devices)
         return best.rows, best.scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A node of the cluster: its id, CPU cores and GPUs."""
-
-    id: str
-    num_cpus: float
-    num_gpus: int
-
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """All its GPUs, else its CPU."""
-        return tuple(f"cuda:{number}" for number in range(self.num_gpus)) or ("cpu",)
 
 
 class RayDenseIndex:
@@ -107,8 +79,10 @@ class RayDenseIndex:
 
     def _start(self, index: Path) -> None:
         for node, numbers in share_out(range(self._vectors.num_shards), list_nodes()):
-            self._workers.append(start_worker(node, index, self.encoder.name, numbers))
-        collect([worker.open.remote() for worker in self._workers], timeout_s=START_TIMEOUT_S)
+            place = (index, self.encoder.name, numbers, node.devices)
+            self._workers.append(start_actor(ShardWorker, node, *place))
+        asked = [worker.open.remote() for worker in self._workers]
+        collect(asked, timeout_s=ray_cluster.START_TIMEOUT_S)
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -137,94 +111,8 @@ class RayDenseIndex:
 
     def close(self) -> None:
         """Ends the workers, and the connection unless this process had it before; a cluster stays."""
-        import ray
-
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
-        if self._connected_here:
-            ray.shutdown()
-            self._connected_here = False
-
-
-def collect(asked: Sequence[Any], timeout_s: float | None = None) -> list[Any]:
-    """Waits for what workers were asked.
-
-    Raises:
-        InputError: what a worker raised.
-        OSError: a node was lost, or the time is over.
-    """
-    import ray
-
-    try:
-        return ray.get(list(asked), timeout=timeout_s)
-    except InputError as error:
-        # What Ray raises has the worker's traceback as its message.
-        raise InputError(str(getattr(error, "cause", error))) from None
-    except ray.exceptions.GetTimeoutError:
-        raise OSError(
-            f"--ray: not every node was ready in {timeout_s:g} s; expected all GPUs of each, or else all "
-            "of its CPUs, to be free"
-        ) from None
-    except ray.exceptions.RayActorError as error:
-        raise OSError(f"a node of the Ray cluster was lost ({one_line(error)})") from error
-
-
-def connect(address: str) -> bool:
-    """Joins a cluster, or starts one; returns whether it did, False where there is a connection already.
-
-    Raises:
-        InputError: Ray is not installed, or no cluster is at the address.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address == "local":
-        os.environ.setdefault(LOOPBACK_SWITCH, "0")
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            '--ray: needs Ray; expected an install with the extra: pip install "strata-score[ray]"'
-        ) from None
-    if ray.is_initialized():
-        return False
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        check_reachable(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"--ray: {address}: no cluster there ({one_line(error)}); expected HOST:PORT of the head of one "
-            "that this machine is in, auto or local"
-        ) from None
-    return True
-
-
-def check_reachable(address: str) -> None:
-    """Raises OSError when nothing listens at HOST:PORT, where Ray would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
-def one_line(error: Exception) -> str:
-    """The beginning of an error's message."""
-    return " ".join(str(error).split())[:200]
-
-
-def list_nodes() -> list[Node]:
-    """The cluster's living nodes that have a CPU or a GPU to compute with, in the order of their ids."""
-    import ray
-
-    nodes = [
-        Node(
-            id=node["NodeID"],
-            num_cpus=float(node["Resources"].get("CPU", 0)),
-            num_gpus=int(node["Resources"].get("GPU", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted((node for node in nodes if node.num_cpus or node.num_gpus), key=lambda node: node.id)
+        disconnect(self._workers, connected_here=self._connected_here)
+        self._workers, self._connected_here = [], False
 
 
 def share_out(numbers: Sequence[int], nodes: Sequence[Node]) -> list[tuple[Node, tuple[int, ...]]]:
@@ -233,22 +121,6 @@ def share_out(numbers: Sequence[int], nodes: Sequence[Node]) -> list[tuple[Node,
     Raises:
         InputError: there are no nodes.
     """
-    if not nodes:
-        raise InputError("--ray: no node of the cluster has CPUs or GPUs; expected one at least")
+    check_nodes(nodes)
     shares = [(node, tuple(numbers[place :: len(nodes)])) for place, node in enumerate(nodes)]
     return [(node, share) for node, share in shares if share]
-
-
-def start_worker(node: Node, index: Path, name: str, numbers: Sequence[int]) -> Any:
-    """Starts a worker on a node, with all of its GPUs or else all of its cores."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    options: dict[str, Any] = {"num_gpus": node.num_gpus} if node.num_gpus else {"num_cpus": node.num_cpus}
-    actor = ray.remote(ShardWorker).options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node.id, soft=False),
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
-        **options,
-    )
-    return actor.remote(index, name, numbers, node.devices)

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import csv
 import socket
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from strata.engine import ray_cluster
+from strata.engine.ray_cluster import Node, list_nodes
 from strata.engine.types import InputError
 from strata.retrieval.index.encode import encode_index
-from strata.retrieval.searchers import ray_search
 from strata.retrieval.searchers.dense import DenseIndex
-from strata.retrieval.searchers.ray_search import LOOPBACK_SWITCH, Node, RayDenseIndex, list_nodes, share_out
+from strata.retrieval.searchers.ray_search import RayDenseIndex, share_out
 from strata.scripts.cli import main
 
+from ...ray_nodes import (
+    LocalCluster,
+    actors,
+    assert_ended,
+    assert_only_this_machine_is_listened_to,
+    ray_on_loopback,
+    two_nodes,
+)
 from ..fake_encoder import FakeEncoder
 from ..small_index import make_index, random_texts
 
+__all__ = ["ray_on_loopback", "two_nodes"]
+
 QUERIES = ("word1 word2 word3", "word7", "", "word1 " * 2000)
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-END_TIMEOUT_S = 20
 
 
 def test_every_shard_goes_to_one_node() -> None:
@@ -47,71 +55,22 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.folder
 
 
-@pytest.fixture(scope="module")
-def ray_on_loopback() -> Iterator[None]:
-    """Ray, so set that nothing of it can be reached from another machine, and that it leaves no token."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(LOOPBACK_SWITCH, "0")
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
-        pytest.importorskip("ray")
-        from ray._private import ray_constants
-
-        # Read when ray is imported, which another test may have done.
-        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        patch.setattr(ray_search, "START_TIMEOUT_S", 100.0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def two_nodes(ray_on_loopback: None) -> Iterator[str]:
-    """Address of a cluster of two nodes on this machine, of one CPU each; none of its processes is left."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    # Short, since Ray puts sockets under it.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        # Beside its temporary folder Ray writes the address to $RAY_TMPDIR/ray, which it does not make.
-        patch.setenv("RAY_TMPDIR", folder)
-        (Path(folder) / "ray").mkdir()
-        node = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
-        head = {**node, "include_dashboard": False, "temp_dir": folder}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        try:
-            cluster.add_node(**node)
-            cluster.wait_for_nodes()
-            yield cluster.address
-        finally:
-            processes = psutil.Process().children(recursive=True)
-            ray.shutdown()
-            cluster.shutdown()
-            assert not psutil.wait_procs(processes, END_TIMEOUT_S)[1]
-
-
 def workers() -> list[psutil.Process]:
     """Processes of this one's clusters that hold or held a worker."""
-    children = psutil.Process().children(recursive=True)
-    return [process for process in children if process.cmdline()[:1] == ["ray::ShardWorker"]]
-
-
-def assert_ended(processes: list[psutil.Process]) -> None:
-    assert not psutil.wait_procs(processes, END_TIMEOUT_S)[1]
+    return actors("ShardWorker")
 
 
 @pytest.mark.slow
 def test_two_nodes_find_what_one_machine_finds(
-    index: Path, two_nodes: str, monkeypatch: pytest.MonkeyPatch
+    index: Path, two_nodes: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = DenseIndex(index, FakeEncoder())
-    together = RayDenseIndex(index, FakeEncoder(), address=two_nodes)
+    together = RayDenseIndex(index, FakeEncoder(), address=two_nodes.address)
     assert len(list_nodes()) == together.num_workers == len(workers()) == 2
     assert_only_this_machine_is_listened_to()
-    monkeypatch.setattr(ray_search, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(ray_cluster, "START_TIMEOUT_S", 0.5)
     with pytest.raises(OSError, match=r"not every node was ready in 0\.5 s; expected .* CPUs, to be free"):
-        RayDenseIndex(index, FakeEncoder(), address=two_nodes)
+        RayDenseIndex(index, FakeEncoder(), address=two_nodes.address)
     for top_k in (1, 40, 300):
         expected, found = alone.search(QUERIES, top_k), together.search(QUERIES, top_k)
         np.testing.assert_array_equal(found.rows, expected.rows)
@@ -130,14 +89,6 @@ def test_two_nodes_find_what_one_machine_finds(
     running = workers()
     together.close()
     assert_ended(running)
-
-
-def assert_only_this_machine_is_listened_to() -> None:
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    sockets = [socket for process in processes for socket in process.net_connections("inet")]
-    listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
-    assert listening
-    assert listening <= LOOPBACK
 
 
 def write_questions(path: Path) -> Path:
@@ -166,7 +117,7 @@ def contexts(path: Path) -> list[str]:
 def test_the_command_line_searches_with_the_cluster_and_ends_its_workers(
     run: Callable[..., int],
     tmp_path: Path,
-    two_nodes: str,
+    two_nodes: LocalCluster,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -182,7 +133,7 @@ def test_the_command_line_searches_with_the_cluster_and_ends_its_workers(
     monkeypatch.setattr(RayDenseIndex, "search", search_and_look)
     assert run("--out", tmp_path / "alone.csv") == 0
     assert not running
-    assert run("--out", tmp_path / "together.csv", "--ray", two_nodes) == 0
+    assert run("--out", tmp_path / "together.csv", "--ray", two_nodes.address) == 0
     assert all(contexts(tmp_path / "alone.csv"))
     assert contexts(tmp_path / "together.csv") == contexts(tmp_path / "alone.csv")
     assert len(running) == 2
@@ -195,7 +146,7 @@ def test_the_command_line_searches_with_the_cluster_and_ends_its_workers(
 
     running.clear()
     monkeypatch.setattr("strata.retrieval.searchers.tfidf.QuestionTfidf", refuse)
-    assert run("--out", tmp_path / "none.csv", "--ray", two_nodes, "--method", "tfidf") == 2
+    assert run("--out", tmp_path / "none.csv", "--ray", two_nodes.address, "--method", "tfidf") == 2
     assert "too many words" in capsys.readouterr().err
     assert len(running) == 2
     assert not ray.is_initialized()
