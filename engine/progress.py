@@ -16,21 +16,22 @@ Advance = Callable[[int], None]
 
 
 @contextmanager
-def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Advance]:
+def progress_bar(title: str, total: int, *, shown: bool, note: Callable[[], str] = str) -> Iterator[Advance]:
     """Yields a function that is told of progress.
 
     Args:
         title: what is done.
         total: how much of it there is.
         shown: tell on stderr; a library does not.
+        note: asked for a few words to show beside the share, after every advance.
     """
     if not shown:
         yield lambda count: None
     elif sys.stderr.isatty():
-        with _bar(title, total) as advance:
+        with _bar(title, total, note) as advance:
             yield advance
     else:
-        yield _Lines(title=title, total=total).advance
+        yield _Lines(title=title, total=total, note=note).advance
 
 
 def human_time(seconds: float) -> str:
@@ -43,7 +44,7 @@ def human_time(seconds: float) -> str:
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Advance]:
+def _bar(title: str, total: int, note: Callable[[], str]) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -51,6 +52,7 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),
@@ -58,11 +60,11 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
     )
     lock = threading.Lock()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(title, total=total, note="")
 
         def advance(count: int) -> None:
             with lock:
-                progress.advance(task, count)
+                progress.update(task, advance=count, note=note())
 
         yield advance
 
@@ -73,6 +75,7 @@ class _Lines:
 
     title: str
     total: int
+    note: Callable[[], str] = str
     _done: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -88,8 +91,14 @@ class _Lines:
             self._told, gone_s = now, now - self._started
         share = min(1.0, self._done / self.total)
         left_s = gone_s * (1 - share) / share
+        told = (
+            f"{self.title}: {share:.0%}",
+            self.note(),
+            f"{human_time(gone_s)} gone",
+            f"about {human_time(left_s)} left",
+        )
         print(
-            f"{self.title}: {share:.0%}, {human_time(gone_s)} gone, about {human_time(left_s)} left",
+            ", ".join(filter(None, told)),
             file=sys.stderr,
             flush=True,
         )

@@ -26,8 +26,9 @@ from strata.training.data.passages import LanguageReader, read_passages
 from strata.training.data.text_set import read_text_set
 from strata.training.data.training_set import TrainingSet, read_training_set
 from strata.training.loop.processes import Processes, close_processes, open_processes
-from strata.training.loop.run_facts import describe_run, last_evaluation
+from strata.training.loop.run_facts import describe_run, evaluations_of, last_evaluation
 from strata.training.loop.train_log import check_sinks
+from strata.training.loop.train_report import REPORT_NAME, leave_train_report
 from strata.training.loop.trainer import Trainer
 from strata.training.open_reader import open_reader
 from strata.training.types import Reader
@@ -64,7 +65,10 @@ def run_train(config: TrainConfig) -> int:
         record = None
         if processes.is_main_process:
             stack.enter_context(lock_folder(config.out, "--out"))
+            # Before the record, so that it comes after it: the page says how the run ended.
+            report = stack.enter_context(ExitStack())
             record = stack.enter_context(RunRecord(config.out / RECORD_NAME, asdict(config)))
+            report.callback(report_training, config.out, record)
         trainer = train(config, processes, record, stack)
     close_processes(processes)
     if record is not None:
@@ -74,7 +78,7 @@ def run_train(config: TrainConfig) -> int:
 
 
 def print_plan(config: TrainConfig) -> int:
-    """What a step needs of memory: headers of the checkpoint and a sample of the questions are read."""
+    """Memory of a step, time of a run: headers of the checkpoint and a sample of the questions are read."""
     if config.task in ("lm", "multiple-choice"):
         raise InputError(
             f"--plan: task {config.task}; expected binary, contrast, choice, letters or classify"
@@ -132,6 +136,12 @@ def run_recorded(trainer: Trainer, record: RunRecord, started: float) -> None:
         record.measured = describe_run(trainer, seconds_by_phase, memory.peak_bytes)
         record.metrics = last_evaluation(trainer.lines)
         add_warnings(record.warnings, trainer.reader)
+
+
+def report_training(out: Path, record: RunRecord) -> None:
+    """Leaves report.html of a run that has taken steps, whatever its end."""
+    if record.measured:
+        leave_train_report(out, record.as_dict())
 
 
 def read_lm_set(config: TrainConfig, reader: Reader) -> TrainingSet:
@@ -199,12 +209,15 @@ def print_summary(config: TrainConfig, trainer: Trainer) -> None:
     """Loss, metrics and where the results are."""
     console = Console(highlight=False)
     lines, progress = trainer.lines, trainer.progress
-    if lines:
+    if lines and "loss" in lines[-1]:
         console.print(f"step {progress.step} of {trainer.num_steps}, loss {lines[-1]['loss']:.4f}")
     if trainer.has_stopped_early:
         console.print(f"stopped early: {config.early_stop} evaluation(s) without a better one")
-    if found := last_evaluation(lines):
-        console.print(describe_evaluation(found), soft_wrap=True)
+    evaluations = evaluations_of(lines)
+    if len(evaluations) > 1 and evaluations[0]["step"] == 0:
+        console.print(f"before training: {describe_evaluation(evaluations[0])}", soft_wrap=True)
+    if evaluations:
+        console.print(describe_evaluation(evaluations[-1]), soft_wrap=True)
     if progress.best_step is not None:
         console.print(
             f"best evaluation at step {progress.best_step}: {config.out / 'best'}",
@@ -212,7 +225,8 @@ def print_summary(config: TrainConfig, trainer: Trainer) -> None:
             soft_wrap=True,
         )
     name = "model" if config.full else "adapter"
-    console.print(f"{name}, log.jsonl, {RECORD_NAME} in {config.out}", markup=False, soft_wrap=True)
+    files = f"{name}, log.jsonl, {RECORD_NAME}, {REPORT_NAME}"
+    console.print(f"{files} in {config.out}", markup=False, soft_wrap=True)
 
 
 def describe_evaluation(found: dict) -> str:

@@ -40,7 +40,7 @@ ROWS = {
         "types",
         "tasks",
         "config",
-        "label_names base_model",
+        "label_names base_model work_plan",
         "data readers",
         "loop open_reader run_plan",
         "demo_corpus",

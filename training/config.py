@@ -62,7 +62,7 @@ class TrainConfig:
     debias: Literal["none", "set"] = "none"
     """set: with task binary, contrast or choice, prompts list all options unordered, as in `strata score`."""
     shuffle_options: bool = True
-    """Show every question's options in another order each epoch."""
+    """--no-shuffle-options shows options in the order of the file; by default in another one each epoch."""
     soft_labels: Path | None = None
     """scores.parquet of a `strata score` run on the same questions, to learn its probabilities."""
     soft_weight: float = 0.5
@@ -124,6 +124,8 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Keep only the layers' inputs and compute each layer again on the way back."""
 
+    eval_first: bool = True
+    """Evaluate before the first step, to show what training changes; --no-eval-first leaves it out."""
     eval_every: int = 100
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_limit: int | None = None
@@ -141,7 +143,7 @@ class TrainConfig:
     wandb: str | None = None
     """Weights & Biases project to log to."""
     plan: bool = False
-    """Only print what a step needs of memory; trains nothing."""
+    """Only print what a step needs of memory, and steps, tokens and time of the run; trains nothing."""
     progress: bool = False
     """Tell of progress on stderr (the command line does): a bar on a terminal, else a line a minute."""
 

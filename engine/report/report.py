@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-
 from strata.engine.files import write_bytes_atomically
 from strata.engine.report.browser import Browser, cuts
 from strata.engine.report.charts import answer_charts
 from strata.engine.report.members import member_names, member_table, rows_before_debiasing, rows_by_member
-from strata.engine.report.packed import pack_json, packed_plotly
+from strata.engine.report.packed import pack_json
+from strata.engine.report.page import render_page
 from strata.engine.report.stages import stage_chart, stage_table
 from strata.engine.report.summary import (
     compare_plan,
@@ -38,8 +37,6 @@ from strata.engine.types import QuestionScores
 MAX_BYTES = 4_900_000
 NUM_LISTED = 20
 MAX_PROMPT_CHARACTERS = 110
-TEMPLATE = "report.html.jinja"
-SCRIPTS = ("elements.js", "charts.js", "detail.js", "browser.js", "start.js")
 
 
 def leave_report(
@@ -82,15 +79,12 @@ def render_report(
     answers = answer_charts(scores, members, rows_before_debiasing(names, scores))
     charts = [*answers, *stage_chart(record), *timeline_chart(timeline or Timeline())]
     parts = {
-        "title": title_of(record),
         "method": describe_method(record),
         "status": record.get("status"),
         "error": section(record, "error"),
         "figures": [figure for figure in headline(record, scores) if figure.value],
-        "charts": {chart["id"]: chart for chart in charts},
         "answer_charts": answers,
-        "members": member_table(record, members),
-        "stages": stage_table(record),
+        "sections": [("Members", member_table(record, members)), ("Stages", stage_table(record))],
         "comparison": compare_plan(section(record, "plan"), measured),
         "phases": phase_shares(section(measured, "seconds_by_phase")),
         "odd_rows": [odd_row(kind, row) for kind, row in section(record, "warnings", "rows").items()],
@@ -98,27 +92,11 @@ def render_report(
         "tables": question_tables(scores),
         "facts": list(run_facts(section(record, "run_info"))),
         "config": json.dumps(section(record, "run_info", "config"), indent=2, default=str),
-        "style": _asset("report.css"),
-        "scripts": [_asset(name) for name in SCRIPTS],
-        "plotly": packed_plotly(),
-        "packed_charts": pack_json(charts),
     }
-    template = _template()
-    num_bytes = len(template.render(**parts, packed_questions="").encode(errors="replace"))
+    title = title_of(record)
+    num_bytes = len(render_page(title, charts, packed_questions="", **parts).encode(errors="replace"))
     browser = Browser(record=record, scores=scores, members=names, contexts=contexts or {})
-    return template.render(**parts, packed_questions=_fitting(browser, MAX_BYTES - num_bytes))
-
-
-def _template() -> Template:
-    # autoescape is on for every template: Jinja's own choice by file name would leave `.jinja` unescaped.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE)
+    return render_page(title, charts, packed_questions=_fitting(browser, MAX_BYTES - num_bytes), **parts)
 
 
 def _fitting(browser: Browser, num_bytes: int) -> str:
@@ -128,10 +106,6 @@ def _fitting(browser: Browser, num_bytes: int) -> str:
         if len(packed) <= num_bytes:
             break
     return packed
-
-
-def _asset(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def question_tables(scores: Sequence[QuestionScores]) -> list[tuple[str, list[dict[str, Any]]]]:

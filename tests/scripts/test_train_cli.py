@@ -40,7 +40,7 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     told = " ".join(capsys.readouterr().out.split())
     for words in ("step 4 of 4", "validation MAP@3", "uniform guess", "longest option", str(out)):
         assert words in told
-    names = {"adapter", "best", "best-4", "checkpoint-3", "log.jsonl", "train.json"}
+    names = {"adapter", "best", "best-4", "checkpoint-3", "log.jsonl", "train.json", "report.html"}
     assert {path.name for path in out.iterdir()} == names
     record = read_record(out)
     assert (record["status"], record["error"]) == ("done", None)
@@ -84,11 +84,15 @@ def test_an_interrupted_run_resumes(given, out, monkeypatch, capsys):
         TinyReader, "accumulate_gradients", lambda *given, **named: steps.pop(0)(*given, **named)
     )
     assert main([*given, "--save-every", "2", "--max-steps", "6"]) == 130
+    told = capsys.readouterr().err
+    assert "strata: interrupted; " in told
+    assert "checkpoint-3 is whole; the same command with --resume goes on from it" in told
+    assert "Run interrupted." in (out / "report.html").read_text()
     assert read_record(out)["status"] == "interrupted"
     monkeypatch.setattr(TinyReader, "accumulate_gradients", original)
     assert main([*given, "--save-every", "2", "--max-steps", "6"]) == 2, "without --resume"
     assert main([*given, "--save-every", "2", "--max-steps", "6", "--resume"]) == 0
-    assert read_record(out)["plan"]["first_step"] == 2
+    assert read_record(out)["plan"]["first_step"] == 3
     assert read_record(out)["measured"]["history"]["step"] == [1, 2, 3, 4, 5, 6]
     whole = saved_weights(out.with_name("out-whole") / "adapter")
     assert all(torch.equal(weight, whole[name]) for name, weight in saved_weights(out / "adapter").items())

@@ -110,6 +110,7 @@ def tiny_config(folder: Path, **changes: object) -> TrainConfig:
         write_rows(questions, planted_questions(40))
     plain = {"model": folder, "out": folder / "out", "questions": questions, "devices": "cpu"}
     plain |= {"learning_rate": 0.05, "batch_questions": 8, "epochs": 2.0, "tensorboard": "no"}
+    plain |= {"eval_first": False}
     return TrainConfig(**(plain | changes))
 
 

@@ -22,6 +22,7 @@ FREE_FIELDS = frozenset(
         "out",
         "resume",
         "progress",
+        "eval_first",
         "tensorboard",
         "wandb",
         "save_every",

@@ -21,7 +21,7 @@ def describe_run(
         seconds_by_phase: of the wall clock.
         peak_host_bytes: the largest resident set while it trained.
     """
-    lines = trainer.lines
+    lines = [line for line in trainer.lines if "loss" in line]
     seconds = sum(line["seconds"] for line in lines)
     columns = ("step", "loss", "learning_rate", "grad_norm")
     return {
@@ -33,7 +33,7 @@ def describe_run(
         "examples_per_s": sum(line["examples"] for line in lines) / seconds if seconds else None,
         "peak_host_bytes": peak_host_bytes,
         "history": {column: [line[column] for line in lines] for column in columns},
-        "evaluations": evaluations_of(lines),
+        "evaluations": evaluations_of(trainer.lines),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
 

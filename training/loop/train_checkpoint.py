@@ -34,12 +34,14 @@ class TrainProgress:
         best: the best metric of an evaluation so far, the higher the better; None before the first.
         best_step: the step of that evaluation.
         num_evals_without_better: evaluations since then.
+        pending: numbers of the last step where the run was stopped before the evaluation that follows it.
     """
 
     step: int = 0
     best: float | None = None
     best_step: int | None = None
     num_evals_without_better: int = 0
+    pending: dict | None = None
 
 
 def save_checkpoint(
@@ -71,9 +73,14 @@ def save_checkpoint(
         text = json.dumps({"progress": asdict(progress), "fingerprint": fingerprint}, indent=1)
         (folder / STATE).write_text(text + "\n", encoding="ascii")
 
-    folder = out / f"checkpoint-{progress.step}"
+    folder = checkpoint_folder(out, progress.step)
     write_folder_atomically(folder, fill)
     return folder
+
+
+def checkpoint_folder(out: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or would be."""
+    return out / f"checkpoint-{step}"
 
 
 def read_state(folder: Path) -> tuple[TrainProgress, dict[str, object]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,9 @@ from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 
 LOG_NAME = "log.jsonl"
+
+Write = Callable[[int, dict], None]
+"""Told of a step's numbers."""
 
 
 class Sink(Protocol):
@@ -133,3 +137,37 @@ def open_sinks(config: TrainConfig, num_steps: int) -> list[Sink]:
     if config.wandb is not None:
         sinks.append(WandbSink(config))
     return sinks
+
+
+@contextmanager
+def tell_everywhere(config: TrainConfig, num_steps: int, *, told: bool) -> Iterator[tuple[list[dict], Write]]:
+    """Yields the lines of log.jsonl, which grow, and what writes a step's numbers there and to all curves.
+
+    Args:
+        config: the run's settings.
+        num_steps: steps that are logged already.
+        told: whether anything is written; otherwise there are no lines.
+    """
+    with ExitStack() as stack:
+        sinks: list[Sink] = []
+        lines: list[dict] = []
+        if told:
+            log = StepLog(config.out / LOG_NAME, num_steps)
+            lines, sinks = log.lines, [log, *open_sinks(config, num_steps)]
+        for sink in sinks:
+            stack.callback(sink.close)
+
+        def write(step: int, numbers: dict) -> None:
+            known = {name: value for name, value in numbers.items() if value is not None}
+            for sink in sinks:
+                sink.write(step, known)
+
+        yield lines, write
+
+
+def describe_loss(lines: Sequence[dict]) -> str:
+    """The loss of the last step and the MAP@3 of the last evaluation, as far as there are any."""
+    losses = [f"loss {line['loss']:.4f}" for line in lines[-1:] if "loss" in line]
+    evaluation = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), {})
+    found = evaluation.get("map_at_3")
+    return ", ".join(losses if found is None else [*losses, f"MAP@3 {found:.3f}"])

@@ -3,19 +3,22 @@
 A step is a pure function of its number, the seed and the weights before it, so that a run that was killed
 goes on from a checkpoint to the very weights it would have reached. Knows readers by their protocol alone.
 
+    evaluate
     for step: batch(step) -> accumulate_gradients -> average over processes -> clip -> AdamW
               -> evaluate? -> best? -> log -> checkpoint?
+    Ctrl-C: the steps that are done become a checkpoint
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
-from strata.engine.progress import progress_bar
+from strata.engine.progress import Advance, progress_bar
 from strata.engine.types import InputError
 from strata.training.config import TrainConfig
 from strata.training.data.batch_order import BatchOrder, step_seed
@@ -41,13 +44,14 @@ from strata.training.loop.processes import (
 from strata.training.loop.schedule import learning_rate_factor
 from strata.training.loop.train_checkpoint import (
     TrainProgress,
+    checkpoint_folder,
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
     read_state,
     save_checkpoint,
 )
-from strata.training.loop.train_log import LOG_NAME, Sink, StepLog, open_sinks
+from strata.training.loop.train_log import LOG_NAME, Write, describe_loss, tell_everywhere
 from strata.training.tasks import count_units
 from strata.training.types import Example, Reader
 
@@ -83,6 +87,7 @@ class Trainer:
         self.fingerprint = fingerprint_run(config, data, reader.dtype)
         self.progress = TrainProgress()
         self.lines: list[dict] = []
+        self._is_updating = False
 
     def describe(self) -> dict:
         """What is going to happen, for train.json."""
@@ -127,17 +132,45 @@ class Trainer:
         """
         if self.processes.is_main_process:
             self._clear_folder()
-        with told_when_memory_runs_out(self.config), self._sinks() as write, self._bar() as advance:
-            while self.progress.step < self.num_steps and not self.has_stopped_early:
-                numbers = self._take_step(self.progress.step)
-                self.progress = replace(self.progress, step=self.progress.step + 1)
-                if self._is_due(self.config.eval_every, at_end=True):
-                    numbers["evaluation"] = self._evaluate()
-                write(self.progress.step, numbers)
-                if self._is_due(self.config.save_every, at_end=False):
-                    self._save_checkpoint()
-                advance(1)
+        with told_when_memory_runs_out(self.config), self._telling() as (write, advance):
+            try:
+                self._take_steps(write, advance)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._keep_steps_done()) from None
         self._save("model" if self.config.full else "adapter")
+
+    def _take_steps(self, write: Write, advance: Advance) -> None:
+        if self.progress.step == 0 and self.config.eval_first and self.evaluator is not None:
+            write(0, {"evaluation": self.evaluator.evaluate()})
+        if self.progress.pending is not None:
+            self._end_step(self.progress.pending, write)
+        while self.progress.step < self.num_steps and not self.has_stopped_early:
+            numbers = self._take_step(self.progress.step)
+            self.progress = replace(self.progress, step=self.progress.step + 1, pending=numbers)
+            self._is_updating = False
+            self._end_step(numbers, write)
+            advance(1)
+
+    def _end_step(self, numbers: dict, write: Write) -> None:
+        evaluation = self._evaluate() if self._is_due(self.config.eval_every, at_end=True) else None
+        write(self.progress.step, {**numbers, "evaluation": evaluation})
+        self.progress = replace(self.progress, pending=None)
+        if self._is_due(self.config.save_every, at_end=False):
+            self._save_checkpoint()
+
+    def _keep_steps_done(self) -> str:
+        """Saves a checkpoint of a run that is stopped; returns how to go on from it, if there is one.
+
+        Not where the optimizer was at work, whose parameters are then of two steps, nor twice of one step.
+        """
+        out, step = self.config.out, self.progress.step
+        saved = list_checkpoints(out)
+        is_saved = bool(saved) and saved[-1] == checkpoint_folder(out, step)
+        if self.processes.is_main_process and step and not (self._is_updating or is_saved):
+            saved.append(
+                save_checkpoint(out, self.progress, self.parameters, self.optimizer, self.fingerprint)
+            )
+        return f"{saved[-1]} is whole; the same command with --resume goes on from it" if saved else ""
 
     @property
     def has_stopped_early(self) -> bool:
@@ -159,6 +192,7 @@ class Trainer:
             schedule=self.config.schedule,
         )
         set_learning_rate(self.optimizer, self.config.learning_rate * factor)
+        self._is_updating = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
@@ -194,12 +228,12 @@ class Trainer:
             num_evals = self.progress.num_evals_without_better + 1
             self.progress = replace(self.progress, num_evals_without_better=num_evals)
             return measured
-        self.progress = replace(
-            self.progress, best=metric, best_step=self.progress.step, num_evals_without_better=0
-        )
         if self.processes.is_main_process:
             save_best(self.config.out, self.reader, self.progress.step)
         self.processes.wait_for_everyone()
+        self.progress = replace(
+            self.progress, best=metric, best_step=self.progress.step, num_evals_without_better=0
+        )
         return measured
 
     def _save_checkpoint(self) -> None:
@@ -242,29 +276,16 @@ class Trainer:
             link_best(out, self.progress.best_step)
 
     @contextmanager
-    def _sinks(self) -> Iterator[Callable[[int, dict], None]]:
-        """Yields what writes a step's numbers everywhere; only the main process does."""
-        if not self.processes.is_main_process:
-            yield lambda step, numbers: None
-            return
+    def _telling(self) -> Iterator[tuple[Write, Advance]]:
+        """Yields what takes a step's numbers, and what moves the bar; only the main process does either."""
+        is_main, config, step = self.processes.is_main_process, self.config, self.progress.step
         with ExitStack() as stack:
-            log = StepLog(self.config.out / LOG_NAME, self.progress.step)
-            stack.callback(log.close)
-            self.lines = log.lines
-            sinks: list[Sink] = [log, *open_sinks(self.config, self.progress.step)]
-            for sink in sinks[1:]:
-                stack.callback(sink.close)
-
-            def write(step: int, numbers: dict) -> None:
-                told = {name: value for name, value in numbers.items() if value is not None}
-                for sink in sinks:
-                    sink.write(step, told)
-
-            yield write
-
-    @contextmanager
-    def _bar(self) -> Iterator[Callable[[int], None]]:
-        is_shown = self.config.progress and self.processes.is_main_process
-        with progress_bar("training", self.num_steps, shown=is_shown) as advance:
-            advance(self.progress.step)
-            yield advance
+            lines, write = stack.enter_context(
+                tell_everywhere(config, step - (self.progress.pending is not None), told=is_main)
+            )
+            self.lines = lines
+            note = partial(describe_loss, lines)
+            shown = config.progress and is_main
+            advance = stack.enter_context(progress_bar("training", self.num_steps, shown=shown, note=note))
+            advance(step)
+            yield write, advance

@@ -40,3 +40,21 @@ def test_nothing_is_said_of_a_short_job_or_by_a_library(clock, capsys):
 )
 def test_durations_are_as_people_say_them(seconds, told):
     assert human_time(seconds) == told
+
+
+def test_a_note_stands_beside_the_share(clock, capsys):
+    with progress_bar("training", 4, shown=True, note=lambda: "loss 0.5000") as advance:
+        clock[0] = 60.0
+        advance(1)
+    assert capsys.readouterr().err == "training: 25%, loss 0.5000, 1 min 00 s gone, about 3 min 00 s left\n"
+
+
+def test_a_terminal_shows_a_bar_with_its_note_and_labelled_times(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress_bar("training", 4, shown=True, note=lambda: "loss [0.5]") as advance:
+        advance(1)
+    told = capsys.readouterr().err
+    for words in ("training", "25%", "loss [0.5]", "gone,", "left"):
+        assert words in told

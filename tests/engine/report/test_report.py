@@ -120,7 +120,7 @@ def test_the_page_brings_plotly():
 
 
 def test_without_plotly_the_page_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("strata.engine.report.report.packed_plotly", lambda: "")
+    monkeypatch.setattr("strata.engine.report.page.packed_plotly", lambda: "")
     html = render_report(RECORD, many_rows(3))
     assert "pip install plotly" in html
     assert 'id="plot-margins"' not in html

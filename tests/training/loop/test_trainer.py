@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from strata.engine.types import RunWarnings
 from strata.training.data.batch_order import BatchOrder, step_seed
 from strata.training.data.training_set import read_training_set
+from strata.training.loop.trainer import Trainer
 
 from ..tiny_reader import TinyReader, planted_questions, saved_weights, tiny_config, train_tiny, write_rows
 
@@ -166,3 +167,15 @@ def test_numbers_that_are_not_finite_end_the_run_and_name_the_place(what, words,
         assert word in str(failure.value)
     assert reader.weight.isfinite().all()
     assert not (config.out / "adapter").exists()
+
+
+def test_a_run_is_evaluated_before_its_first_step(tmp_path):
+    """Independent check: a reader that was never trained, measured on the same questions."""
+    config = tiny_config(tmp_path, valid_share=0.2, eval_first=True, eval_every=5)
+    trainer = train_tiny(config)
+    assert [line["step"] for line in trainer.lines if "evaluation" in line] == [0, 5, 8]
+    untrained = TinyReader(config)
+    fresh = Trainer(config, untrained, read_training_set(config, RunWarnings())).evaluator
+    assert trainer.lines[0] == {"step": 0, "evaluation": fresh.evaluate()}
+    assert trainer.progress.best_step in (5, 8)
+    assert saved_weights(config.out / "adapter").keys() == {"weight", "bias"}
