@@ -54,7 +54,7 @@ ROWS = {
         "open_index",
     ),
     "scripts/bench": (
-        "configs process_memory timing record",
+        "configs process_memory timing record steps",
         "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers debias trust rows members deadline",
