@@ -11,13 +11,16 @@ from time import perf_counter
 
 LINE_EVERY_S = 60.0
 
+_TELLING = threading.Lock()
+"""Held by the one that tells: two bars at a time would overwrite each other."""
+
 Advance = Callable[[int], None]
 """Told how much has been done since the last call; may be called from any thread."""
 
 
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool, note: Callable[[], str] = str) -> Iterator[Advance]:
-    """Yields a function that is told of progress.
+    """Yields a function that is told of progress; inside of another one's block, it is told to nobody.
 
     Args:
         title: what is done.
@@ -25,13 +28,17 @@ def progress_bar(title: str, total: int, *, shown: bool, note: Callable[[], str]
         shown: tell on stderr; a library does not.
         note: asked for a few words to show beside the share, after every advance.
     """
-    if not shown:
+    if not shown or not _TELLING.acquire(blocking=False):
         yield lambda count: None
-    elif sys.stderr.isatty():
-        with _bar(title, total, note) as advance:
-            yield advance
-    else:
-        yield _Lines(title=title, total=total, note=note).advance
+        return
+    try:
+        if sys.stderr.isatty():
+            with _bar(title, total, note) as advance:
+                yield advance
+        else:
+            yield _Lines(title=title, total=total, note=note).advance
+    finally:
+        _TELLING.release()
 
 
 def human_time(seconds: float) -> str:
@@ -59,7 +66,10 @@ def _bar(title: str, total: int, note: Callable[[], str]) -> Iterator[Advance]:
         TextColumn("left"),
     )
     lock = threading.Lock()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # What is printed goes above the bar; into a file or a pipe it goes as ever.
+    on_screen = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=on_screen) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def advance(count: int) -> None:

@@ -55,7 +55,7 @@ ROWS = {
         "open_index",
     ),
     "scripts/bench": (
-        "configs process_memory timing record",
+        "configs process_memory timing record steps",
         "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers debias trust rows members deadline lm_eval",

@@ -30,6 +30,8 @@ bench_app = SubcommandApp()
 def sweep(config: SweepBenchConfig) -> int:
     """Compare the sweep with the GEMM roofline and Hugging Face loops, on random weights of a real shape.
 
+    Takes about --minutes. Interrupted, it goes on from there when it is called again.
+
     Example: strata bench sweep --shape tinyllama-1.1b
     """
     from strata.scripts.bench.sweep.sweep import run_sweep_bench
@@ -194,7 +196,9 @@ def trust(config: TrustBenchConfig) -> int:
 
 @bench_app.command(name="calibrate")
 def calibrate(config: CalibrateConfig) -> int:
-    """Measure this machine, for the plans of `strata plan` and `strata score`. Takes about a minute.
+    """Measure this machine, for the plans of `strata plan` and `strata score`.
+
+    Takes about a minute where nothing else runs. Interrupted, it goes on from there when it is called again.
 
     Example: strata bench calibrate
     """

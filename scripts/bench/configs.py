@@ -50,8 +50,12 @@ class SweepBenchConfig:
     """Options a question."""
     rounds: int = 3
     """How often each kind of run is repeated, in turns; medians are reported."""
+    minutes: float = 10.0
+    """About how long all may take: a slow machine measures fewer rounds, questions and layers."""
+    num_layers: int | None = None
+    """Layers of the checkpoint; all of the shape's by default, or as many as --minutes allows."""
     memory_gib: float | None = None
-    """Budget of the streamed run; a quarter of the checkpoint by default."""
+    """Budget of the streamed run; a quarter of the checkpoint by default, or what two layers take."""
     micro_batch_tokens: int | None = None
     """Fix the planner's choice."""
     device: str = "auto"
@@ -60,8 +64,8 @@ class SweepBenchConfig:
     """Layers of the checkpoints of part formats."""
     format_rounds: int = 1
     """Rounds of each format."""
-    format_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
-    """What all formats are computed in."""
+    format_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What all formats are computed in; auto is what the device is fastest in."""
     trained_model: Path | None = None
     """Checkpoint with a tokenizer for part agreement; left out without one."""
     trained_questions: Path | None = None

@@ -70,6 +70,15 @@ def asked_settings(config: DataclassInstance) -> dict[str, Any]:
     return {name: setting for name, setting in asdict(config).items() if not isinstance(setting, Path)}
 
 
+def run_identity(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for figures of an interrupted run to be gone on with.
+
+    Args:
+        asked: the bench's settings, plain JSON.
+    """
+    return {"config": dict(asked), "machine": _machine(), "versions": _versions(), "commit": _commit()}
+
+
 def append_result(bench: str, result: Mapping[str, Any], results_dir: Path) -> None:
     """Appends one JSON object to `<results_dir>/<bench>.jsonl` and prints it as a bench's last line.
 

@@ -8,6 +8,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from strata.engine.progress import progress_bar
+
 if TYPE_CHECKING:
     import torch
 
@@ -48,11 +50,13 @@ def time_in_turns(
         device: Whose queued work is waited for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            with Stopwatch(device) as watch:
-                run()
-            seconds[name].append(watch.seconds)
+    with progress_bar("rounds", rounds * len(runs), shown=True) as advance:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                with Stopwatch(device) as watch:
+                    run()
+                seconds[name].append(watch.seconds)
+                advance(1)
     return seconds
 
 

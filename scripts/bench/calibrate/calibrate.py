@@ -6,14 +6,18 @@ of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from strata.engine.machine.devices import resolve_dtype
 from strata.engine.machine.measure import measure_gemm_rate
+from strata.engine.machine.product_rates import product_rates
 from strata.engine.machine.profile import (
     ComputeRates,
     MachineProfile,
@@ -37,7 +41,8 @@ from strata.scripts.bench.calibrate.layer_fit import (
 from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, least_in_turns, prefix_attention
 from strata.scripts.bench.calibrate.storage_runs import measure_copies, measure_disks, measure_interference
 from strata.scripts.bench.configs import CalibrateConfig
-from strata.scripts.bench.record import print_environment, print_table
+from strata.scripts.bench.record import print_environment, print_table, run_identity
+from strata.scripts.bench.steps import BenchSteps, keep_steps
 
 CASES = {
     "cpu": (
@@ -57,17 +62,23 @@ LINEAR_ROWS = {"cpu": 512, "cuda": 8192}
 ATTENTION_KEYS = {"cpu": 1024, "cuda": 4096}
 HEAD_DIMS = (64, 128)
 BUSY_PERCENT = 20.0
+OTHER_STEPS = ("disks", "copies", "decoding", "interference")
+"""What is measured beside the ways of computing."""
 
 
 def run_calibration(config: CalibrateConfig) -> int:
-    """Measures, prints, saves. Returns the exit status."""
+    """Measures, prints, saves; an interrupted call is gone on with. Returns the exit status."""
     print_environment()
     busy = psutil.cpu_percent(interval=1.0)
     if busy > BUSY_PERCENT:
         print(f"warning: other programs use {busy:.0f}% of the processor; the rates will be too low")
-    profile = measure_machine(config.folder)
     path = config.out or calibrated_path()
-    save_profile(profile, path)
+    ways = ways_of_computing()
+    kept, asked = path.with_suffix(".partial.json"), run_identity({"folder": str(config.folder.resolve())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with keep_steps("calibrate", kept, asked, total=len(ways) + len(OTHER_STEPS)) as steps:
+        profile = measure_machine(config.folder, ways, steps)
+        save_profile(profile, path)
     print_table(
         [
             {
@@ -85,19 +96,52 @@ def run_calibration(config: CalibrateConfig) -> int:
     return 0
 
 
-def measure_machine(folder: Path) -> MachineProfile:
-    """All rates of this machine; `folder` is on the disk that counts."""
-    on_cuda = torch.cuda.is_available()
-    device = torch.device("cuda:0" if on_cuda else "cpu")
-    activations = fast_dtype(device)
-    compute = {
-        str(dtype).removeprefix("torch."): measure_compute(dtype, "dense", device)
-        for dtype in dict.fromkeys((torch.float32, activations))
+def calibrated_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def ways_of_computing() -> dict[str, tuple[torch.dtype, LinearKind]]:
+    """What plans may compute in here, by name: dtype of activations and kind of linear layers.
+
+    Without what float32 is faster than.
+    """
+    device = calibrated_device()
+    floats = dict.fromkeys((torch.float32, fast_dtype(device)))
+    ways: dict[str, tuple[torch.dtype, LinearKind]] = {
+        str(dtype).removeprefix("torch."): (dtype, "dense") for dtype in floats
     }
-    compute["int8"] = measure_compute(activations, "int8", device)
+    if device.type == "cuda" or product_rates().int8_is_fast:
+        ways["int8"] = (fast_dtype(device), "int8")
+    return ways
+
+
+def measure_machine(
+    folder: Path, ways: Mapping[str, tuple[torch.dtype, LinearKind]], steps: BenchSteps
+) -> MachineProfile:
+    """All rates of this machine, each a step.
+
+    Args:
+        folder: on the disk that counts.
+        ways: dtype and kind of linear layers, by name.
+        steps: what keeps them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = calibrated_device()
+    on_cuda, activations = device.type == "cuda", fast_dtype(device)
+    compute = {
+        name: load_compute(steps.run(name, lambda way=way: dump_compute(measure_compute(*way, device))))
+        for name, way in ways.items()
+    }
+    other = {
+        "disks": lambda: measure_disks(folder),
+        "copies": lambda: [measure_copies(torch.device("cpu")), measure_copies(device)],
+        "decoding": lambda: measure_decode_rates(activations, device),
+        "interference": lambda: 0.0 if on_cuda else measure_interference(folder, activations),
+    }
+    found: dict[str, Any] = {name: steps.run(name, other[name]) for name in OTHER_STEPS}
     host_memory = psutil.virtual_memory().total
     memory = torch.cuda.get_device_properties(device).total_memory if on_cuda else host_memory
-    disk = measure_disks(folder)
     return MachineProfile(
         name="this machine",
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -108,21 +152,30 @@ def measure_machine(folder: Path) -> MachineProfile:
         machine=describe_machine(),
         compute=compute,
         int8_activations=str(activations).removeprefix("torch."),
-        disk_bytes_per_s=disk[0],
-        store_bytes_per_s=disk[1],
-        host_bytes_per_s=measure_copies(torch.device("cpu")),
-        host_to_device_bytes_per_s=measure_copies(device) if on_cuda else None,
-        decode_weights_per_s=measure_decode_rates(activations, device),
-        read_interference=0.0 if on_cuda else measure_interference(folder),
+        disk_bytes_per_s=found["disks"][0],
+        store_bytes_per_s=found["disks"][1],
+        host_bytes_per_s=found["copies"][0],
+        host_to_device_bytes_per_s=found["copies"][1] if on_cuda else None,
+        decode_weights_per_s=found["decoding"],
+        read_interference=found["interference"],
         source={"all": "measured by strata bench calibrate"},
     )
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """The 16-bit dtype that a device computes natively."""
-    if device.type == "cpu":
-        return torch.bfloat16
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    """What a device computes a bfloat16 checkpoint in by its own choice."""
+    return resolve_dtype("auto", torch.bfloat16, (str(device),))
+
+
+def dump_compute(rates: ComputeRates) -> dict[str, Any]:
+    """As JSON, which has no infinity: parts that cost nothing are left out."""
+    layer = {name: rate for name, rate in asdict(rates.layer).items() if rate != float("inf")}
+    return {"gemm_flop_per_s": rates.gemm_flop_per_s, "layer": layer}
+
+
+def load_compute(content: Mapping[str, Any]) -> ComputeRates:
+    """What `dump_compute` made JSON of."""
+    return ComputeRates(gemm_flop_per_s=content["gemm_flop_per_s"], layer=LayerRates(**content["layer"]))
 
 
 def measure_compute(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> ComputeRates:

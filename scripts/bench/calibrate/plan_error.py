@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from strata.engine.config import PlanConfig
+from strata.engine.machine.devices import DTYPES
 from strata.engine.machine.measure import measure_disk_rate, measure_gemm_rate
 from strata.engine.machine.profile import MachineProfile, load_profile, save_profile
 from strata.engine.plan.shapes import TINYLLAMA_1B
@@ -26,7 +28,15 @@ from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource, FileSource, ThrottledSource
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.scripts.bench.configs import PlanErrorConfig, QuestionSize
-from strata.scripts.bench.record import RESULTS, append_result, print_environment, print_table
+from strata.scripts.bench.record import (
+    RESULTS,
+    append_result,
+    asked_settings,
+    print_environment,
+    print_table,
+    run_identity,
+)
+from strata.scripts.bench.steps import keep_steps
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import Storage
 from strata.scripts.bench.workloads.synthetic_job import SyntheticRun, make_job, plan_synthetic, run_synthetic
@@ -34,6 +44,7 @@ from strata.scripts.plan_shape import plan_shape
 
 OPTION_TOKENS, NUM_OPTIONS = 40, 5
 DISK_SAMPLE_BYTES = 256 << 20
+KEPT = "plan-error.partial.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +94,8 @@ CASES = (
 class CaseResult:
     """A configuration's seconds.
 
-    `gemm_share` is the bfloat16 GEMM rate around the run as a share of the calibrated one: well below 1, the
-    machine was busy with something else, and the error says little.
+    `gemm_share` is the GEMM rate (bfloat16, or float32) around the run as a share of the calibrated one: well
+    below 1, the machine was busy with something else, and the error says little.
     """
 
     name: str
@@ -107,17 +118,31 @@ def run_plan_error(config: PlanErrorConfig) -> int:
         InputError: this machine is not calibrated, or no configuration has that name.
     """
     profile = load_profile(config.profile)
-    cases = [case for case in CASES if config.only is None or config.only in case.name]
+    cases = [case for case in cases_of(profile) if config.only is None or config.only in case.name]
     if not cases:
         raise InputError(f"--only: no configuration's name holds {config.only!r}")
     print_environment()
+    config.folder.mkdir(parents=True, exist_ok=True)
+    asked = run_identity(asked_settings(config) | {"profile": [profile.name, profile.date]})
     results = []
-    for case in cases:
-        results.append(run_case(case, make_checkpoint(case, config), profile, config))
-        print(f"{case.name}: {results[-1].error:+.1%}", flush=True)
+    with keep_steps("plan-error", config.folder / KEPT, asked, total=len(cases)) as steps:
+        for case in cases:
+            run = partial(run_case, case, make_checkpoint(case, config), profile, config)
+            results.append(CaseResult(**steps.run(case.name, lambda run=run: asdict(run()))))
+            print(f"{case.name}: {results[-1].error:+.1%}", flush=True)
     print_table([asdict(result) | {"error": f"{result.error:+.1%}"} for result in results])
     append_result("plan_error", summarize(results, config, profile), RESULTS)
     return 0
+
+
+def cases_of(profile: MachineProfile) -> list[SweepCase]:
+    """The configurations that a profile has rates for: float32 in bfloat16's place where that is slow."""
+    known = profile.compute
+    cases = [
+        replace(case, dtype="float32") if case.dtype == "bfloat16" and "bfloat16" not in known else case
+        for case in CASES
+    ]
+    return [case for case in cases if case.dtype in known]
 
 
 def make_checkpoint(case: SweepCase, config: PlanErrorConfig) -> Path:
@@ -131,12 +156,13 @@ def run_case(
     case: SweepCase, checkpoint: Path, profile: MachineProfile, config: PlanErrorConfig
 ) -> CaseResult:
     """Plans and sweeps a configuration; the median of its rounds counts."""
-    measured, probes = [], [probe_gemm()]
+    fast = "bfloat16" if "bfloat16" in profile.compute else "float32"
+    measured, probes = [], [probe_gemm(DTYPES[fast])]
     for _ in range(config.rounds):
         with tempfile.TemporaryDirectory(dir=config.folder) as folder:
             run = plan_case(case, checkpoint, profile, Path(folder))
             measured.append(run_synthetic(run, open_source(case), cold=True).sweep_s)
-        probes.append(probe_gemm())
+        probes.append(probe_gemm(DTYPES[fast]))
     plan = run.plan
     return CaseResult(
         name=case.name,
@@ -144,13 +170,13 @@ def run_case(
         measured_s=median(measured),
         bottleneck=plan.bottleneck,
         stall_s=plan.stall_s,
-        gemm_share=min(probes) / profile.compute["bfloat16"].gemm_flop_per_s,
+        gemm_share=min(probes) / profile.compute[fast].gemm_flop_per_s,
     )
 
 
-def probe_gemm() -> float:
-    """The bfloat16 GEMM rate of the CPU at this moment, FLOP/s."""
-    return measure_gemm_rate(torch.device("cpu"), torch.bfloat16, TINYLLAMA_1B.hidden_size)
+def probe_gemm(dtype: torch.dtype) -> float:
+    """The GEMM rate of the CPU at this moment, FLOP/s."""
+    return measure_gemm_rate(torch.device("cpu"), dtype, TINYLLAMA_1B.hidden_size)
 
 
 def plan_case(case: SweepCase, checkpoint: Path, profile: MachineProfile, folder: Path) -> SyntheticRun:

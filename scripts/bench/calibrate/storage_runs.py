@@ -46,9 +46,9 @@ def measure_copies(device: torch.device) -> float:
     return COPY_BYTES / least_seconds(lambda: target.copy_(source), device, at_least_s=0.5)
 
 
-def measure_interference(folder: Path, seconds: float = 1.0) -> float:
-    """Seconds of computing that a byte read in another thread costs, on CPU."""
-    a, b = torch.randn(512, 2048).bfloat16(), torch.randn(4096, 2048).bfloat16()
+def measure_interference(folder: Path, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Seconds of computing in a dtype that a byte read in another thread costs, on CPU."""
+    a, b = torch.randn(512, 2048).to(dtype), torch.randn(4096, 2048).to(dtype)
 
     def count_gemms(until_s: float) -> float:
         started, count = perf_counter(), 0

@@ -17,13 +17,15 @@ from strata.engine.scorer import Scorer
 from strata.engine.types import QuestionScores, RunWarnings
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import print_table
+from strata.scripts.bench.steps import BenchSteps
+from strata.scripts.bench.sweep.core import UNKEPT
 
 Head = Literal["yes-no", "letters", "loglik"]
 Dtype = Literal["float32", "bfloat16", "int8"]
 HEADS: tuple[Head, ...] = ("loglik", "yes-no", "letters")
 
 
-def run_agreement_part(config: SweepBenchConfig) -> dict[str, object]:
+def run_agreement_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[str, object]:
     """Top-1 agreement and margin errors of bfloat16 and int8 against float32, by head and over all heads."""
     if config.trained_model is None or config.trained_questions is None:
         print("agreement: left out, it needs --trained-model and --trained-questions")
@@ -32,6 +34,7 @@ def run_agreement_part(config: SweepBenchConfig) -> dict[str, object]:
     rows = []
     for head in HEADS:
         scored = {dtype: score_with(config, head, dtype) for dtype in found}
+        steps.advance(1)
         for dtype, scores in scored.items():
             found[dtype] += scores
         rows += [row_of(head, dtype, compare_scores(scored[dtype], scored["float32"])) for dtype in scored]

@@ -7,7 +7,9 @@ page cache of the checkpoint dropped and counts whole, its first layer's read in
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from strata.engine.machine.devices import resolve_devices
-from strata.engine.plan.shapes import SHAPES
+from strata.engine.plan.shapes import SHAPES, ModelShape
 from strata.engine.results.peak_memory import PeakMemory
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
 from strata.scripts.bench.roofline import measure_disk_rate
+from strata.scripts.bench.steps import BenchSteps
 from strata.scripts.bench.sweep.probes import ProbedRun, Prober, make_prober
 from strata.scripts.bench.workloads.baselines import hf_dynamic_cache, hf_naive, load_hf_model
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
@@ -36,12 +39,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RESIDENT_GROUPS = 2
+SLACK = 1.02
+"""Of a budget over what a plan says that it takes."""
+NUM_KINDS = 5
+"""Kinds of run in a round."""
+UNKEPT = BenchSteps()
+"""For a part that is run alone."""
 
 
-def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
+def run_core_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[str, object]:
     """Runs the rounds, prints a table, and returns the figures."""
-    shape = SHAPES[config.shape]
-    checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
+    shape, checkpoint = bench_shape(config), bench_checkpoint(config)
     disk_rate = measure_disk_rate(checkpoint, 1 << 30)
     print(f"checkpoint {checkpoint_bytes(checkpoint) / GIB:.2f} GiB, disk {disk_rate / 1e6:.0f} MB/s")
     job = make_job(shape, config.num_questions, config.question_size)
@@ -52,14 +60,22 @@ def run_core_part(config: SweepBenchConfig) -> dict[str, object]:
         first = run_synthetic(plans["streamed"], cold=True)
     model = load_hf_model(checkpoint, dtype=prober.dtype, device=prober.device)
     difference = rms(hf_dynamic_cache(model, job.questions[:1]).scores - first.scores[:1])
-    rounds = [run_round(config, job, plans, prober, model) for _ in range(config.rounds)]
+    rounds = [
+        run_round(config, job, plans, prober, model, steps, f"core round {number}")
+        for number in range(config.rounds)
+        if number == 0 or steps.has_time(f"core round {number} resident")
+    ]
     naive_questions = job.questions[: config.num_naive_questions]
-    naive = prober.probe(lambda: hf_naive(model, naive_questions).median_s)
+    naive = probe_step(
+        steps, "core naive", lambda: prober.probe(lambda: hf_naive(model, naive_questions).median_s)
+    )
     print_rounds([*rounds, {"naive": naive}])
     return {
         **compare(rounds, naive),
         "streamed_peak_rss_gib": memory.peak_bytes / GIB,
-        "budget_gib": streamed_gib(config, checkpoint),
+        "budget_gib": plans["streamed"].config.machine.memory_gib,
+        "num_layers": shape.num_layers,
+        "int8_computed_in": plans["int8"].plan.linear,
         "disk_mb_per_s": disk_rate / 1e6,
         "streamed_wait_s": first.weight_stream.weights_wait_s,
         "rms_difference_from_dynamic_cache": difference,
@@ -76,8 +92,8 @@ def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> 
         "devices": bench_device(config),
         "micro_batch_tokens": config.micro_batch_tokens,
     }
-    resident = {"resident_layers": SHAPES[config.shape].num_layers, "num_groups": RESIDENT_GROUPS}
-    streamed = {"memory_gib": streamed_gib(config, checkpoint), "resident_layers": 0}
+    resident = {"resident_layers": bench_shape(config).num_layers, "num_groups": RESIDENT_GROUPS}
+    streamed = {"memory_gib": streamed_gib(config, job, checkpoint), "resident_layers": 0}
     settings: dict[str, dict[str, Any]] = {
         "resident": {**resident},
         "streamed": {**streamed},
@@ -90,9 +106,21 @@ def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> 
     }
 
 
-def streamed_gib(config: SweepBenchConfig, checkpoint: Path) -> float:
-    """Budget of a streamed run: what was asked for, or a quarter of the checkpoint."""
-    return config.memory_gib or checkpoint_bytes(checkpoint) / 4 / GIB
+def streamed_gib(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> float:
+    """Budget of a streamed run: what was asked for, or a quarter of the checkpoint.
+
+    Where that is too little for two layers as they are computed with (stored in 16 bits, computed in 32), it
+    is what a sweep takes that streams them all.
+    """
+    if config.memory_gib:
+        return config.memory_gib
+    settings: dict[str, Any] = {
+        "devices": bench_device(config),
+        "micro_batch_tokens": config.micro_batch_tokens,
+    }
+    plan = plan_synthetic(job, checkpoint, config.folder, **settings, resident_layers=0, num_groups=1).plan
+    needed = SLACK * max(plan.memory_bytes, plan.host_bytes)
+    return max(checkpoint_bytes(checkpoint) / 4, needed) / GIB
 
 
 def run_round(
@@ -101,8 +129,10 @@ def run_round(
     plans: dict[str, SyntheticRun],
     prober: Prober,
     model: PreTrainedModel,
+    steps: BenchSteps,
+    name: str,
 ) -> dict[str, ProbedRun]:
-    """One round: every kind of run once."""
+    """One round: every kind of run once, each a step."""
     per_group = len(job.questions) / RESIDENT_GROUPS
 
     def second_group_s(name: str) -> float:
@@ -112,13 +142,21 @@ def run_round(
         return run_synthetic(plans[name], cold=True).seconds / len(job.questions)
 
     few = job.questions[: config.num_dynamic_questions]
-    return {
-        "resident": prober.probe(lambda: second_group_s("resident")),
-        "streamed": prober.probe(lambda: cold_s("streamed")),
-        "int8": prober.probe(lambda: second_group_s("int8")),
-        "int8_streamed": prober.probe(lambda: cold_s("int8_streamed")),
-        "dynamic_cache": prober.probe(lambda: hf_dynamic_cache(model, few).median_s),
+    runs: dict[str, Callable[[], float]] = {
+        "resident": lambda: second_group_s("resident"),
+        "streamed": lambda: cold_s("streamed"),
+        "int8": lambda: second_group_s("int8"),
+        "int8_streamed": lambda: cold_s("int8_streamed"),
+        "dynamic_cache": lambda: hf_dynamic_cache(model, few).median_s,
     }
+    return {
+        kind: probe_step(steps, f"{name} {kind}", partial(prober.probe, run)) for kind, run in runs.items()
+    }
+
+
+def probe_step(steps: BenchSteps, name: str, probe: Callable[[], ProbedRun]) -> ProbedRun:
+    """A probed run as a step."""
+    return ProbedRun(**steps.run(name, lambda: asdict(probe())))
 
 
 def compare(rounds: list[dict[str, ProbedRun]], naive: ProbedRun) -> dict[str, float]:
@@ -138,6 +176,7 @@ def compare(rounds: list[dict[str, ProbedRun]], naive: ProbedRun) -> dict[str, f
         "resident_over_dynamic_cache": over("resident", "dynamic_cache"),
         "streamed_over_resident": over("streamed", "resident"),
         "int8_over_bf16": over("int8", "resident"),
+        "int8_over_best_float": over("int8", "resident"),
         "int8_streamed_over_resident": over("int8_streamed", "int8"),
         "int8_over_dynamic_cache": over("int8", "dynamic_cache"),
         "largest_drift": max(run.drift for one in rounds for run in (*one.values(), naive)),
@@ -159,6 +198,20 @@ def print_rounds(rounds: list[dict[str, ProbedRun]]) -> None:
             for name, run in one.items()
         ]
     )
+
+
+def bench_shape(config: SweepBenchConfig) -> ModelShape:
+    """The shape with the layers that are asked for."""
+    shape = SHAPES[config.shape]
+    return replace(shape, num_layers=min(config.num_layers or shape.num_layers, shape.num_layers))
+
+
+def bench_checkpoint(config: SweepBenchConfig) -> Path:
+    """The random checkpoint of that shape, made when it is not there."""
+    shape = bench_shape(config)
+    is_whole = shape == SHAPES[config.shape]
+    name = config.shape if is_whole else f"{config.shape}-{shape.num_layers}-layers"
+    return make_random_checkpoint(shape, config.folder / name)
 
 
 def bench_device(config: SweepBenchConfig) -> str:

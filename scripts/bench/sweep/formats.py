@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from strata.engine.plan.shapes import SHAPES, ModelShape
+import torch
+
+from strata.engine.machine.devices import resolve_dtype
+from strata.engine.plan.shapes import ModelShape
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
-from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, bench_device
+from strata.scripts.bench.steps import BenchSteps
+from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, UNKEPT, bench_device, bench_shape
 from strata.scripts.bench.sweep.probes import ProbedRun, make_prober
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import STORAGES
@@ -30,19 +35,18 @@ PLAIN = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 FORMATS = (*PLAIN, *STORAGES)
 
 
-def run_formats_part(config: SweepBenchConfig) -> dict[str, object]:
+def run_formats_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[str, object]:
     """`streamed_over_resident_<format>` of every format, and what they come from."""
-    shape = replace(
-        SHAPES[config.shape], num_layers=min(config.format_layers, SHAPES[config.shape].num_layers)
-    )
+    whole = bench_shape(config)
+    shape = replace(whole, num_layers=min(config.format_layers, whole.num_layers))
     results: dict[str, object] = {"format_layers": shape.num_layers}
     rows = []
     for name in FORMATS:
-        checkpoint = make_format(shape, config.folder / f"format-{name}", name)
-        try:
-            rounds = [measure_format(config, shape, checkpoint) for _ in range(config.format_rounds)]
-        finally:
-            shutil.rmtree(checkpoint)
+        if not steps.has_time(f"format {name}"):
+            print(f"format {name}: left out, {config.minutes:g} minutes are over (--minutes)")
+            continue
+        kept = steps.run(f"format {name}", partial(measure_rounds, config, shape, name))
+        rounds = [{run: ProbedRun(**found) for run, found in one.items()} for one in kept]
         ratios = [one["streamed"].roofline_share / one["resident"].roofline_share for one in rounds]
         results[f"streamed_over_resident_{name}"] = median(ratios)
         results[f"format_rounds_{name}"] = [
@@ -57,8 +61,21 @@ def run_formats_part(config: SweepBenchConfig) -> dict[str, object]:
             }
         )
         print_table(rows[-1:])
-    print_table(rows)
+    if rows:
+        print_table(rows)
     return results
+
+
+def measure_rounds(
+    config: SweepBenchConfig, shape: ModelShape, name: str
+) -> list[dict[str, dict[str, float]]]:
+    """All rounds of a format, on a checkpoint that is made for it."""
+    checkpoint = make_format(shape, config.folder / f"format-{name}", name)
+    try:
+        rounds = [measure_format(config, shape, checkpoint) for _ in range(config.format_rounds)]
+    finally:
+        shutil.rmtree(checkpoint)
+    return [{run: asdict(found) for run, found in one.items()} for one in rounds]
 
 
 def make_format(shape: ModelShape, folder: Path, name: str) -> Path:
@@ -71,7 +88,10 @@ def make_format(shape: ModelShape, folder: Path, name: str) -> Path:
 def measure_format(config: SweepBenchConfig, shape: ModelShape, checkpoint: Path) -> dict[str, ProbedRun]:
     """One round of a format: resident, then streamed; both compute in the plain bench's dtype."""
     job = make_job(shape, config.num_questions, config.question_size)
-    common: dict[str, Any] = {"devices": bench_device(config), "dtype": config.format_dtype}
+    device = bench_device(config)
+    # All in one dtype, also what is stored in float32.
+    dtype = resolve_dtype(config.format_dtype, torch.bfloat16, (device,))
+    common: dict[str, Any] = {"devices": device, "dtype": str(dtype).removeprefix("torch.")}
     common |= {"micro_batch_tokens": config.micro_batch_tokens}
     resident = plan_synthetic(
         job, checkpoint, config.folder, **common, resident_layers=shape.num_layers, num_groups=RESIDENT_GROUPS

@@ -8,17 +8,24 @@ checkpoint, its first layer's read included; llama.cpp holds all weights in memo
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from strata.engine.plan.shapes import SHAPES
 from strata.scripts.bench.configs import QuestionSize, SweepBenchConfig
 from strata.scripts.bench.peers.exchange import PeerJob
 from strata.scripts.bench.peers.runner import PEERS, measure_peer
 from strata.scripts.bench.record import print_table
-from strata.scripts.bench.sweep.core import bench_device, streamed_gib
+from strata.scripts.bench.steps import BenchSteps
+from strata.scripts.bench.sweep.core import (
+    UNKEPT,
+    bench_checkpoint,
+    bench_device,
+    bench_shape,
+    streamed_gib,
+)
 from strata.scripts.bench.workloads.baselines import BaselineRun
-from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import (
     SyntheticJob,
     make_job,
@@ -38,12 +45,14 @@ KEYS = {
 """A peer's seconds a question over strata's, in bf16 and in int8."""
 
 
-def run_peers_part(config: SweepBenchConfig) -> dict[str, object]:
+def run_peers_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[str, object]:
     """Seconds a question of strata and of every peer that is installed, and their ratios."""
-    shape = SHAPES[config.shape]
-    checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
-    job = make_job(shape, config.peer_questions, SIZE)
-    ours = {dtype: strata_s(config, job, dtype) for dtype in ("bf16", "int8")}
+    checkpoint = bench_checkpoint(config)
+    job = make_job(bench_shape(config), config.peer_questions, SIZE)
+    ours = {
+        dtype: steps.run(f"peers: strata {dtype}", partial(strata_s, config, job, checkpoint, dtype))
+        for dtype in ("bf16", "int8")
+    }
     rows: list[dict[str, object]] = [
         {"who": f"strata {dtype}, streamed", "s a question": seconds} for dtype, seconds in ours.items()
     ]
@@ -54,7 +63,11 @@ def run_peers_part(config: SweepBenchConfig) -> dict[str, object]:
         work_folder=config.folder / "peers",
     )
     for peer in PEERS:
+        if not steps.has_time(f"peers: {peer}"):
+            results[f"{peer}_left_out"] = f"{config.minutes:g} minutes are over (--minutes)"
+            continue
         run = measure_peer(peer, peer_job, python=config.peers_python)
+        steps.advance(1)
         if isinstance(run, str):
             print(f"{peer}: left out: {run}")
             results[f"{peer}_left_out"] = run
@@ -76,16 +89,15 @@ def compare_with(peer: str, run: BaselineRun, ours: dict[str, float]) -> dict[st
     }
 
 
-def strata_s(config: SweepBenchConfig, job: SyntheticJob, dtype: str) -> float:
+def strata_s(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path, dtype: str) -> float:
     """Seconds a question of a streamed sweep from a cold disk."""
-    checkpoint = config.folder / config.shape
     sweep = plan_synthetic(
         job,
         checkpoint,
         config.folder,
         devices=bench_device(config),
         dtype="int8" if dtype == "int8" else "auto",
-        memory_gib=streamed_gib(config, checkpoint),
+        memory_gib=streamed_gib(config, job, checkpoint),
         resident_layers=0,
     )
     run = run_synthetic(sweep, cold=True)

@@ -7,18 +7,18 @@ through a cache on local disk: its second sweep should not pay for the slow sour
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from strata.engine.plan.shapes import SHAPES
 from strata.engine.weights.byte_sources import FileSource, ThrottledSource
 from strata.engine.weights.read_cache import CachedSource
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
-from strata.scripts.bench.sweep.core import bench_device
+from strata.scripts.bench.steps import BenchSteps
+from strata.scripts.bench.sweep.core import UNKEPT, bench_checkpoint, bench_device, bench_shape
 from strata.scripts.bench.sweep.probes import Prober, make_prober
-from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import (
     SyntheticJob,
     SyntheticRun,
@@ -30,10 +30,9 @@ from strata.scripts.bench.workloads.synthetic_job import (
 PERCENTS = (50, 100, 200)
 
 
-def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
+def run_throttle_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[str, object]:
     """`throttled_<percent>_over_roofline` and the cache's gain."""
-    shape = SHAPES[config.shape]
-    checkpoint = make_random_checkpoint(shape, config.folder / config.shape)
+    shape, checkpoint = bench_shape(config), bench_checkpoint(config)
     job = make_job(shape, config.num_questions, config.question_size)
     common: dict[str, Any] = {
         "devices": bench_device(config),
@@ -42,17 +41,24 @@ def run_throttle_part(config: SweepBenchConfig) -> dict[str, object]:
     sweep = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)
     plan = sweep.plan
     prober = make_prober(shape, plan, job.flops)
-    unthrottled_s = run_synthetic(sweep, cold=True).seconds
+    unthrottled_s = steps.run("throttle: none", lambda: run_synthetic(sweep, cold=True).seconds)
     results: dict[str, object] = {"unthrottled_s": unthrottled_s}
     rows = []
     for percent in PERCENTS:
         rate = plan.bytes_read / (unthrottled_s * percent / 100)
-        row = {"I/O of compute, %": percent, **throttled_row(config, job, sweep, prober, rate)}
+        if not steps.has_time(f"throttle: {percent}%"):
+            print(f"I/O of {percent}%: left out, {config.minutes:g} minutes are over (--minutes)")
+            continue
+        found = steps.run(f"throttle: {percent}%", partial(throttled_row, config, job, sweep, prober, rate))
+        row = {"I/O of compute, %": percent, **found}
         results[f"throttled_{percent}_over_roofline"] = row["of roofline"]
         rows.append(row)
-    print_table(rows)
-    twice = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=2)
-    results |= measure_cache(config, job, twice, rows[-1]["source MB/s"] * 1e6)
+    if rows:
+        print_table(rows)
+    if rows and steps.has_time("throttle: cache"):
+        twice = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=2)
+        slowest = rows[-1]["source MB/s"] * 1e6
+        results |= steps.run("throttle: cache", lambda: measure_cache(config, twice, slowest))
     return results | {"throttle_rows": rows}
 
 
@@ -78,9 +84,7 @@ def throttled_row(
     }
 
 
-def measure_cache(
-    config: SweepBenchConfig, job: SyntheticJob, sweep: SyntheticRun, rate: float
-) -> dict[str, object]:
+def measure_cache(config: SweepBenchConfig, sweep: SyntheticRun, rate: float) -> dict[str, object]:
     """Two sweeps from the slowest source through a cache: seconds of each."""
     folder = Path(mkdtemp(prefix="cache-", dir=config.folder))
     try:

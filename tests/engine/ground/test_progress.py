@@ -35,6 +35,18 @@ def test_nothing_is_said_of_a_short_job_or_by_a_library(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_one_bar_at_a_time(clock, capsys):
+    with progress_bar("bench", 2, shown=True) as outer:
+        with progress_bar("sweep", 2, shown=True) as inner:
+            clock[0] = 100.0
+            inner(1)
+        outer(1)
+    with progress_bar("next", 2, shown=True) as advance:
+        clock[0] = 200.0
+        advance(1)
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["bench", "next"]
+
+
 @pytest.mark.parametrize(
     ("seconds", "told"), [(0.42, "0.4 s"), (52.4, "52 s"), (432, "7 min 12 s"), (11100, "3 h 05 min")]
 )
