@@ -28,10 +28,11 @@ from strata.engine.plan.sweep_plan import readout_dtype
 from strata.engine.results.timeline import Track
 from strata.engine.sweep.coordinator import Coordinator
 from strata.engine.sweep.hidden_store import StoreShape, TimedStore, make_store
-from strata.engine.sweep.lane_worker import LaneWorker, Readouts, Tap
+from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.sweep.layer_clock import LayerClock
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
 from strata.engine.sweep.memory_advice import explain_halvings
+from strata.engine.sweep.readouts import Readouts, Tap
 from strata.engine.sweep.shared_keys import PublicKeys
 from strata.engine.tree.lanes import token_ids_of
 
@@ -164,11 +165,13 @@ def _sweep_group(shared: _Shared, group: int) -> tuple[SweptGroup, ...]:
     wait_s, read_s = stream.wait_s, stream.read_s
     workers = [_embed_group(shared, part, group) for part in shared.parts]
     on_device = zip(*workers, strict=True)
-    shared.coordinator.run(
-        [partial(sweep_lanes, shared, group, lanes) for lanes in on_device], f"sweep-{group}"
-    )
-    for worker in chain.from_iterable(workers):
-        worker.close()
+    try:
+        shared.coordinator.run(
+            [partial(sweep_lanes, shared, group, lanes) for lanes in on_device], f"sweep-{group}"
+        )
+    finally:
+        for worker in chain.from_iterable(workers):
+            worker.close()
     seconds = perf_counter() - started
     return tuple(
         SweptGroup(
