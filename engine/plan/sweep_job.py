@@ -155,11 +155,9 @@ def _plan(askings: Sequence[Asking], request: PlanRequest, held: frozenset[int])
         plan = plan_sweep(costs, work, request.machine, overrides)
     plan, groups = settle_groups([asking.scored_tree for asking in askings], plan)
     plan = predict_plan(plan, costs, work, request.machine.rates)
-    lasting = [
-        public_key_bytes(costs, lanes) * len(asking.model.members) + asking.model.adapter_bytes
-        for asking, lanes in zip(askings, groups, strict=True)
-    ]
-    plan = count_lasting(plan, sum(lasting))
+    for asking, lanes in zip(askings, groups, strict=True):
+        public = [public_layer_bytes(costs, lanes)] * (costs.num_layers * len(asking.model.members))
+        plan = count_lasting(plan, public, asking.model.adapter_bytes)
     jobs = [
         SweepJob(model=asking.model, scored_tree=asking.scored_tree, plan=plan, groups=lanes)
         for asking, lanes in zip(askings, groups, strict=True)
@@ -248,18 +246,30 @@ def settle_groups(
     return plan, tuple(lanes + (nothing,) * (plan.num_groups - len(lanes)) for lanes in groups)
 
 
-def public_key_bytes(costs: ModelCosts, groups: Sequence[tuple[Lane, ...]]) -> int:
-    """Of one member's keys and values of public tokens, in all layers."""
+def public_layer_bytes(costs: ModelCosts, groups: Sequence[tuple[Lane, ...]]) -> int:
+    """Of one member's keys and values of public tokens, in one layer."""
     num_public = sum(count(lane.public) for lanes in groups for lane in lanes if lane.publishes)
-    return num_public * costs.num_layers * costs.key_value_bytes_per_token
+    return num_public * costs.key_value_bytes_per_token
 
 
-def count_lasting(plan: SweepPlan, num_bytes: int) -> SweepPlan:
-    """The plan with the memory of what stays for the whole run beside layers."""
+def count_lasting(plan: SweepPlan, public: Sequence[int], adapter_bytes: int) -> SweepPlan:
+    """The plan with the memory of what stays for the whole run beside layers.
+
+    Args:
+        plan: without it.
+        public: bytes of public keys and values, of every member and layer; they wait on the host, and beside
+            GPUs in pinned memory, which torch rounds up to a power of two.
+        adapter_bytes: on every device.
+    """
+    if plan.on_cpu:
+        lasting = sum(public) + adapter_bytes
+        return replace(plan, memory_bytes=plan.memory_bytes + lasting, host_bytes=plan.host_bytes + lasting)
+    pinned = sum(1 << (size - 1).bit_length() for size in public if size)
+    # What is taken of a layer is uploaded whole and then put in the lane's order.
     return replace(
         plan,
-        memory_bytes=plan.memory_bytes + num_bytes,
-        host_bytes=plan.host_bytes + (num_bytes if plan.on_cpu else 0),
+        memory_bytes=plan.memory_bytes + adapter_bytes + 2 * max(public, default=0),
+        host_bytes=plan.host_bytes + pinned,
     )
 
 

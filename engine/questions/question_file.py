@@ -64,11 +64,17 @@ def read_questions(
     path = Path(path)
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: expected at least 1")
-    return read_table(path, read_records(path, limit=limit), context_column=context_column, warnings=warnings)
+    table = read_records(path, limit=limit)
+    return read_table(path, table, context_column=context_column, id_column=id_column, warnings=warnings)
 
 
 def read_table(
-    path: Path, table: RecordTable, *, context_column: str = _DEFAULT_CONTEXT_COLUMN, warnings: RunWarnings
+    path: Path,
+    table: RecordTable,
+    *,
+    context_column: str = _DEFAULT_CONTEXT_COLUMN,
+    id_column: str = DEFAULT_ID_COLUMN,
+    warnings: RunWarnings,
 ) -> list[Question]:
     """The questions of rows that are read; see `read_questions`. `path` names the rows in messages."""
     found = recognize_columns(path, table.columns)

@@ -2,7 +2,7 @@
 
 Rows are numbered as the lane computes them. A store is [num_rows, D] in the compute dtype. On CUDA the RAM
 store is pinned and its copies are queued on the current stream, which orders a write before the next read of
-the same rows.
+the same rows; whoever closes it uses that stream.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from strata.engine.plan.overrides import StoreKind
+from strata.engine.sweep.pinned import HostMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,14 @@ class MemoryStore:
     """Rows on the device, or in host RAM (pinned when the device is a GPU)."""
 
     def __init__(self, shape: StoreShape, *, on_host: bool) -> None:
-        pinned = on_host and shape.device.type == "cuda"
-        where = torch.device("cpu") if on_host else shape.device
         self._device = shape.device
         size = (shape.num_rows, shape.width)
-        self._rows = torch.empty(size, dtype=shape.dtype, device=where, pin_memory=pinned)
+        self._memory = HostMemory(size, shape.dtype, shape.device) if on_host else None
+        self._rows = (
+            torch.empty(size, dtype=shape.dtype, device=shape.device)
+            if self._memory is None
+            else self._memory.tensor
+        )
 
     def read(self, first: int, count: int) -> torch.Tensor:
         """Rows on the device; a view when they are there already."""
@@ -61,8 +65,12 @@ class MemoryStore:
         self._rows[first : first + len(rows)].copy_(rows, non_blocking=True)
 
     def close(self) -> None:
-        """Frees the memory."""
+        """Frees the memory, once copies from and to it have ended."""
         self._rows = torch.empty(0)
+        if self._memory is not None:
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()
+            self._memory.close()
 
 
 class DiskStore:

@@ -1,12 +1,12 @@
 """A lane's hidden states and public keys as tensors of a file, and back. Knows not when or why they are kept.
 
-Names in the file: hidden/MEMBER/0 [T, D] in the order of the lane's rows; float32/MEMBER/ROW [t, D], those of
-micro-batches that overflowed, from the lane's row on; public/MEMBER/LAYER [2, K, P, H]. MEMBER is its index.
+Names in the file: hidden/MEMBER/0 [T, D] in the order of the lane's rows; factors/MEMBER/ROW [t, 1], of states
+beyond float16's range, from the lane's row on; public/MEMBER/LAYER [2, K, P, H]. MEMBER is its index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,9 +22,9 @@ def write_lane(writer: PieceWriter, worker: LaneWorker) -> None:
         num_rows = worker.lane.num_tokens
         starts = range(0, num_rows, PART_ROWS)
         writer.add(f"hidden/{index}/0", (store.read(at, min(PART_ROWS, num_rows - at)) for at in starts))
-        for (owner, first_row), rows in worker.promoted.items():
+        for (owner, first_row), factors in worker.factors.items():
             if owner == member:
-                writer.add(f"float32/{index}/{first_row}", [rows])
+                writer.add(f"factors/{index}/{first_row}", [factors])
 
 
 def write_public(writer: PieceWriter, worker: LaneWorker, public: PublicKeys, layer: int) -> None:
@@ -40,17 +40,16 @@ def write_public(writer: PieceWriter, worker: LaneWorker, public: PublicKeys, la
 
 def fill_lane(path: Path, pieces: Sequence[Piece], worker: LaneWorker, public: PublicKeys) -> None:
     """Puts into a lane's stores, and among the public keys, what a file holds of it."""
-    members, promoted = list(worker.stores), dict[tuple[str, int], torch.Tensor]()
+    members = list(worker.stores)
     for piece, parts in read_pieces(path, pieces):
         kind, member, place = piece.name.split("/")
         name = members[int(member)]
         if kind == "hidden":
             _write_rows(worker, name, parts)
-        elif kind == "float32":
-            promoted[name, int(place)] = read_whole(parts)
+        elif kind == "factors":
+            _put_factors(worker, name, int(place), read_whole(parts).to(worker.device))
         else:
-            public.restore(name, int(place), worker.lane, read_whole(parts).to(worker.device))
-    _promote(worker, promoted)
+            public.restore(name, int(place), worker.lane, read_whole(parts))
 
 
 def _write_rows(worker: LaneWorker, member: str, parts: Iterator[torch.Tensor]) -> None:
@@ -60,18 +59,12 @@ def _write_rows(worker: LaneWorker, member: str, parts: Iterator[torch.Tensor]) 
         first += len(part)
 
 
-def _promote(worker: LaneWorker, kept: Mapping[tuple[str, int], torch.Tensor]) -> None:
-    """Makes float32 the micro-batches with rows that are; they may have been cut otherwise when kept."""
-    for (member, first_row), rows in kept.items():
-        for tiled in worker.tiled:
-            batch = tiled.batch
-            low = max(first_row, batch.first_row)
-            high = min(first_row + len(rows), batch.first_row + batch.num_rows)
-            if low >= high:
-                continue
-            place = (member, batch.first_row)
-            if place not in worker.promoted:
-                stored = worker.stores[member].read(batch.first_row, batch.num_rows)
-                worker.promoted[place] = stored.to(torch.float32, copy=True)
-            part = rows[low - first_row : high - first_row].to(worker.device)
-            worker.promoted[place][low - batch.first_row : high - batch.first_row] = part
+def _put_factors(worker: LaneWorker, member: str, first_row: int, factors: torch.Tensor) -> None:
+    """Gives micro-batches the factors [t, 1] of rows from one on; they may have been cut otherwise when kept."""
+    for tiled in worker.tiled:
+        first = tiled.batch.first_row
+        low, high = max(first_row, first), min(first_row + len(factors), first + tiled.batch.num_rows)
+        if low < high:
+            ones = torch.ones(tiled.batch.num_rows, 1, device=worker.device)
+            own = worker.factors.setdefault((member, first), ones)
+            own[low - first : high - first] = factors[low - first_row : high - first_row]

@@ -3,8 +3,8 @@
 Of a lane and a layer: hidden states [T, D] of each micro-batch come from the hidden store, go through the
 layer with the carried keys and values [2, K, C, H], and go back. In the last layer only the scored rows are
 computed beyond their keys and values, and their final-norm hidden states are the readouts.
-A micro-batch whose result overflows float16 is computed again in float32, and stays in float32 for the rest
-of the sweep. Readouts that are not finite end the run, whatever the dtype.
+A micro-batch whose result overflows float16 is computed again in float32 (see `overflow`). Readouts that are
+not finite end the run, whatever the dtype.
 A micro-batch for which memory runs out is cut in two, which the rest of the sweep keeps, and its layer is
 repeated: its hidden states are replaced last of all, so that until then nothing has happened.
 Shape suffixes: T rows of a micro-batch, S scored rows, D model dim, K kv heads, C keys, H head dim.
@@ -12,8 +12,8 @@ Shape suffixes: T rows of a micro-batch, S scored rows, D model dim, K kv heads,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,17 @@ from strata.engine.memory_errors import is_out_of_memory
 from strata.engine.model.attention import AttentionCall
 from strata.engine.model.decoder import Decoder
 from strata.engine.sweep.hidden_store import TimedStore
+from strata.engine.sweep.overflow import (
+    Attempt,
+    Found,
+    in_float32,
+    is_all_finite,
+    is_finite,
+    narrow,
+    rows_in_float16,
+    why_not_finite,
+)
+from strata.engine.sweep.readouts import Readouts, ReadoutsNotFiniteError, Tap
 from strata.engine.tree.halving import cut_micro_batch
 from strata.engine.tree.intervals import indexes
 from strata.engine.tree.lanes import Lane, MicroBatch
@@ -31,44 +42,25 @@ from strata.engine.tree.tiles import tile_finder
 KeySpace = tuple[torch.Tensor, torch.Tensor | None]
 """Keys and values [2, K, C, H] that a micro-batch attends to, and those of them that the next one carries."""
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Readouts:
-    """Where workers leave what is read out: `rows` [S, D] a member, for `scored` [S] stream indexes."""
-
-    scored: np.ndarray
-    rows: Mapping[str, torch.Tensor]
-
-    def put(self, member: str, streams: np.ndarray, readouts: torch.Tensor) -> None:
-        """Stores readouts [s, D] of stream indexes [s], on the host."""
-        places = torch.from_numpy(np.searchsorted(self.scored, streams))
-        rows = self.rows[member]
-        rows[places] = readouts.to(rows.dtype).cpu()
-
-
-Tap = Callable[[int, str, np.ndarray, torch.Tensor], None]
-"""Told of every layer, member, stream indexes [s] and what a head would read there [s, D], on the device."""
-
-
-class ReadoutsNotFiniteError(FloatingPointError):
-    """Readouts that hold NaN or inf, and the stream indexes [s] that they belong to."""
-
-    def __init__(self, streams: np.ndarray) -> None:
-        super().__init__("the last layer's readouts are not finite: weights or activations hold NaN or inf")
-        self.streams = streams
-
-
 LEAST_TOKENS = 8
 """Micro-batches are not cut smaller: what they take is nothing beside weights and keys."""
 
+FLOAT32_BLOCKS = 8
+"""Blocks of rows in which a micro-batch is computed in float32. An eighth of the intermediate tensors, twice
+as wide, three of the model's width and a matrix take what the plan allows for all of it in float16."""
+
 
 class TiledBatch:
-    """A micro-batch with its tiles."""
+    """A micro-batch with its tiles, and what every layer needs of it on the device, uploaded once."""
 
-    def __init__(self, tree: PrefixTree, batch: MicroBatch) -> None:
+    def __init__(self, tree: PrefixTree, batch: MicroBatch, device: torch.device) -> None:
         self.batch = batch
         self.tiles = tile_finder(tree, batch, scored=False)
         self.scored_tiles = tile_finder(tree, batch, scored=True)
+        streams = indexes(batch.rows)
+        self.position_ids = torch.from_numpy(tree.position_ids[streams].astype(np.int64)).to(device)
+        self.scored_rows = torch.from_numpy(batch.scored_rows).to(device)
+        self.scored_streams = streams[batch.scored_rows]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,8 +68,9 @@ class LaneWorker:
     """A device with its own modules, the lane it computes, and the tiles of the lane's micro-batches.
 
     `stores` hold each member's hidden states; `norm` are the final norm's weights, None where readouts are
-    taken before it. `promoted` maps the first rows of micro-batches that overflowed to float32 hidden states;
-    `overflows` lists (layer, first row). `tiled` are the lane's micro-batches, or the smaller ones that took
+    taken before it. `factors` [T, 1] are what the stored states of a member's micro-batch, named by its first
+    row, have to be multiplied by, where they would overflow float16. `overflows` lists (layer, first row) of
+    micro-batches that did, each once. `tiled` are the lane's micro-batches, or the smaller ones that took
     their place, and `halvings` lists (layer, tokens) of those for which memory ran out: tokens after they
     were cut. `tap` is told of the scored rows after every layer.
     """
@@ -91,14 +84,15 @@ class LaneWorker:
     norm: Mapping[str, torch.Tensor] | None
     readouts: Readouts
     tap: Tap | None = None
-    promoted: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    factors: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
     overflows: list[tuple[int, int]] = field(default_factory=list)
     halvings: list[tuple[int, int]] = field(default_factory=list)
     _layer: int = 0
     _weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tiled = [TiledBatch(self.tree, batch) for batch in self.lane.micro_batches]
+        self.tiled = [TiledBatch(self.tree, batch, self.device) for batch in self.lane.micro_batches]
+        self._norm_in: dict[torch.dtype, dict[str, torch.Tensor]] = {}
 
     def embed(self, table: torch.Tensor, row_of_token: np.ndarray) -> None:
         """Fills the hidden stores with embeddings, from a table [U, D] and each token id's row in it [V]."""
@@ -123,12 +117,12 @@ class LaneWorker:
         self.decoder.activations.forget()
         following = self.tiled[index + 1].batch.carried if index + 1 < len(self.tiled) else ()
         parts = cut_micro_batch(self.tree, batch, (batch.num_rows + 1) // 2, following)
-        self.tiled[index : index + 1] = [TiledBatch(self.tree, part) for part in parts]
+        self.tiled[index : index + 1] = [TiledBatch(self.tree, part, self.device) for part in parts]
         for member in self.stores:
-            promoted = self.promoted.pop((member, batch.first_row), None)
-            if promoted is not None:
-                for part, rows in zip(parts, promoted.split([part.num_rows for part in parts]), strict=True):
-                    self.promoted[member, part.first_row] = rows
+            factors = self.factors.pop((member, batch.first_row), None)
+            if factors is not None:
+                for part, rows in zip(parts, factors.split([part.num_rows for part in parts]), strict=True):
+                    self.factors[member, part.first_row] = rows
         self.halvings.append((self._layer, parts[0].num_rows))
 
     def assign(self, layer: int, weights: Mapping[str, torch.Tensor]) -> None:
@@ -167,51 +161,50 @@ class LaneWorker:
 
     def run_layer(self, index: int, member: str, carried: torch.Tensor | None) -> KeySpace:
         """All rows through all of the layer, store to store; see `run`."""
-        tiled = self.tiled[index]
-        hidden_TD, position_ids = self._load(tiled.batch, member)
+        layer, tiled = self._layer, self.tiled[index]
         call = AttentionCall(tiles_of=tiled.tiles, carried=carried)
-        output_TD = self._compute(
+        output_TD, key_values_2KCH = self._compute(
             tiled.batch,
-            hidden_TD,
-            lambda states: self.decoder.run_layer(self._layer, states, position_ids, call),
+            self._load(tiled.batch, member),
+            lambda states: (self.decoder.run_layer(layer, states, tiled.position_ids, call), call.key_values),
+            lambda states: self._run_blocks(tiled, states, carried),
         )
-        assert call.key_values is not None
-        kept = self.keep_carried(index, call.key_values)
-        if output_TD.dtype == self.dtype:
-            self.stores[member].write(tiled.batch.first_row, output_TD)
-        else:
-            self.promoted[member, tiled.batch.first_row] = output_TD
-        self._tell(tiled.batch, member, output_TD)
-        return call.key_values, kept
+        assert key_values_2KCH is not None
+        kept = self.keep_carried(index, key_values_2KCH)
+        self._store(tiled.batch, member, output_TD)
+        if self.tap is not None and len(tiled.scored_streams):
+            self.tap(layer, member, tiled.scored_streams, self._normalize(output_TD[tiled.scored_rows]))
+        return key_values_2KCH, kept
 
     def run_last_layer(self, index: int, member: str, carried: torch.Tensor | None) -> KeySpace:
         """Keys and values of all rows, the rest for scored ones, whose readouts it leaves; see `run`."""
         layer, tiled = self._layer, self.tiled[index]
-        batch = tiled.batch
-        hidden_TD, position_ids = self._load(batch, member)
-        keys = AttentionCall(tiles_of=tiled.tiles, carried=carried, mode="keys")
-        key_values_2KCH = self._compute(
-            batch, hidden_TD, lambda states: self.decoder.run_layer_keys(layer, states, position_ids, keys)
-        )
+        hidden_TD = self._load(tiled.batch, member)
+
+        def find_keys(states: torch.Tensor) -> tuple[None, torch.Tensor]:
+            keys = AttentionCall(tiles_of=tiled.tiles, carried=carried, mode="keys")
+            return None, self.decoder.run_layer_keys(layer, states, tiled.position_ids, keys)
+
+        def read_out(states: torch.Tensor) -> tuple[torch.Tensor, None]:
+            call = AttentionCall(
+                tiles_of=tiled.scored_tiles, carried=None, mode="scored", key_values=key_values_2KCH
+            )
+            positions = tiled.position_ids[tiled.scored_rows]
+            return self._normalize(self.decoder.run_layer(layer, states, positions, call)), None
+
+        _, key_values_2KCH = self._compute(tiled.batch, hidden_TD, find_keys, find_keys)
+        assert key_values_2KCH is not None
         kept = self.keep_carried(index, key_values_2KCH)
-        if not len(batch.scored_rows):
+        if not len(tiled.scored_streams):
             return key_values_2KCH, kept
-        scored = torch.from_numpy(batch.scored_rows).to(self.device)
-        call = AttentionCall(
-            tiles_of=tiled.scored_tiles, carried=None, mode="scored", key_values=key_values_2KCH
-        )
-
-        def read_out(states: torch.Tensor) -> torch.Tensor:
-            return self._normalize(self.decoder.run_layer(layer, states, position_ids[scored], call))
-
-        readouts_SD = self._compute(batch, hidden_TD[scored], read_out)
-        streams = indexes(batch.rows)[batch.scored_rows]
-        if not is_finite(readouts_SD):
+        readouts_SD, _ = self._compute(tiled.batch, hidden_TD[tiled.scored_rows], read_out, read_out)
+        assert readouts_SD is not None
+        if self.dtype != torch.float16 and not is_finite(readouts_SD):
             is_odd = ~torch.isfinite(readouts_SD).all(dim=1).cpu().numpy()
-            raise ReadoutsNotFiniteError(streams[is_odd])
-        self.readouts.put(member, streams, readouts_SD)
+            raise ReadoutsNotFiniteError(tiled.scored_streams[is_odd])
+        self.readouts.put(member, tiled.scored_streams, readouts_SD)
         if self.tap is not None:
-            self.tap(layer, member, streams, readouts_SD)
+            self.tap(layer, member, tiled.scored_streams, readouts_SD)
         return key_values_2KCH, kept
 
     def keep_carried(self, index: int, key_values_2KCH: torch.Tensor) -> torch.Tensor | None:
@@ -221,35 +214,39 @@ class LaneWorker:
             return None
         return torch.cat([key_values_2KCH[:, :, start:end] for start, end in ranges], dim=2)
 
-    def _tell(self, batch: MicroBatch, member: str, hidden_TD: torch.Tensor) -> None:
-        """Tells the tap, if there is one, what a head would read after this layer."""
-        if self.tap is not None and len(batch.scored_rows):
-            scored = torch.from_numpy(batch.scored_rows).to(self.device)
-            streams = indexes(batch.rows)[batch.scored_rows]
-            self.tap(self._layer, member, streams, self._normalize(hidden_TD[scored]))
-
     def _normalize(self, states_SD: torch.Tensor) -> torch.Tensor:
         """The final norm, where readouts are taken after it."""
         if self.norm is None:
             return states_SD
-        norm = {name: weight.to(states_SD) for name, weight in self.norm.items()}
-        return self.decoder.normalize(norm, states_SD)
+        if states_SD.dtype not in self._norm_in:
+            self._norm_in[states_SD.dtype] = {
+                name: weight.to(states_SD) for name, weight in self.norm.items()
+            }
+        return self.decoder.normalize(self._norm_in[states_SD.dtype], states_SD)
 
-    def _load(self, batch: MicroBatch, member: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [T, D] and position ids [T] of a micro-batch, on the device."""
-        hidden_TD = self.promoted.get((member, batch.first_row))
-        if hidden_TD is None:
-            hidden_TD = self.stores[member].read(batch.first_row, batch.num_rows)
-            if self.tree.tree_starts is not None:
-                # A view is aligned as its place in the store happens to be, and products depend on that.
-                hidden_TD = hidden_TD.clone()
-        position_ids = self.tree.position_ids[indexes(batch.rows)].astype(np.int64)
-        return hidden_TD, torch.from_numpy(position_ids).to(self.device)
+    def _load(self, batch: MicroBatch, member: str) -> torch.Tensor:
+        """Hidden states [T, D] of a micro-batch, in float32 where float16 does not hold them."""
+        hidden_TD = self.stores[member].read(batch.first_row, batch.num_rows)
+        factors_T1 = self.factors.get((member, batch.first_row))
+        if factors_T1 is not None:
+            return hidden_TD.float() * factors_T1
+        if self.tree.tree_starts is not None:
+            # A view is aligned as its place in the store happens to be, and products depend on that.
+            hidden_TD = hidden_TD.clone()
+        return hidden_TD
 
-    def _compute(
-        self, batch: MicroBatch, hidden_TD: torch.Tensor, attempt: Callable[[torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
-        """`attempt(hidden)`; in float32 when the hidden states are, or when the result overflows float16.
+    def _store(self, batch: MicroBatch, member: str, hidden_TD: torch.Tensor) -> None:
+        """Puts a micro-batch's hidden states where the next layer finds them."""
+        factors_T1 = None
+        if hidden_TD.dtype != self.dtype:
+            hidden_TD, factors_T1 = rows_in_float16(hidden_TD)
+        self.stores[member].write(batch.first_row, hidden_TD)
+        self.factors.pop((member, batch.first_row), None)
+        if factors_T1 is not None:
+            self.factors[member, batch.first_row] = factors_T1
+
+    def _compute(self, batch: MicroBatch, hidden_TD: torch.Tensor, attempt: Attempt, again: Attempt) -> Found:
+        """`attempt(hidden)`; `again(hidden)` in float32 when they are, or when a result overflows float16.
 
         The other dtypes have float32's range: there a result that is not finite shows in the readouts.
 
@@ -258,27 +255,34 @@ class LaneWorker:
         """
         layer = self._layer
         if hidden_TD.dtype == self.dtype:
-            result = attempt(hidden_TD)
-            if self.dtype != torch.float16 or is_finite(result):
-                return result
-            if (layer, batch.first_row) not in self.overflows:
+            found = attempt(hidden_TD)
+            if self.dtype != torch.float16 or is_all_finite(found):
+                return found
+            del found  # its memory is wanted
+            if all(first_row != batch.first_row for _, first_row in self.overflows):
                 self.overflows.append((layer, batch.first_row))
-        widened = {
-            name: weight.float() if weight.is_floating_point() else weight
-            for name, weight in self._weights.items()
-        }
-        self.decoder.assign_layer(layer, widened)
-        try:
-            result = attempt(hidden_TD.float())
-        finally:
-            self.decoder.assign_layer(layer, self._weights)
-        if not is_finite(result):
-            raise FloatingPointError(
-                f"layer {layer}: hidden states are not finite, not even in float32: weights hold NaN or inf"
+        with in_float32(self.decoder, layer, self._weights):
+            states, key_values = again(hidden_TD.float())
+        if not is_all_finite((states, key_values)):
+            raise FloatingPointError(f"layer {layer}: {why_not_finite(self._weights)}")
+        return states, None if key_values is None else narrow(key_values, self.dtype)
+
+    def _run_blocks(self, tiled: TiledBatch, hidden_TD: torch.Tensor, carried: torch.Tensor | None) -> Found:
+        """The layer over blocks of rows, so that float32 takes no more memory than float16 would at once."""
+        layer, positions = self._layer, tiled.position_ids
+        keys = AttentionCall(tiles_of=tiled.tiles, carried=carried, mode="keys")
+        key_values_2KCH = self.decoder.run_layer_keys(layer, hidden_TD, positions, keys)
+        output_TD = torch.empty_like(hidden_TD)
+        size = max(LEAST_TOKENS, -(-len(hidden_TD) // FLOAT32_BLOCKS))
+        for first in range(0, len(hidden_TD), size):
+            rows = np.arange(first, min(first + size, len(hidden_TD)))
+            part = replace(tiled.batch, scored_rows=rows)
+            call = AttentionCall(
+                tiles_of=tile_finder(self.tree, part, scored=True),
+                carried=None,
+                mode="scored",
+                key_values=key_values_2KCH,
             )
-        return result
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every element is finite; one pass, no temporary of the tensor's size."""
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32)))
+            block = slice(first, first + len(rows))
+            output_TD[block] = self.decoder.run_layer(layer, hidden_TD[block], positions[block], call)
+        return output_TD, key_values_2KCH

@@ -19,16 +19,17 @@ import torch
 from strata.engine.model.layer_loader import LayerLoader, RawLayer, Weights
 from strata.engine.results.timeline import Track
 from strata.engine.sweep.coordinator import Coordinator
+from strata.engine.sweep.pinned import HostMemory
 
 
 @dataclass(kw_only=True, eq=False)
 class _Slot:
     """Host buffers, and what the devices must have done before they may be filled again.
 
-    `buffer` takes a layer's stored bytes, `decoded` (CPU) the weights that are no views of it.
+    `memory` takes a layer's stored bytes, `decoded` (CPU) the weights that are no views of it.
     """
 
-    buffer: torch.Tensor
+    memory: HostMemory
     decoded: torch.Tensor | None
     computed: list[torch.cuda.Event] = field(default_factory=list)
 
@@ -91,10 +92,14 @@ class LayerStream:
             for layer, weights in self._kept.items()
         }
         self._streams = {
-            device: torch.cuda.Stream(device) for device in self._unique_devices if device.type == "cuda"
+            # Before the kernels of a large product, which otherwise leave decoding no room until they end.
+            device: torch.cuda.Stream(device, priority=-1)
+            for device in self._unique_devices
+            if device.type == "cuda"
         }
         streamed = [layer for layer in range(loader.num_layers) if layer not in order.resident]
-        self._free_slots = [self._make_slot(streamed) for _ in range(order.num_slots if streamed else 0)]
+        self._slots = [self._make_slot(streamed) for _ in range(order.num_slots if streamed else 0)]
+        self._free_slots = list(self._slots)
         self.wait_s = 0.0
         self.read_s = 0.0
 
@@ -103,7 +108,7 @@ class LayerStream:
         for sweep, layer in self._needed():
             slot = None if layer in self._order.resident else self._take_slot()
             started = time.perf_counter()
-            raw = self._loader.read(layer, None if slot is None else slot.buffer)
+            raw = self._loader.read(layer, None if slot is None else slot.memory.tensor)
             has_read = time.perf_counter()
             placed = self._place(layer, raw, slot)
             self._note(sweep, layer, started, has_read)
@@ -111,6 +116,7 @@ class LayerStream:
             if slot is None:
                 self._kept[layer] = placed.weights
             self._coordinator.update(partial(self._placed.__setitem__, self._key(sweep, layer), placed))
+            del raw, placed  # or this layer would be in memory until the next one is
 
     def take(self, sweep: int, layer: int, device: torch.device) -> Weights:
         """Weights of a layer on a device, once they are there. Every worker must `give_back` what it took."""
@@ -135,13 +141,19 @@ class LayerStream:
         placed = self._placed[key]
         assert placed.slot is not None, "streamed layers have a slot"
         if device.type == "cuda":
-            placed.slot.computed.append(torch.cuda.current_stream(device).record_event())
+            event = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps, and does not spin
+            placed.slot.computed.append(torch.cuda.current_stream(device).record_event(event))
         self._coordinator.update(lambda: self._free(key, placed))
 
     def settle(self) -> None:
-        """Waits for copies that are under way: layers that are kept may be used by a later stream."""
+        """Waits for copies that are under way and gives the buffers back; the stream has ended.
+
+        Layers that are kept may be used by a later stream.
+        """
         for stream in self._streams.values():
             stream.synchronize()
+        for slot in self._slots:
+            slot.memory.close()
 
     def _needed(self) -> Iterator[tuple[int, int]]:
         for sweep, layers in enumerate(self._order.sweeps):
@@ -161,7 +173,7 @@ class LayerStream:
 
     def _take_slot(self) -> _Slot:
         self._coordinator.wait_for(lambda: bool(self._free_slots))
-        slot = self._free_slots.pop()
+        slot = self._free_slots.pop(0)
         for event in slot.computed:
             event.synchronize()
         slot.computed.clear()
@@ -172,36 +184,39 @@ class LayerStream:
         if placed.users_left == 0:
             assert placed.slot is not None
             del self._placed[key]
+            placed.weights.clear()  # the slot's next layer must find no other but the one being computed
             self._free_slots.append(placed.slot)
 
     def _make_slot(self, streamed: Sequence[int]) -> _Slot:
         size = max((self._loader.buffer_bytes(layer) for layer in streamed), default=0)
-        pinned = bool(self._streams)
         decoded = None
-        if not pinned:
+        if not self._streams:
             decoded_size = max((self._loader.converted_bytes(layer) for layer in streamed), default=0)
             decoded = torch.empty(decoded_size, dtype=torch.uint8)
-        return _Slot(buffer=torch.empty(size, dtype=torch.uint8, pin_memory=pinned), decoded=decoded)
+        device = next(iter(self._streams), torch.device("cpu"))
+        return _Slot(memory=HostMemory((size,), torch.uint8, device), decoded=decoded)
 
     def _place(self, layer: int, raw: RawLayer, slot: _Slot | None) -> _PlacedLayer:
         placed = _PlacedLayer(slot=slot, users_left=len(self._devices))
         for device in self._unique_devices:
             if device.type == "cuda":
                 with torch.cuda.stream(self._streams[device]):
-                    placed.weights[device] = self._loader.decode(layer, _copy_raw(raw, device))
+                    placed.weights[device] = self._loader.decode(layer, self._copy_raw(layer, raw, device))
                     placed.copied[device] = self._streams[device].record_event()
             else:
                 out = None if slot is None else slot.decoded
                 placed.weights[device] = self._loader.decode(layer, raw, out)
         return placed
 
-
-def _copy_raw(raw: RawLayer, device: torch.device) -> RawLayer:
-    """The stored tensors on a device; copies from pinned buffers do not wait."""
-    return {
-        name: [
-            {role: tensor.to(device, non_blocking=True) for role, tensor in tensors.items()}
-            for tensors in parts
-        ]
-        for name, parts in raw.items()
-    }
+    def _copy_raw(self, layer: int, raw: RawLayer, device: torch.device) -> RawLayer:
+        """The stored tensors on a device; copies from pinned buffers do not wait."""
+        return {
+            name: [
+                {
+                    role: tensor if role in weight.host_roles else tensor.to(device, non_blocking=True)
+                    for role, tensor in tensors.items()
+                }
+                for weight, tensors in zip(self._loader.stored_weights(layer, name), parts, strict=True)
+            ]
+            for name, parts in raw.items()
+        }

@@ -2,7 +2,8 @@
 
 A member's entry for a layer is [2, K, P, H], in the order of the public stream intervals. Entries live for
 the whole run, since later groups need them; public tokens are few (the opening words of a template, or
-few-shot examples).
+few-shot examples). They wait on the host: there are machines on which a copy from card to card leaves
+something else, and says nothing.
 Knows nothing of how keys are computed.
 """
 
@@ -39,9 +40,7 @@ class PublicKeys:
         pieces = self._pieces.setdefault((member, layer), [])
         pieces.append(key_values[:, :, first : first + rows].clone())
         if batch.first_row + rows == num_public:
-            whole = torch.cat(pieces, dim=2)
-            if whole.is_cuda:
-                torch.cuda.current_stream(whole.device).synchronize()
+            whole = _on_host(torch.cat(pieces, dim=2))
             self._public = lane.public
             self._coordinator.update(lambda: self._whole.update({(member, layer): whole}))
             del self._pieces[member, layer]
@@ -53,7 +52,8 @@ class PublicKeys:
         self._coordinator.wait_for(lambda: (member, layer) in self._whole)
         whole = self._whole[member, layer]
         ranges = ranges_in_order(lane.public, self._public)
-        return torch.cat([whole[:, :, start:end] for start, end in ranges], dim=2).to(device)
+        on_device = whole.to(device, non_blocking=True)
+        return torch.cat([on_device[:, :, start:end] for start, end in ranges], dim=2)
 
     def find(self, member: str, layer: int) -> torch.Tensor | None:
         """Keys and values [2, K, P, H] of all public tokens, where they are known."""
@@ -63,3 +63,13 @@ class PublicKeys:
         """Takes what an earlier run has published [2, K, P, H]; `lane` is the one that publishes."""
         self._public = lane.public
         self._coordinator.update(lambda: self._whole.update({(member, layer): key_values}))
+
+
+def _on_host(states: torch.Tensor) -> torch.Tensor:
+    """The states in pinned memory, once they are there; themselves on the CPU."""
+    if not states.is_cuda:
+        return states
+    waiting = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+    waiting.copy_(states, non_blocking=True)
+    torch.cuda.current_stream(states.device).synchronize()
+    return waiting

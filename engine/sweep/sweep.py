@@ -24,9 +24,10 @@ from strata.engine.memory_errors import MemoryRanOutError, is_out_of_memory
 from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.results.timeline import Track
 from strata.engine.sweep.kept_states import Keeper
-from strata.engine.sweep.lane_worker import LaneWorker, Tap
+from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.sweep.layer_clock import LayerClock
 from strata.engine.sweep.memory_advice import explain_halvings
+from strata.engine.sweep.readouts import Tap
 from strata.engine.sweep.sweep_parts import Advance, SharedByLanes, SweepShared, fill_group, share_sweep
 
 
@@ -137,12 +138,14 @@ def _sweep_group(shared: SweepShared, group: int) -> tuple[SweptGroup, ...]:
     wait_s, read_s = stream.wait_s, stream.read_s
     workers = [fill_group(shared, index, group) for index in range(len(shared.parts))]
     on_device = zip(*workers, strict=True)
-    shared.coordinator.run(
-        [partial(sweep_lanes, shared, group, index, lanes) for index, lanes in enumerate(on_device)],
-        f"sweep-{group}",
-    )
-    for worker in chain.from_iterable(workers):
-        worker.close()
+    try:
+        shared.coordinator.run(
+            [partial(sweep_lanes, shared, group, index, lanes) for index, lanes in enumerate(on_device)],
+            f"sweep-{group}",
+        )
+    finally:
+        for worker in chain.from_iterable(workers):
+            worker.close()
     seconds = perf_counter() - started
     num_layers = shared.base.checkpoint.num_layers
     swept = (num_layers - shared.first_layer(group)) / num_layers

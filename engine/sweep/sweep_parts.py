@@ -21,8 +21,9 @@ from strata.engine.results.timeline import Track
 from strata.engine.sweep.coordinator import Coordinator
 from strata.engine.sweep.hidden_store import StoreShape, TimedStore, make_store
 from strata.engine.sweep.kept_states import Keeper
-from strata.engine.sweep.lane_worker import LaneWorker, Readouts, Tap
+from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.sweep.layer_stream import LayerStream, ReadingOrder
+from strata.engine.sweep.readouts import Readouts, Tap
 from strata.engine.sweep.shared_keys import PublicKeys
 from strata.engine.tree.lanes import token_ids_of
 

@@ -96,7 +96,7 @@ def dequantize_absmax(
     for codes_part, nested_part, scales_part in parts:
         torch.index_select(quant_map, 0, codes_part.int(), out=scales_part)
         _scale_blocks(scales_part, nested_part, nested_blocksize)
-    return scales.add_(torch.tensor(offset, dtype=torch.float32, device=scales.device))
+    return scales.add_(offset)
 
 
 def _check_parts(stored: FourBitParts, num_weights: int) -> None:

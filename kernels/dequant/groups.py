@@ -46,7 +46,7 @@ def group_columns(
     """How the columns of `out` are grouped.
 
     Args:
-        g_idx: int [K], or None for k // group_size.
+        g_idx: int [K], on the host, or a device will be waited for; or None for k // group_size.
         group_size: columns a group.
         num_groups: G.
         out: the output [N, K].
@@ -60,22 +60,25 @@ def group_columns(
     num_columns = out.shape[1]
     if group_size <= 0:
         raise ValueError(f"group_size is {group_size}, expected a positive number")
-    runs = torch.arange(num_columns, dtype=torch.int32, device=out.device) // group_size
-    if g_idx is not None:
-        if tuple(g_idx.shape) != (num_columns,) or (num_columns and int(g_idx.min()) < 0):
-            raise ValueError(
-                f"g_idx has shape {list(g_idx.shape)}, expected [{num_columns}], nowhere negative"
-            )
-        g_idx = g_idx.to(torch.int32)
-    columns_group = runs if g_idx is None else g_idx
+    runs = torch.arange(num_columns, dtype=torch.int32) // group_size
+    columns_group = runs if g_idx is None else _checked(g_idx, num_columns)
     if num_columns and int(columns_group.max()) >= num_groups:
         raise ValueError(
             f"column {int(columns_group.argmax())} is in group {int(columns_group.max())}, but scales have"
             f" {num_groups} groups; group_size is {group_size}"
         )
     alignable = group_size >= num_columns or (group_size % COLUMN_STEP == 0 and num_columns % group_size == 0)
-    aligned = alignable and torch.equal(columns_group, runs)
-    return Grouping(size=group_size, of_column=None if aligned else columns_group)
+    if alignable and torch.equal(columns_group, runs):
+        return Grouping(size=group_size, of_column=None)
+    return Grouping(size=group_size, of_column=columns_group.to(out.device, non_blocking=True))
+
+
+def _checked(g_idx: torch.Tensor, num_columns: int) -> torch.Tensor:
+    """The group of every column, int32 on the host."""
+    found = g_idx.to("cpu", torch.int32)
+    if tuple(found.shape) != (num_columns,) or (num_columns and int(found.min()) < 0):
+        raise ValueError(f"g_idx has shape {list(g_idx.shape)}, expected [{num_columns}], nowhere negative")
+    return found
 
 
 def decode_groups(

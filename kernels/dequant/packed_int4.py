@@ -14,9 +14,6 @@ from strata.kernels.dequant.blocks import Scratch, check_dtype, check_out, check
 from strata.kernels.dequant.groups import decode_groups, group_columns
 from strata.kernels.dequant.parts import GptqParts, PackedParts
 
-AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
-"""The nibble of a word that holds output channel 0, ... 7: the inverse of 0, 2, 4, 6, 1, 3, 5, 7."""
-
 
 def dequantize_gptq(stored: GptqParts, out: torch.Tensor) -> torch.Tensor:
     """Fills `out` with GPTQ weights, transposed to [N, K]; computed in float32 and rounded once.
@@ -91,7 +88,8 @@ def dequantize_awq(
     _check_words("qzeros", qzeros, (num_groups, num_rows // 8))
     check_shape("scales", scales, (num_groups, num_rows))
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
-    shifts = torch.tensor(AWQ_NIBBLES, dtype=torch.int32, device=out.device)[:, None] * 4
+    nibbles = torch.arange(8, dtype=torch.int32, device=out.device)  # made there: a copy would be waited for
+    shifts = (nibbles // 2 + nibbles % 2 * 4)[:, None] * 4
 
     def unpack(words_CW: torch.Tensor, scratch: Scratch) -> torch.Tensor:
         words_WC = _transposed(words_CW, scratch)

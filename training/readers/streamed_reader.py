@@ -125,6 +125,7 @@ class StreamedReader(DecoderReader):
     def close(self) -> None:
         """Ends the reading thread."""
         self._coordinator.stop()
+        self.stream.settle()
 
     def _sweeps(self) -> Iterator[range]:
         """The sweeps asked for, as they are asked for; runs in the reading thread."""

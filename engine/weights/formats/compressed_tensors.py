@@ -67,6 +67,7 @@ class PackedWeight(StoredWeight):
     """weight[n, k] = scale[n, g] * (code[n, k] - zero_point[n, g])."""
 
     format_name = "pack-quantized"
+    host_roles = frozenset({"g_idx"})
 
     bits: int
     group_size: int

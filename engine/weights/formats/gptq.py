@@ -63,6 +63,7 @@ class GptqWeight(StoredWeight):
     """weight[n, k] = scales[g, n] * (code[k, n] - zero[g, n]) with g = g_idx[k]."""
 
     format_name = "gptq"
+    host_roles = frozenset({"g_idx"})
 
     packing: Packing
     zero_offset: int

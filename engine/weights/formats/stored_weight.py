@@ -34,9 +34,12 @@ class StoredWeight(ABC):
         name: what a plain checkpoint calls it ("model.layers.3.mlp.up_proj.weight").
         shape: of the decoded weight.
         parts: stored tensors by role, in the order in which they are read.
+        host_roles: parts whose values decide what is launched: they stay on the host, so that no device has
+            to be asked.
     """
 
     format_name: ClassVar[str]
+    host_roles: ClassVar[frozenset[str]] = frozenset()
 
     name: str
     shape: tuple[int, ...]
@@ -62,7 +65,7 @@ class StoredWeight(ABC):
         """Writes the weight.
 
         Args:
-            tensors: the parts by role, in their stored dtypes and shapes, on one device.
+            tensors: the parts by role, in their stored dtypes and shapes, on one device but for `host_roles`.
             out: [shape] in a floating dtype on that device; written whole.
 
         Returns:

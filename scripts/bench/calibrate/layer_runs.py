@@ -18,7 +18,8 @@ from strata.engine.machine.rates import LinearKind
 from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.plan.shapes import ModelShape, to_llama_config
 from strata.engine.sweep.hidden_store import MemoryStore, StoreShape, TimedStore
-from strata.engine.sweep.lane_worker import LaneWorker, Readouts
+from strata.engine.sweep.lane_worker import LaneWorker
+from strata.engine.sweep.readouts import Readouts
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
