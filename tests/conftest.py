@@ -12,6 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from . import families
+from .kernels import cuda_attention_ops
 from .reference import Reference
 from .sample_questions import QUESTIONS, write_jsonl
 
@@ -22,6 +23,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def attention_operators_of_cuda() -> None:
+    """They run on the CPU too, so that a simulated card can call them."""
+    cuda_attention_ops.install()
 
 
 @pytest.fixture(scope="session", autouse=True)

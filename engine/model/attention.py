@@ -15,7 +15,7 @@ from torch import nn
 from strata.engine.model.families import UnsupportedFamilyError
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
 from strata.kernels.prefix_attention.registry import choose_backend
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import Tile, TileCut
 
 
 @dataclass(kw_only=True, eq=False)
@@ -40,8 +40,8 @@ class AttentionCall:
     key_values: torch.Tensor | None = None
 
 
-TilesOf = Callable[[int, int | None], Sequence[Tile]]
-"""(most rows a tile, sliding window or None for full attention) -> tiles of a micro-batch."""
+TilesOf = Callable[[TileCut, int | None], Sequence[Tile]]
+"""(how to cut, sliding window or None for full attention) -> tiles of a micro-batch."""
 
 
 def attend_prefix_tree(
@@ -70,14 +70,19 @@ def attend_prefix_tree(
         return query.new_zeros(()).expand(1, query.shape[2], query.shape[1], query.shape[3]), None
     assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
     key_space, value_space = call.key_values
+    window = sliding_window if sliding_window is not None else call.window
     backend = choose_backend(
         AttentionRequest(
             device_type=query.device.type,
             has_softcap=softcap is not None,
+            has_window=window is not None,
             needs_gradients=call.differentiable,
+            dtype=key_space.dtype,
+            head_dim=key_space.shape[-1],
+            capability=_capability(query.device),
         )
     )
-    tiles = call.tiles_of(backend.tile_rows, sliding_window if sliding_window is not None else call.window)
+    tiles = call.tiles_of(backend.cut, window)
     wanted = AttentionSettings(scaling=scaling, softcap=softcap)
     attended = backend.attend(query[0].to(key_space.dtype), key_space, value_space, tiles, wanted)
     return attended.to(query.dtype)[None], None
@@ -116,6 +121,10 @@ def _require_known(
         widths = f"{key.shape[-1]} features for keys and {value.shape[-1]} for values"
         raise UnsupportedFamilyError(f"{type(module).__name__} has heads of {widths}")
     return call
+
+
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 def _append_keys(carried: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

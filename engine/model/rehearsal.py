@@ -40,6 +40,7 @@ from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import tile_finder
 from strata.engine.types import InputError
 from strata.engine.weights.first_layers import cut_settings
+from strata.kernels.prefix_attention.tile import TileCut
 
 TOLERANCE = 2e-4
 """Largest difference over the root mean square of what transformers computes, both in float32."""
@@ -193,10 +194,10 @@ def _run(
     calls = 0
     tiles_of = call.tiles_of
 
-    def counted(max_rows: int, window: int | None):
+    def counted(cut: TileCut, window: int | None):
         nonlocal calls
         calls += 1
-        return tiles_of(max_rows, window)
+        return tiles_of(cut, window)
 
     call.tiles_of = counted
     output = ours.run_layer(layer, hidden_TD, positions, call)

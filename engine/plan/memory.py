@@ -75,19 +75,26 @@ def _working_bytes(plan: SweepChoice, costs: ModelCosts, work: Workload) -> int:
     """Activations, key spaces and attention scratch of one worker's micro-batch."""
     batch = min(plan.micro_batch_tokens, lane_tokens(plan, work))
     keys = work.longest_branch_tokens + batch
-    scratch = _attention_scratch_bytes(plan.devices[0], batch, costs, work)
+    scratch = _attention_scratch_bytes(plan, batch, costs, work)
     return batch * costs.activation_bytes_per_token + 3 * keys * costs.key_value_bytes_per_token + scratch
 
 
-def _attention_scratch_bytes(device: str, batch_tokens: int, costs: ModelCosts, work: Workload) -> int:
+def _attention_scratch_bytes(plan: SweepChoice, batch_tokens: int, costs: ModelCosts, work: Workload) -> int:
     """What the attention backend needs for its largest tile: the rows it wants under the longest branch."""
-    request = AttentionRequest(device_type=device.split(":")[0], has_softcap=costs.has_softcap)
+    request = AttentionRequest(
+        device_type=plan.devices[0].split(":")[0],
+        has_softcap=costs.has_softcap,
+        has_window=any(window is not None for window in costs.windows),
+        dtype=plan.torch_dtype,
+        head_dim=costs.head_dim,
+    )
     backend = choose_backend(request)
-    rows = min(backend.tile_rows, batch_tokens)
+    rows = min(backend.cut.max_rows or batch_tokens, batch_tokens)
     size = TileSize(
         rows=rows,
         keys=work.longest_branch_tokens + rows,
         num_heads=costs.num_heads,
+        num_kv_heads=costs.num_kv_heads,
         head_dim=costs.head_dim,
         itemsize=costs.itemsize,
     )

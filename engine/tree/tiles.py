@@ -2,7 +2,8 @@
 
 For rows in one tile the keys are the union of what they see, in stream order: intervals seen by every row
 first, then those that need a mask. A sliding window of W positions removes keys at
-positions <= row position - W.
+positions <= row position - W. Rows that share no tile with others are a sequence, which needs no mask, in a
+window either, unless siblings are above them, whose positions do not follow one another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from strata.engine.tree.intervals import (
 )
 from strata.engine.tree.lanes import MicroBatch, Segment, ranges_in_order, segments_of, to_key_space
 from strata.engine.tree.prefix_tree import PrefixTree
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import PlannedTiles, Tile, TileCut
 
 WASTE_LIMIT = 1.25
 """A tile may compute this many times the scores its segments would need apart."""
@@ -47,7 +48,7 @@ class RowSegment:
 
 def tile_finder(
     tree: PrefixTree, batch: MicroBatch, *, scored: bool
-) -> Callable[[int, int | None], tuple[Tile, ...]]:
+) -> Callable[[TileCut, int | None], PlannedTiles]:
     """What cuts a micro-batch into tiles, each of its answers built once.
 
     Args:
@@ -56,47 +57,76 @@ def tile_finder(
         scored: tiles of the scored rows alone instead of all rows.
 
     Returns:
-        (most rows a tile, sliding window or None for full attention) -> tiles.
+        (how to cut, sliding window or None for full attention) -> tiles.
     """
     build = build_scored_tiles if scored else build_tiles
-    return cache(lambda max_rows, window: build(tree, batch, max_rows, window))
+    return cache(lambda cut, window: PlannedTiles(build(tree, batch, cut, window)))
 
 
 def build_tiles(
-    tree: PrefixTree, batch: MicroBatch, max_rows: int, window: int | None = None
+    tree: PrefixTree, batch: MicroBatch, cut: TileCut, window: int | None = None
 ) -> tuple[Tile, ...]:
     """Tiles that cover all rows of a micro-batch."""
-    segments = (
-        RowSegment(
-            start=part.start, end=part.end, row=part.row, path=clip_stream(tree.paths[part.run], part.end)
-        )
-        for whole in segments_of(tree, batch.rows)
-        for part in _split_segment(whole, max_rows)
-    )
-    return _tiles_of(tree, segments, batch.key_space, max_rows, window)
+    return _cut_tiles(tree, segments_of(tree, batch.rows), batch.key_space, cut, window)
 
 
 def build_scored_tiles(
-    tree: PrefixTree, batch: MicroBatch, max_rows: int, window: int | None = None
+    tree: PrefixTree, batch: MicroBatch, cut: TileCut, window: int | None = None
 ) -> tuple[Tile, ...]:
     """Tiles whose query rows are the micro-batch's scored rows alone, numbered from 0 in order."""
-    streams = indexes(batch.rows)[batch.scored_rows]
-    runs = np.searchsorted(tree.run_starts, streams, side="right") - 1
-    segments = []
-    for row, (stream, run) in enumerate(zip(streams.tolist(), runs.tolist(), strict=True)):
-        path = clip_stream(tree.paths[run], stream + 1)
-        segments.append(RowSegment(start=stream, end=stream + 1, row=row, path=path))
-    return _tiles_of(tree, segments, batch.key_space, max_rows, window)
+    streams = indexes(batch.rows)[batch.scored_rows].tolist()
+    scored = join_intervals(tuple((stream, stream + 1) for stream in streams))
+    return _cut_tiles(tree, segments_of(tree, scored), batch.key_space, cut, window)
 
 
-def _split_segment(segment: Segment, max_rows: int) -> Iterable[Segment]:
-    for start in range(segment.start, segment.end, max_rows):
-        end = min(segment.end, start + max_rows)
+def _cut_tiles(
+    tree: PrefixTree, segments: Iterable[Segment], key_space: Intervals, cut: TileCut, window: int | None
+) -> tuple[Tile, ...]:
+    parts = (
+        RowSegment(
+            start=part.start, end=part.end, row=part.row, path=clip_stream(tree.paths[part.run], part.end)
+        )
+        for whole in segments
+        for part in _split_segment(whole, cut.max_rows)
+    )
+    if cut.joins:
+        return _join_tiles(tree, parts, key_space, cut.max_rows, window)
+    return tuple(_build_sequence(tree, part, key_space, window) for part in parts)
+
+
+def _split_segment(segment: Segment, max_rows: int | None) -> Iterable[Segment]:
+    num_rows = segment.end - segment.start
+    for start in range(segment.start, segment.end, max_rows or num_rows):
+        end = min(segment.end, start + (max_rows or num_rows))
         yield Segment(run=segment.run, start=start, end=end, row=segment.row + start - segment.start)
 
 
-def _tiles_of(
-    tree: PrefixTree, segments: Iterable[RowSegment], key_space: Intervals, max_rows: int, window: int | None
+def _build_sequence(tree: PrefixTree, part: RowSegment, key_space: Intervals, window: int | None) -> Tile:
+    """One tile of one segment; with bits only where a window meets positions that do not follow."""
+    if window is None:
+        return _build_tile(tree, [part], key_space, None)
+    first, last = int(tree.position_ids[part.start]), int(tree.position_ids[part.end - 1])
+    keys = _deeper_than(tree, union(part.path), first - window)
+    num_keys = count(keys)
+    if num_keys != last + 1 - int(tree.position_ids[keys[0][0]]):
+        return _build_tile(tree, [part], key_space, window)
+    return Tile(
+        rows=(part.row, part.row + part.num_rows),
+        key_ranges=ranges_in_order(keys, key_space),
+        num_keys=num_keys,
+        num_unmasked=0,
+        causal=True,
+        visible=None,
+        window=window,
+    )
+
+
+def _join_tiles(
+    tree: PrefixTree,
+    segments: Iterable[RowSegment],
+    key_space: Intervals,
+    max_rows: int | None,
+    window: int | None,
 ) -> tuple[Tile, ...]:
     tiles: list[Tile] = []
     group: list[RowSegment] = []
@@ -105,7 +135,7 @@ def _tiles_of(
     for segment in segments:
         joined = union(keys, segment.path)
         cost = segment.num_rows * count(segment.path)
-        fits = rows + segment.num_rows <= max_rows
+        fits = max_rows is None or rows + segment.num_rows <= max_rows
         if group and not (fits and (rows + segment.num_rows) * count(joined) <= WASTE_LIMIT * (apart + cost)):
             tiles.append(_build_tile(tree, group, key_space, window))
             group, joined, rows, apart = [], segment.path, 0, 0

@@ -11,13 +11,16 @@ from typing import Protocol
 
 import torch
 
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import Tile, TileCut
 
-CPU_TILE_ROWS = 128
-"""Query rows a tile whose scores should stay in a core's cache."""
+CPU_CUT = TileCut(max_rows=128, joins=True)
+"""Tiles whose scores should stay in a core's cache."""
 
-CUDA_TILE_ROWS = 2048
-"""Query rows a tile where the device blocks by itself, or is only filled by large products."""
+CUDA_CUT = TileCut(max_rows=512, joins=True)
+"""Tiles that fill a device, and are too short for a long prefix to share one with its branches."""
+
+SEQUENCE_CUT = TileCut(max_rows=None, joins=False)
+"""Whole sequences, for kernels that block by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +30,20 @@ class AttentionRequest:
     Attributes:
         device_type: "cpu", "cuda", or "meta" for shapes alone.
         has_softcap: the family caps its scores (Gemma 2).
+        has_window: a sliding window hides what is further up.
         needs_gradients: a backward pass will follow.
+        dtype: of keys and values, None for not known.
+        head_dim: of queries, keys and values, None for not known.
+        capability: CUDA compute capability, None where there is none or it is not known.
     """
 
     device_type: str
     has_softcap: bool = False
+    has_window: bool = False
     needs_gradients: bool = False
+    dtype: torch.dtype | None = None
+    head_dim: int | None = None
+    capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,7 @@ class TileSize:
     rows: int
     keys: int
     num_heads: int
+    num_kv_heads: int
     head_dim: int
     itemsize: int
 
@@ -67,8 +79,8 @@ class Backend(Protocol):
         """What errors and reports call it."""
 
     @property
-    def tile_rows(self) -> int:
-        """The most query rows that a tile should have."""
+    def cut(self) -> TileCut:
+        """How rows should be cut into tiles."""
 
     def takes(self, request: AttentionRequest) -> bool:
         """Whether it can compute what is asked."""
@@ -90,7 +102,7 @@ class Backend(Protocol):
             query: [N, T, H]; every row must be in exactly one tile.
             keys: [K, C, H], the key space; N a multiple of K.
             values: [K, C, H].
-            tiles: the work; the planner cuts tiles of at most `tile_rows` rows, but any size is right.
+            tiles: the work, cut as `cut` asks; other tiles are right too, if slower.
             settings: scaling and soft cap.
 
         Returns:

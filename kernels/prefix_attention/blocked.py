@@ -15,13 +15,13 @@ from functools import lru_cache
 import torch
 
 from strata.kernels.prefix_attention.backend import (
-    CPU_TILE_ROWS,
-    CUDA_TILE_ROWS,
+    CPU_CUT,
+    CUDA_CUT,
     AttentionRequest,
     AttentionSettings,
     TileSize,
 )
-from strata.kernels.prefix_attention.tile import Tile, gather_keys
+from strata.kernels.prefix_attention.tile import Tile, TileCut, gather_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,12 @@ class BlockedBackend:
 
     Attributes:
         name: of the backend.
-        tile_rows: the most query rows of a tile.
+        cut: how it wants its tiles.
         on_cuda: whether it is meant for CUDA or for everything else; it computes the same on both.
     """
 
     name: str
-    tile_rows: int
+    cut: TileCut
     on_cuda: bool
 
     def takes(self, request: AttentionRequest) -> bool:
@@ -76,8 +76,8 @@ class BlockedBackend:
         return output
 
 
-BLOCKED_ON_CPU = BlockedBackend(name="blocked", tile_rows=CPU_TILE_ROWS, on_cuda=False)
-BLOCKED_ON_CUDA = BlockedBackend(name="blocked-cuda", tile_rows=CUDA_TILE_ROWS, on_cuda=True)
+BLOCKED_ON_CPU = BlockedBackend(name="blocked", cut=CPU_CUT, on_cuda=False)
+BLOCKED_ON_CUDA = BlockedBackend(name="blocked-cuda", cut=CUDA_CUT, on_cuda=True)
 
 
 def _weigh_keys(
@@ -95,7 +95,7 @@ def _weigh_keys(
 
 def _additive_mask(tile: Tile, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[rows, masked keys], 0 where the row sees the key and minus infinity elsewhere."""
-    if tile.causal:
+    if tile.causal and tile.window is None:
         return _causal_mask(tile.num_rows, dtype, device)
     return torch.zeros(1, dtype=dtype, device=device).where(tile.visible_mask(device), float("-inf"))
 

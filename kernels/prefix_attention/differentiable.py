@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from strata.kernels.prefix_attention.backend import (
-    CPU_TILE_ROWS,
-    CUDA_TILE_ROWS,
+    CPU_CUT,
+    CUDA_CUT,
     AttentionRequest,
     AttentionSettings,
     TileSize,
 )
-from strata.kernels.prefix_attention.tile import Tile, gather_keys
+from strata.kernels.prefix_attention.tile import Tile, TileCut, gather_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class DifferentiableBackend:
 
     Attributes:
         name: of the backend.
-        tile_rows: the most query rows of a tile.
+        cut: how it wants its tiles.
         on_cuda: whether it is meant for CUDA or for everything else; it computes the same on both.
     """
 
     name: str
-    tile_rows: int
+    cut: TileCut
     on_cuda: bool
 
     def takes(self, request: AttentionRequest) -> bool:
@@ -68,10 +68,8 @@ class DifferentiableBackend:
         return _TiledAttention.apply(query, keys, values, tiles, settings)
 
 
-DIFFERENTIABLE_ON_CPU = DifferentiableBackend(name="differentiable", tile_rows=CPU_TILE_ROWS, on_cuda=False)
-DIFFERENTIABLE_ON_CUDA = DifferentiableBackend(
-    name="differentiable-cuda", tile_rows=CUDA_TILE_ROWS, on_cuda=True
-)
+DIFFERENTIABLE_ON_CPU = DifferentiableBackend(name="differentiable", cut=CPU_CUT, on_cuda=False)
+DIFFERENTIABLE_ON_CUDA = DifferentiableBackend(name="differentiable-cuda", cut=CUDA_CUT, on_cuda=True)
 
 
 class _TiledAttention(torch.autograd.Function):

@@ -1,8 +1,10 @@
-"""Prefix attention through torch's scaled_dot_product_attention: the way on CUDA, T4 included.
+"""Prefix attention through torch's scaled_dot_product_attention, a tile at a time: what CUDA falls back on.
 
-K and V are expanded to the query heads, because `enable_gqa=True` forces the slow MATH backend on sm75. A
-dense mask is passed only where a tile has masked keys and is not plainly causal; its last dimension is padded
-to a multiple of 8, which the memory-efficient backend needs. Knows no soft cap, which SDPA does not offer.
+The query heads that share a kv head are the head axis, of stride 0 for keys and values, so that these are not
+copied; `enable_gqa=True` would force the slow MATH backend on sm75. A sequence is causal from the bottom
+right, which needs no mask; only a tile whose mask is stored, or a window, has one. cuDNN is never taken: it
+makes a plan for each new pair of lengths, and lengths are seldom the same. Knows no soft cap, which SDPA does
+not offer. Legend: K kv heads, G query heads a kv head, R rows of a tile, J its keys, H head dim.
 """
 
 from __future__ import annotations
@@ -11,22 +13,22 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from strata.kernels.prefix_attention.backend import (
-    CUDA_TILE_ROWS,
     AttentionRequest,
     AttentionSettings,
     TileSize,
 )
-from strata.kernels.prefix_attention.tile import Tile, gather_keys
+from strata.kernels.prefix_attention.tile import Tile, TileCut, gather_keys
 
 
 class SdpaBackend:
     """A call of SDPA a tile; gradients come from autograd."""
 
     name: ClassVar[str] = "sdpa"
-    tile_rows: ClassVar[int] = CUDA_TILE_ROWS
+    cut: ClassVar[TileCut] = TileCut(max_rows=2048, joins=False)
 
     def takes(self, request: AttentionRequest) -> bool:
         """Anything without a soft cap off the CPU, where it is right but slow.
@@ -38,11 +40,12 @@ class SdpaBackend:
         return request.device_type == "cuda" or not request.needs_gradients
 
     def scratch_bytes(self, size: TileSize, request: AttentionRequest) -> int:
-        """Expanded keys and values, and a mask of two bytes an element.
+        """Gathered keys and values, and a mask of two bytes an element.
 
         With gradients, autograd keeps these of every tile until the backward pass.
         """
-        return 2 * size.num_heads * size.keys * size.head_dim * size.itemsize + 2 * size.rows * size.keys
+        gathered = 2 * size.num_kv_heads * size.keys * size.head_dim * size.itemsize
+        return gathered + 2 * size.rows * size.keys
 
     def attend(
         self,
@@ -53,27 +56,43 @@ class SdpaBackend:
         settings: AttentionSettings,
     ) -> torch.Tensor:
         """Attention [T, N, H] of query [N, T, H] over the key space [K, C, H]; see `Backend.attend`."""
-        assert settings.softcap is None, "SDPA has no soft cap"
         num_heads, num_rows, head_dim = query.shape
-        groups = num_heads // keys.shape[0]
         output = query.new_empty(num_rows, num_heads, head_dim)
         for tile in tiles:
-            start, end = tile.rows
-            is_causal = tile.causal and tile.num_unmasked == 0
-            attended = scaled_dot_product_attention(
-                query[None, :, start:end],
-                gather_keys(keys, tile).repeat_interleave(groups, dim=0)[None],
-                gather_keys(values, tile).repeat_interleave(groups, dim=0)[None],
-                attn_mask=None if is_causal or not tile.num_masked else _dense_mask(tile, query.device),
-                is_causal=is_causal,
-                scale=settings.scaling,
-            )
-            output[start:end] = attended[0].transpose(0, 1)
+            output[slice(*tile.rows)] = attend_tile(query, keys, values, tile, settings)
         return output
 
 
-def _dense_mask(tile: Tile, device: torch.device) -> torch.Tensor:
-    padded = -(-tile.num_keys // 8) * 8
-    mask = torch.ones(tile.num_rows, padded, dtype=torch.bool, device=device)[:, : tile.num_keys]
+def attend_tile(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tile: Tile,
+    settings: AttentionSettings,
+) -> torch.Tensor:
+    """Attention [R, N, H] of a tile's rows of query [N, T, H] over the key space [K, C, H]."""
+    assert settings.softcap is None, "SDPA has no soft cap"
+    if query.is_cuda:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    groups = query.shape[0] // keys.shape[0]
+    key_KGJH, value_KGJH = (
+        gather_keys(states, tile)[:, None].expand(-1, groups, -1, -1) for states in (keys, values)
+    )
+    attended_KGRH = scaled_dot_product_attention(
+        query[:, slice(*tile.rows)].unflatten(0, (-1, groups)),
+        key_KGJH,
+        value_KGJH,
+        attn_mask=_mask_of(tile, query.device),
+        scale=settings.scaling,
+    )
+    return attended_KGRH.flatten(0, 1).transpose(0, 1)
+
+
+def _mask_of(tile: Tile, device: torch.device) -> torch.Tensor | None:
+    if not tile.num_masked:
+        return None
+    if tile.causal and tile.window is None:
+        return causal_lower_right(tile.num_rows, tile.num_keys)
+    mask = torch.ones(tile.num_rows, tile.num_keys, dtype=torch.bool, device=device)
     mask[:, tile.num_unmasked :] = tile.visible_mask(device)
     return mask

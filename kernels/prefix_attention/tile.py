@@ -1,15 +1,34 @@
 """The unit of work of prefix attention: some query rows and everything they may see.
 
 A tile's keys are gathered from ranges of the micro-batch's key space. The first `num_unmasked` of them are
-seen by every row; for the rest `visible` says which row sees which key. Knows nothing of trees.
+seen by every row; for the rest `visible` says which row sees which key, unless a rule does. Knows nothing of
+trees.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileCut:
+    """How a backend wants rows cut into tiles.
+
+    Attributes:
+        max_rows: the most query rows of a tile, None for any number.
+        joins: whether short branches may share a tile, which then needs a mask. Otherwise a tile is rows that
+            follow one another on one path: a sequence, causal from the bottom right.
+    """
+
+    max_rows: int | None
+    joins: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,9 +40,11 @@ class Tile:
         key_ranges: (start, end) ranges of the key space, concatenated in this order.
         num_keys: total length of the key ranges.
         num_unmasked: leading keys that every row sees.
-        causal: the masked keys are the rows themselves, row i seeing the first i + 1 of them.
+        causal: the last keys are the rows themselves, row i seeing the first i + 1 of them, and all before.
         visible: bits of a bool array [rows, masked keys] (np.packbits over the last axis), None when `causal`
             or when nothing is masked.
+        window: of a causal tile whose keys are in order of position, each one behind the one before: a row
+            sees no more than this many, itself included. None for all of them.
     """
 
     rows: tuple[int, int]
@@ -32,6 +53,8 @@ class Tile:
     num_unmasked: int
     causal: bool
     visible: np.ndarray | None
+    window: int | None = None
+    _bits: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -43,13 +66,38 @@ class Tile:
         """Trailing keys that not every row sees."""
         return self.num_keys - self.num_unmasked
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether no mask is stored for it: each row sees the keys before its own, and its own."""
+        return self.causal or (self.num_rows == 1 and self.num_masked == 0)
+
     def visible_mask(self, device: torch.device) -> torch.Tensor:
-        """Bool tensor [rows, masked keys], True where the row sees the key."""
+        """Bool tensor [rows, masked keys], True where the row sees the key; made on the device."""
         if self.causal:
-            return torch.ones(self.num_rows, self.num_masked, dtype=torch.bool, device=device).tril()
+            before = self.num_masked - self.num_rows
+            seen = torch.ones(self.num_rows, self.num_masked, dtype=torch.bool, device=device).tril(before)
+            return seen if self.window is None else seen.triu(before - self.window + 1)
         assert self.visible is not None, "a tile with masked keys is causal or carries its mask"
-        bits = np.unpackbits(self.visible, axis=-1, count=self.num_masked)
-        return torch.from_numpy(bits).to(device).view(torch.bool)
+        if device.type == "cpu":
+            bits = np.unpackbits(self.visible, axis=-1, count=self.num_masked)
+            return torch.from_numpy(bits).view(torch.bool)
+        if device not in self._bits:
+            self._bits[device] = torch.from_numpy(self.visible).to(device)
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+        unpacked = self._bits[device][..., None].bitwise_right_shift(shifts).bitwise_and(1)
+        return unpacked.flatten(1)[:, : self.num_masked].to(torch.bool)
+
+
+class PlannedTiles(tuple[Tile, ...]):
+    """Tiles of a micro-batch, and what backends have made of them: made once, kept as long as the tiles."""
+
+    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gave for this key the first time."""
+        kept: dict[Hashable, Any] = self.__dict__
+        if key not in kept:
+            kept[key] = make()
+        found: Made = kept[key]
+        return found
 
 
 def gather_keys(states: torch.Tensor, tile: Tile) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from strata.kernels.prefix_attention import registry
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings, TileSize
 from strata.kernels.prefix_attention.reference import reference_attention
-from strata.kernels.prefix_attention.tile import Tile, gather_keys
+from strata.kernels.prefix_attention.tile import Tile, TileCut, gather_keys
 
 SCRATCH_BYTES = 3 << 20
 
@@ -22,7 +22,7 @@ class ExactBackend:
     """The oracle, a tile at a time in float64; it remembers what it was asked."""
 
     name: str = "exact"
-    tile_rows: int = 5
+    cut: TileCut = field(default_factory=lambda: TileCut(max_rows=5, joins=True))
     sizes: list[TileSize] = field(default_factory=list)
     planned: set[AttentionRequest] = field(default_factory=set)
     settings: set[AttentionSettings] = field(default_factory=set)
@@ -72,7 +72,7 @@ def test_a_new_backend_scores_as_the_usual_one(family, softcap, checkpoint, scor
         np.testing.assert_allclose(row.scores, usual_row.scores, rtol=0, atol=1e-5)
     # It computed the run, on tiles of the height that it wants.
     assert sum(backend.rows) >= run.record["measured"]["tokens_computed"]
-    assert max(backend.rows) == backend.tile_rows
+    assert max(backend.rows) == backend.cut.max_rows
     assert {settings.softcap for settings in backend.settings} == {softcap}
 
 
@@ -81,8 +81,8 @@ def test_the_plan_asks_the_backend_for_its_memory(checkpoint, score, monkeypatch
     backend = ExactBackend()
     add(backend, monkeypatch)
     run = score(**flags)
-    assert backend.planned == {AttentionRequest(device_type="cpu", has_softcap=True)}
-    assert {size.rows for size in backend.sizes} == {backend.tile_rows}
+    assert {(asked.device_type, asked.has_softcap) for asked in backend.planned} == {("cpu", True)}
+    assert {size.rows for size in backend.sizes} == {backend.cut.max_rows}
     monkeypatch.setattr(backend, "scratch_bytes", lambda size, request: 5 * SCRATCH_BYTES)
     larger = score(**flags)
     growth = larger.record["plan"]["memory_bytes"] - run.record["plan"]["memory_bytes"]

@@ -15,13 +15,23 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from strata.kernels.prefix_attention.backend import AttentionRequest
 from strata.kernels.prefix_attention.blocked import BLOCKED_ON_CPU
+from strata.kernels.prefix_attention.flash_cpu import FlashOnCpu
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.sdpa import SdpaBackend
 from strata.kernels.prefix_attention.tile import Tile, gather_keys
+from strata.kernels.prefix_attention.varlen import EFFICIENT, FLASH
 
 from .attention_work import Work, make_work, poisoned_memory
 
-BACKENDS = {"blocked": BLOCKED_ON_CPU.attend, "sdpa": SdpaBackend().attend}
+BACKENDS = {
+    "blocked": BLOCKED_ON_CPU.attend,
+    "sdpa": SdpaBackend().attend,
+    "flash-cpu": FlashOnCpu().attend,
+    # Their kernels' place is taken by cuda_attention_ops.
+    "efficient-varlen": EFFICIENT.attend,
+    "flash-varlen": FLASH.attend,
+}
+FULL_PRECISION = [name for name in BACKENDS if name != "flash-varlen"]
 CPU = torch.device("cpu")
 __all__ = ["poisoned_memory"]
 
@@ -110,6 +120,10 @@ def with_odd_shapes(test: Callable) -> Callable:
         ("sdpa", torch.float64),
         ("sdpa", torch.float32),
         ("sdpa", torch.bfloat16),
+        ("flash-cpu", torch.float32),
+        ("efficient-varlen", torch.float32),
+        ("efficient-varlen", torch.float16),
+        ("flash-varlen", torch.bfloat16),
     ],
     ids=str,
 )
@@ -141,7 +155,7 @@ def test_soft_capped_scores(softcap, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_a_long_prefix(backend, dtype):
     work = causal_work(200, dtype, spread=1.0)
     attended = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
@@ -163,7 +177,7 @@ def test_blocked_in_bfloat16_is_as_exact_as_eager_attention(spread):
     assert_as_exact(attended, eager_attention(work), work.oracle())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_keys_outside_a_tile_do_not_leak(backend):
     work = make_work(129, torch.float32)
     clean = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
@@ -177,7 +191,7 @@ def test_keys_outside_a_tile_do_not_leak(backend):
         torch.testing.assert_close(poisoned[rows], clean[rows], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_masked_keys_have_no_weight_at_all(backend):
     """A huge value behind the mask would show even at a weight of 1e-20."""
     work = make_work(129, torch.float32)
@@ -188,7 +202,7 @@ def test_masked_keys_have_no_weight_at_all(backend):
     torch.testing.assert_close(attended[row], clean[row], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_tiles_may_come_in_any_order(backend):
     work = make_work(129, torch.float32)
     forward = BACKENDS[backend](*work.inputs, work.tiles, work.settings())
@@ -196,7 +210,7 @@ def test_tiles_may_come_in_any_order(backend):
     torch.testing.assert_close(backward, forward, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_inputs_are_left_as_they_were(backend):
     work = make_work(129, torch.float32)
     before = [states.clone() for states in work.inputs]
@@ -204,7 +218,7 @@ def test_inputs_are_left_as_they_were(backend):
     assert all(torch.equal(*pair) for pair in zip(before, work.inputs, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FULL_PRECISION)
 def test_inputs_need_not_be_contiguous(backend):
     """transformers hands over [T, N, H] transposed."""
     work = make_work(129, torch.float32)

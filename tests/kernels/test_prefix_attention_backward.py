@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from strata.kernels.prefix_attention.differentiable import DIFFERENTIABLE_ON_CPU
 from strata.kernels.prefix_attention.reference import reference_attention
 from strata.kernels.prefix_attention.sdpa import SdpaBackend
+from strata.kernels.prefix_attention.varlen import EFFICIENT
 
 from .attention_work import Work, make_work, poisoned_memory
 
@@ -32,12 +33,16 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("backend", [DIFFERENTIABLE_ON_CPU, SdpaBackend()], ids=["tiled", "sdpa"])
+@pytest.mark.parametrize(
+    "backend", [DIFFERENTIABLE_ON_CPU, SdpaBackend(), EFFICIENT], ids=["tiled", "sdpa", "varlen"]
+)
 @pytest.mark.parametrize(("rows", "groups", "softcap"), [(1, 1, None), (133, 4, None), (133, 2, 5.0)])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 def test_gradients_equal_those_of_the_oracle(backend, rows, groups, softcap, dtype, bound):
     if backend is not DIFFERENTIABLE_ON_CPU and softcap is not None:
-        pytest.skip("SDPA has no soft-capping")
+        pytest.skip("SDPA and torch's variable-length kernels have no soft-capping")
+    if backend is EFFICIENT and dtype == torch.float64:
+        pytest.skip("CUDA's kernels know no float64")
     work = make_work(rows, torch.float64, groups=groups, head_dim=16)
     wanted = work.settings(softcap)
     exact = gradients_of(reference_attention, work, torch.float64, work.visible, wanted)

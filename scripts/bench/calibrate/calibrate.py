@@ -213,7 +213,7 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
         linear_flop_per_s=matrices.gemm_flops / matrices_s,
         attention_flop_per_s=attention[0],
         softmax_scores_per_s=attention[1],
-        masked_keys=backend.tile_rows / 2 if kind == "cpu" else 0.0,
+        masked_keys=(backend.cut.max_rows or 0) / 2 if kind == "cpu" else 0.0,
         call_s=call_s / call.calls,
     )
     rates = fit_layer(samples, sizes, alone)

@@ -181,8 +181,11 @@ def question_tree(case: LayerCase, vocab_size: int) -> PrefixTree:
 def prefix_attention(shape: ModelShape, keys: int, dtype: torch.dtype, device: torch.device) -> TimedRun:
     """Causal prefix attention alone, of one layer of a shape over `keys` tokens."""
     num_heads, head_dim = shape.num_heads, shape.head_dim
-    backend = choose_backend(AttentionRequest(device_type=device.type))
-    rows = backend.tile_rows
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    backend = choose_backend(
+        AttentionRequest(device_type=device.type, dtype=dtype, head_dim=head_dim, capability=capability)
+    )
+    rows = backend.cut.max_rows or keys
     tiles = [
         Tile(
             rows=(start, min(start + rows, keys)),

@@ -14,7 +14,9 @@ from strata.engine.model.families import (
 from strata.engine.tree.lanes import MicroBatch
 from strata.engine.tree.prefix_tree import build_prefix_tree
 from strata.engine.tree.tiles import build_tiles
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import Tile, TileCut
+
+EIGHT_ROWS = TileCut(max_rows=8, joins=True)
 
 
 class Attention(nn.Module):
@@ -25,7 +27,9 @@ def attend(**settings: object) -> torch.Tensor:
     query, key_value = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 4)
     tree = build_prefix_tree([np.array([1])])
     batch = MicroBatch(rows=((0, 1),), carried=(), first_row=0, num_rows=1, scored_rows=np.arange(0), kept=())
-    call = AttentionCall(tiles_of=lambda max_rows, window: build_tiles(tree, batch, 8, window), carried=None)
+    call = AttentionCall(
+        tiles_of=lambda cut, window: build_tiles(tree, batch, EIGHT_ROWS, window), carried=None
+    )
     value = settings.pop("value", key_value)
     return attend_prefix_tree(
         Attention(), query, key_value, value, None, 0.5, **({"attention_call": call} | settings)
@@ -49,7 +53,7 @@ def test_the_window_transformers_passes_comes_before_the_calls_own(passed, given
     asked: list[int | None] = []
     tile = Tile(rows=(0, 1), key_ranges=((0, 1),), num_keys=1, num_unmasked=1, causal=False, visible=None)
     call = AttentionCall(
-        tiles_of=lambda max_rows, window: asked.append(window) or (tile,), carried=None, window=given
+        tiles_of=lambda cut, window: asked.append(window) or (tile,), carried=None, window=given
     )
     attend(attention_call=call, sliding_window=passed)
     assert asked == [used]

@@ -15,9 +15,11 @@ from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.tree.lanes import MicroBatch
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import build_scored_tiles, build_tiles
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import Tile, TileCut
 
 from ...families import CONFIGS, FAMILIES, SHAPE, randomize_weights
+
+EIGHT_ROWS = TileCut(max_rows=8, joins=True)
 
 CPU = torch.device("cpu")
 
@@ -40,7 +42,7 @@ class LayerRun:
 
     def call(self, **settings: object) -> AttentionCall:
         defaults = {
-            "tiles_of": lambda max_rows, window: build_tiles(self.tree, self.batch, 8, window),
+            "tiles_of": lambda cut, window: build_tiles(self.tree, self.batch, EIGHT_ROWS, window),
             "carried": self.carried,
         }
         return AttentionCall(**(defaults | settings))
@@ -140,7 +142,7 @@ def test_scored_rows_alone_are_those_rows_of_a_full_run(family, layer):
         mode="scored",
         carried=None,
         key_values=full.key_values,
-        tiles_of=lambda max_rows, window: build_scored_tiles(run.tree, run.batch, 8, window),
+        tiles_of=lambda cut, window: build_scored_tiles(run.tree, run.batch, EIGHT_ROWS, window),
     )
     output = run.decoder.run_layer(layer, run.hidden_states[rows], run.position_ids[rows], scored)
     # Fewer rows change the order in which GEMMs sum.
@@ -163,7 +165,7 @@ def test_each_layer_asks_for_tiles_of_its_window(family, windows):
         run, asked = make_layer_run(family, layer), []
         tiles_of = run.call().tiles_of
         call = run.call(
-            tiles_of=lambda rows, given, tiles=tiles_of, log=asked: log.append(given) or tiles(rows, given)
+            tiles_of=lambda cut, given, tiles=tiles_of, log=asked: log.append(given) or tiles(cut, given)
         )
         run.decoder.run_layer(layer, run.hidden_states, run.position_ids, call)
         assert asked == [window]

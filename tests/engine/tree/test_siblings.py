@@ -19,9 +19,10 @@ from strata.engine.tree.intervals import clip_stream
 from strata.engine.tree.lanes import Lane, MicroBatch, split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree, count_visible
 from strata.engine.tree.tiles import build_scored_tiles, build_tiles
+from strata.kernels.prefix_attention.tile import TileCut
 
 from .test_packing import in_order, rows_of
-from .test_tiling import mask_of_tiles, tile_rows, windows
+from .test_tiling import cuts, mask_of_tiles, windows
 
 quick = settings(deadline=None, max_examples=80)
 tokens = st.integers(0, 2)
@@ -156,14 +157,14 @@ def test_every_key_that_a_row_sees_is_in_its_key_space_and_computed_before(forke
 
 
 @quick
-@given(forked_trees(), tile_rows, windows)
-def test_tiles_show_each_row_what_it_sees_once(forked, max_rows, window):
+@given(forked_trees(), cuts, windows)
+def test_tiles_show_each_row_what_it_sees_once(forked, cut, window):
     for lane in forked.lanes:
         for batch in lane.micro_batches:
-            assert_tiles(forked, batch, max_rows, window)
+            assert_tiles(forked, batch, cut, window)
             following = [after.carried for after in lane.micro_batches if after.first_row > batch.first_row]
             for part in halves(forked.tree, batch, following[0] if following else ()):
-                assert_tiles(forked, part, max_rows, window)
+                assert_tiles(forked, part, cut, window)
 
 
 def halves(tree: PrefixTree, batch: MicroBatch, following: Spans) -> tuple[MicroBatch, ...]:
@@ -172,7 +173,7 @@ def halves(tree: PrefixTree, batch: MicroBatch, following: Spans) -> tuple[Micro
     return cut_micro_batch(tree, batch, batch.num_rows // 2, following)
 
 
-def assert_tiles(forked: Forked, batch: MicroBatch, max_rows: int, window: int | None) -> None:
+def assert_tiles(forked: Forked, batch: MicroBatch, cut: TileCut, window: int | None) -> None:
     keys = in_order(batch.key_space)
     rows = in_order(batch.rows)
     for build, shown in (
@@ -180,7 +181,7 @@ def assert_tiles(forked: Forked, batch: MicroBatch, max_rows: int, window: int |
         (build_scored_tiles, [rows[row] for row in batch.scored_rows.tolist()]),
     ):
         expected = np.array([[key in seen_by(forked.nodes, row, window) for key in keys] for row in shown])
-        tiles = build(forked.tree, batch, max_rows, window)
+        tiles = build(forked.tree, batch, cut, window)
         np.testing.assert_array_equal(
             mask_of_tiles(tiles, len(shown), len(keys)), expected.reshape(len(shown), len(keys))
         )

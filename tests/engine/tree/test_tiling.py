@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -10,15 +12,19 @@ from hypothesis import strategies as st
 from strata.engine.tree.lanes import MicroBatch, segments_of
 from strata.engine.tree.prefix_tree import build_prefix_tree
 from strata.engine.tree.tiles import WASTE_LIMIT, build_scored_tiles, build_tiles
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import Tile, TileCut
 
 from .test_packing import Packed, in_order, packed_trees
 from .test_prefix_tree import ancestors
 
 CPU = torch.device("cpu")
 quick = settings(deadline=None, max_examples=60)
-tile_rows = st.sampled_from((1, 2, 3, 5, 8, 64))
+cuts = st.builds(TileCut, max_rows=st.sampled_from((1, 2, 3, 5, 8, 64)), joins=st.booleans())
 windows = st.sampled_from((None, 1, 2, 4, 9))
+
+
+def joined(max_rows: int) -> TileCut:
+    return TileCut(max_rows=max_rows, joins=True)
 
 
 def batches_of(packed: Packed) -> list[MicroBatch]:
@@ -48,48 +54,50 @@ def mask_of_tiles(tiles: tuple[Tile, ...], num_rows: int, num_keys: int) -> np.n
 
 
 @quick
-@given(packed_trees(), tile_rows, windows)
-def test_tiles_show_each_row_what_it_sees_once(packed, max_rows, window):
+@given(packed_trees(), cuts, windows)
+def test_tiles_show_each_row_what_it_sees_once(packed, cut, window):
     for batch in batches_of(packed):
-        tiles = build_tiles(packed.tree, batch, max_rows, window)
+        tiles = build_tiles(packed.tree, batch, cut, window)
         expected = expected_mask(packed, batch, in_order(batch.rows), window)
         np.testing.assert_array_equal(mask_of_tiles(tiles, *expected.shape), expected)
 
 
 @quick
-@given(packed_trees(), tile_rows, windows)
-def test_scored_tiles_show_scored_rows_what_they_see_once(packed, max_rows, window):
+@given(packed_trees(), cuts, windows)
+def test_scored_tiles_show_scored_rows_what_they_see_once(packed, cut, window):
     for batch in batches_of(packed):
-        tiles = build_scored_tiles(packed.tree, batch, max_rows, window)
+        tiles = build_scored_tiles(packed.tree, batch, cut, window)
         scored = [in_order(batch.rows)[row] for row in batch.scored_rows.tolist()]
         expected = expected_mask(packed, batch, scored, window)
         np.testing.assert_array_equal(mask_of_tiles(tiles, *expected.shape), expected)
         assert [row for tile in tiles for row in range(*tile.rows)] == list(range(len(scored)))
-        assert all(tile.num_rows <= max_rows for tile in tiles)
+        assert all(tile.num_rows <= cut.max_rows for tile in tiles)
 
 
 @quick
-@given(packed_trees(), tile_rows, windows)
-def test_tiles_are_well_formed(packed, max_rows, window):
+@given(packed_trees(), cuts, windows)
+def test_tiles_are_well_formed(packed, cut, window):
     for batch in batches_of(packed):
-        tiles = build_tiles(packed.tree, batch, max_rows, window)
+        tiles = build_tiles(packed.tree, batch, cut, window)
         assert [row for tile in tiles for row in range(*tile.rows)] == list(range(batch.num_rows))
         for tile in tiles:
             keys = in_order(tile.key_ranges)
-            assert 0 < tile.num_rows <= max_rows
+            assert 0 < tile.num_rows <= cut.max_rows
             assert len(keys) == len(set(keys)) == tile.num_keys
             assert 0 <= tile.num_unmasked <= tile.num_keys
             if tile.causal:
-                assert keys[tile.num_unmasked :] == [batch.num_carried + row for row in range(*tile.rows)]
+                own = [batch.num_carried + row for row in range(*tile.rows)]
+                assert keys[-tile.num_rows :] == own
+                assert keys[tile.num_unmasked :] == (own if tile.window is None else keys)
             assert (tile.visible is None) == (tile.causal or tile.num_masked == 0)
 
 
 @quick
-@given(packed_trees(), tile_rows, windows)
-def test_mask_bits_are_packed_and_needed(packed, max_rows, window):
+@given(packed_trees(), cuts, windows)
+def test_mask_bits_are_packed_and_needed(packed, cut, window):
     """A key takes a bit; one from before the tile carries a mask only if some row does not see it."""
     for batch in batches_of(packed):
-        for tile in build_tiles(packed.tree, batch, max_rows, window):
+        for tile in build_tiles(packed.tree, batch, cut, window):
             if tile.visible is None:
                 continue
             assert tile.visible.dtype == np.uint8
@@ -103,12 +111,12 @@ def test_mask_bits_are_packed_and_needed(packed, max_rows, window):
 
 
 @quick
-@given(packed_trees(), tile_rows)
-def test_a_tile_gathers_no_key_in_vain_and_wastes_little(packed, max_rows):
+@given(packed_trees(), cuts)
+def test_a_tile_gathers_no_key_in_vain_and_wastes_little(packed, cut):
     for batch in batches_of(packed):
         expected = expected_mask(packed, batch, in_order(batch.rows), None)
         segments = segments_of(packed.tree, batch.rows)
-        for tile in build_tiles(packed.tree, batch, max_rows):
+        for tile in build_tiles(packed.tree, batch, cut):
             first, last = tile.rows
             assert expected[first:last, in_order(tile.key_ranges)].any(axis=0).all()
             apart = 0
@@ -118,6 +126,29 @@ def test_a_tile_gathers_no_key_in_vain_and_wastes_little(packed, max_rows):
                     depth = packed.nodes[part.start + high - 1 - part.row].depth
                     apart += (high - low) * (depth + 1)
             assert tile.num_rows * tile.num_keys <= WASTE_LIMIT * apart
+
+
+@quick
+@given(packed_trees(), st.sampled_from((None, 3)), windows)
+def test_apart_every_tile_is_a_sequence_without_a_mask(packed, max_rows, window):
+    cut = TileCut(max_rows=max_rows, joins=False)
+    for batch in batches_of(packed):
+        for build, num_rows in ((build_tiles, batch.num_rows), (build_scored_tiles, len(batch.scored_rows))):
+            tiles = build(packed.tree, batch, cut, window)
+            assert all(tile.is_sequence and tile.visible is None for tile in tiles)
+            assert [row for tile in tiles for row in range(*tile.rows)] == list(range(num_rows))
+        if max_rows is None:
+            whole = segments_of(packed.tree, batch.rows)
+            assert len(build_tiles(packed.tree, batch, cut, window)) == len(whole)
+
+
+def test_scored_rows_that_follow_one_another_are_one_sequence():
+    """Else each of an option's tokens would gather the prefix anew."""
+    tree, batch = whole_batch([[*range(9), 40, 41, 42], [*range(9), 50, 51]])
+    batch = replace(batch, scored_rows=np.array([3, 9, 10, 11, 13]))
+    tiles = build_scored_tiles(tree, batch, TileCut(max_rows=None, joins=False))
+    assert [tile.rows for tile in tiles] == [(0, 1), (1, 4), (4, 5)]
+    assert [tile.num_keys for tile in tiles] == [4, 12, 11]
 
 
 def whole_batch(sequences: list[list[int]]) -> tuple:
@@ -136,7 +167,7 @@ def whole_batch(sequences: list[list[int]]) -> tuple:
 
 def test_a_long_prefix_makes_causal_tiles_without_masks():
     tree, batch = whole_batch([list(range(300))])
-    tiles = build_tiles(tree, batch, 128)
+    tiles = build_tiles(tree, batch, joined(128))
     assert [tile.rows for tile in tiles] == [(0, 128), (128, 256), (256, 300)]
     assert [tile.num_unmasked for tile in tiles] == [0, 128, 256]
     assert [tile.key_ranges for tile in tiles] == [((0, 128),), ((0, 256),), ((0, 300),)]
@@ -145,7 +176,7 @@ def test_a_long_prefix_makes_causal_tiles_without_masks():
 
 def test_a_window_drops_the_keys_behind_it():
     tree, batch = whole_batch([list(range(300))])
-    tiles = build_tiles(tree, batch, 100, window=100)
+    tiles = build_tiles(tree, batch, joined(100), window=100)
     assert [tile.key_ranges for tile in tiles] == [((0, 100),), ((1, 200),), ((101, 300),)]
     assert [tile.causal for tile in tiles] == [True, False, False]
 
@@ -153,15 +184,15 @@ def test_a_window_drops_the_keys_behind_it():
 def test_short_branches_share_a_tile_and_long_ones_do_not():
     short = [[*range(100), 200 + option, 7] for option in range(5)]
     tree, batch = whole_batch(short)
-    shared = build_tiles(tree, batch, 128)[-1]
+    shared = build_tiles(tree, batch, joined(128))[-1]
     # The prefix and the first branch are one run of 102 tokens, then come four branches of two.
     assert shared.num_rows >= 8
     assert shared.num_unmasked <= 100
     assert not shared.causal
     tree, batch = whole_batch([[7, *range(100 + option, 150 + option)] for option in range(3)])
-    assert [tile.num_rows for tile in build_tiles(tree, batch, 128)] == [51, 50, 50]
+    assert [tile.num_rows for tile in build_tiles(tree, batch, joined(128))] == [51, 50, 50]
 
 
 def test_no_scored_rows_no_tiles():
     tree, batch = whole_batch([[1, 2]])
-    assert build_scored_tiles(tree, batch, 4) == ()
+    assert build_scored_tiles(tree, batch, joined(4)) == ()
