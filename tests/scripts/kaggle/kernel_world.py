@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,21 +114,25 @@ def require_notebooks() -> None:
         pytest.skip(f"{image_python()} lacks ipykernel or nbclient")
 
 
-def make_world(root: Path) -> KernelWorld:
-    """A fresh venv over the image's packages, and empty mounts with one competition."""
+def make_venv(root: Path, hidden: Collection[str]) -> Path:
+    """A fresh venv that sees the image's packages, but for strata and the hidden ones; its interpreter."""
     site, files = json.loads(run_image_python("-c", SITE_OF).stdout.splitlines()[-1])
-    lacking = {"strata-score", "strata_score", *read_image(PINS)}
-    hidden = {first for name, firsts in files.items() if name in lacking for first in firsts}
+    firsts = {first for name, names in files.items() if name in hidden for first in names}
     image = root / "image"
     image.mkdir()
     for entry in Path(site).iterdir():
-        if entry.name not in hidden and "strata" not in entry.name and entry.suffix != ".pth":
+        if entry.name not in firsts and "strata" not in entry.name and entry.suffix != ".pth":
             (image / entry.name).symlink_to(entry)
     run_image_python("-m", "venv", str(root / "venv")).check_returncode()
     (own,) = (root / "venv" / "lib").glob("python3*/site-packages")
     (own / "image.pth").write_text(f"{image}\n", encoding="utf-8")
+    return root / "venv" / "bin" / "python"
+
+
+def make_world(root: Path) -> KernelWorld:
+    """A fresh venv over the image's packages, and empty mounts with one competition."""
+    world = KernelWorld(python=make_venv(root, read_image(PINS)), root=root)
     for name in FOLDERS:
         (root / name).mkdir()
-    world = KernelWorld(python=root / "venv" / "bin" / "python", root=root)
     world.competition.mkdir(parents=True)
     return world
