@@ -31,6 +31,9 @@ COMMANDS = {
     "bench train-encoder": "strata bench train-encoder",
     "index": "strata index --corpus",
     "search": "strata search --index",
+    "doctor": "strata doctor",
+    "kaggle": "strata kaggle pipeline.yaml",
+    "bench start": "strata bench start",
 }
 HEAVY = (
     "torch",
