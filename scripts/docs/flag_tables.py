@@ -130,9 +130,12 @@ def _values(kind: Any) -> str:
 
 
 def _default(known: Field) -> str:
-    if known.default is MISSING and known.default_factory is MISSING:
+    if known.default is not MISSING:
+        value = known.default
+    elif known.default_factory is not MISSING:
+        value = known.default_factory()
+    else:
         return "needed"
-    value = known.default if known.default is not MISSING else known.default_factory()  # type: ignore[misc]
     if value is None or value == ():
         return ""
     if isinstance(value, bool):

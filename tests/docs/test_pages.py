@@ -67,6 +67,13 @@ def test_a_quoted_message_is_one_that_the_sources_have(message: str) -> None:
     assert any(message in text for text in texts_of_sources())
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.md")))
+def test_files_that_a_page_names_are_there(name: str) -> None:
+    folders = "engine|kernels|retrieval|scripts|tests|training"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|json|jsonl|yaml|md))`", page(name))
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
 def test_the_navigation_has_every_page() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = [name for section in settings["nav"] for names in section.values() for name in names]
