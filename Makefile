@@ -13,8 +13,8 @@ FOLDERS := $(wildcard engine kernels training retrieval scripts tests)
 SPELLED := $(FOLDERS) $(wildcard docs README.md Makefile pyproject.toml setup.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-model demo-real real-models test test-sim test-slow kaggle-image test-kaggle fuzz \
-	audit lint clean
+.PHONY: help venv docs docs-pages demo demo-model demo-real real-models test test-sim test-slow kaggle-image \
+	test-kaggle fuzz audit lint clean
 
 help:
 	@echo "make demo    index bundled passages, search them, answer bundled questions with a bundled small model"
@@ -28,6 +28,8 @@ help:
 	@echo "make fuzz    a million odd inputs for every reader of files (hours); FUZZ_INPUTS=10000 for fewer"
 	@echo "make audit   ask pip-audit about known holes of the tested versions (needs an index with advisories)"
 	@echo "make lint    check formatting, style, types and spelling"
+	@echo "make docs    build the documentation into site/"
+	@echo "make docs-pages  write the pages of docs/ again that are made from the sources"
 	@echo "make venv    only make $(VENV) and install into it; the targets above do so when needed"
 	@echo "make clean   remove $(VENV), caches and build folders; runs/ stays"
 	@echo
@@ -128,6 +130,20 @@ lint: $(INSTALLED)
 		-p strata.scripts
 	$(BIN)/codespell $(SPELLED)
 
+# Nothing is fetched: neither by the build nor by the pages.
+DOCS_INSTALLED := $(VENV)/.docs-installed
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-pages: $(DOCS_INSTALLED)
+	$(BIN)/python -m strata.scripts.docs.pages
+	$(BIN)/python -m strata.scripts.docs.figure
+
 clean:
-	rm -rf $(VENV) $(KAGGLE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(KAGGLE) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +

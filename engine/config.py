@@ -188,7 +188,7 @@ class PlanConfig(ScoreConfig):
     out: Path = Path("runs/plan")
     """Not used: a plan leaves nothing."""
     profile: str | None = None
-    """Plan for another machine: kaggle-2xt4, h100, cpu, or a file of `strata bench calibrate --out FILE`."""
+    """Plan for another machine: kaggle-2xt4, card-24gb, h100, cpu, or a file of `strata bench calibrate`."""
     shape: str | None = None
     """A model that is not there: tinyllama-1.1b, llama2-7b, llama2-13b, llama2-70b, or a config.json."""
     tokens: int = 1500

@@ -72,7 +72,7 @@ def test_a_profile_comes_back_as_it_was_saved(tmp_path):
     assert "Infinity" not in (tmp_path / "deep" / "machine.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["kaggle-2xt4", "h100", "cpu"])
+@pytest.mark.parametrize("name", ["kaggle-2xt4", "card-24gb", "h100", "cpu"])
 def test_shipped_profiles_load_under_their_own_names_and_say_where_figures_come_from(name):
     profile = load_profile(name)
     assert profile.name == name
@@ -81,7 +81,7 @@ def test_shipped_profiles_load_under_their_own_names_and_say_where_figures_come_
 
 
 def test_every_shipped_file_is_tested():
-    assert {path.stem for path in SHIPPED.glob("*.json")} == {"kaggle-2xt4", "h100", "cpu"}
+    assert {path.stem for path in SHIPPED.glob("*.json")} == {"kaggle-2xt4", "card-24gb", "h100", "cpu"}
 
 
 def test_two_t4_are_what_the_design_says():
@@ -137,7 +137,7 @@ def test_text_that_is_no_json_is_named(tmp_path):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        InputError, match=r"--profile: 'kagle' is unknown; expected one of cpu, h100, kaggle-2xt4"
+        InputError, match=r"--profile: 'kagle' is unknown; expected one of card-24gb, cpu, h100, kaggle-2xt4"
     ):
         load_profile("kagle")
 
