@@ -26,6 +26,7 @@ from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import (
     check_out,
     check_unfinished,
+    describe_adapter_settings,
     describe_answers,
     describe_cache,
     describe_measured,
@@ -84,7 +85,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
             kept = PartialScores(out, scorer.fingerprint(prompts))
             done = kept.read(questions) if config.resume else {}
             job = scorer.prepare(_left(prompts, done), group_goal_of(config))
-            record.plan = job.describe()
+            record.plan = job.describe() | describe_adapter_settings(config)
             record.begin()
             known_answers = scorer.check_known_answers(prompts) if config.probe else []
             int8 = check_int8(config, scorer, job, deadline)
