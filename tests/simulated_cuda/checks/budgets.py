@@ -21,8 +21,8 @@ WAITS = 2.0
 """Host waits a micro-batch and layer; one was counted, whether float16 overflowed."""
 
 KERNELS = 60.0
-"""Kernels a micro-batch and dense layer; 49 were counted, most of them transformers' own norms, rotary embedding,
-SiLU and residuals, an operation each."""
+"""Kernels a micro-batch and dense layer; 49 were counted, most of them transformers' own norms, rotary
+embedding, SiLU and residuals, an operation each."""
 
 SWEEP = {"head": "letters", "debias": "rotate", "dtype": "float16", "micro_batch_tokens": 128}
 
@@ -76,7 +76,7 @@ def assert_memory_as_planned(run, accounts) -> None:
 def test_memory_is_what_the_plan_says(hidden_store, devices, wide_model, score, accounts):
     run = score(model=wide_model, devices=devices, hidden_store=hidden_store, resident_layers=0, **SWEEP)
     assert_memory_as_planned(run, accounts)
-    # The plan is no arbitrary upper bound either; attention's keys of the longest call are the most of it here.
+    # The plan is no arbitrary bound either; attention's keys of the longest call are most of it here.
     assert max(run.record["measured"]["peak_device_bytes"].values()) > run.record["plan"]["memory_bytes"] / 3
 
 
