@@ -11,6 +11,8 @@ from strata.engine.config import PlanConfig
 from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.job import Session
+from strata.engine.machine.profile import load_profile
+from strata.engine.machine.provenance import assumption_of
 from strata.engine.progress import human_time
 from strata.engine.results.human_units import human_bytes, human_flops
 from strata.engine.run.opening import open_run
@@ -42,6 +44,9 @@ def run_plan(config: PlanConfig) -> int:
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
         assert isinstance(job, DecoderJob)
         Console(highlight=False).print(tabulate_plan(job))
+        assumption = config.profile and assumption_of(load_profile(config.profile), job.machine.computes_in)
+        if assumption:
+            warnings.say(f"before it is measured, take the prediction for a guess: {assumption}")
     for line in warnings.lines():
         print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0

@@ -14,6 +14,7 @@ from strata.engine.config import PlanConfig
 from strata.engine.machine.devices import GIB
 from strata.engine.machine.machine import profiled_machine
 from strata.engine.machine.profile import MachineProfile, load_profile
+from strata.engine.machine.provenance import assumption_of, provenance_of
 from strata.engine.model.rehearsal import build_rehearsed
 from strata.engine.plan.costs import StorageFormat, shape_costs
 from strata.engine.plan.planner import plan_sweep
@@ -24,17 +25,19 @@ from strata.engine.types import InputError
 
 STORAGES: tuple[StorageFormat, ...] = ("fp16", "int8", "nf4")
 COLUMNS = (
-    *("stored", "computed", "time", "questions/h", "bottleneck", "micro-batch", "groups"),
+    *("stored", "computed", "rate", "time", "questions/h", "bottleneck", "micro-batch", "groups"),
     *("resident layers", "hidden in", "device GiB", "RAM GiB"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapePlan:
-    """A plan of a shape, or why there is none."""
+    """A plan of a shape, or why there is none; `provenance` is of its rates (see `provenance_of`)."""
 
     storage: StorageFormat
     compute: str
+    provenance: str
+    assumption: str | None
     num_questions: int
     plan: SweepPlan | None
     problem: str = ""
@@ -47,7 +50,7 @@ class ShapePlan:
     def as_json(self) -> dict[str, object]:
         """What the JSON line holds of it."""
         found: dict[str, object] = {"storage": self.storage, "compute": self.compute}
-        found |= {"problem": self.problem}
+        found |= {"problem": self.problem, "rate": self.provenance, "assumption": self.assumption}
         if self.plan is None:
             return found
         plan = asdict(self.plan) | {"resident_layers": len(self.plan.resident_layers)}
@@ -65,6 +68,8 @@ def run_plan_shape(config: PlanConfig) -> int:
     for found in plans:
         if found.problem:
             console.print(f"{found.storage}, {found.compute}: {found.problem}")
+    for assumption in dict.fromkeys(found.assumption for found in plans if found.assumption):
+        console.print(f"no advice to compute so before it is measured: {assumption}")
     if config.json:
         asked = {"shape": config.shape, "profile": profile.name, "questions": question_count(config)}
         asked |= {"tokens": config.tokens, "options": config.options, "option_tokens": config.option_tokens}
@@ -102,7 +107,13 @@ def plan_shape(config: PlanConfig, profile: MachineProfile) -> list[ShapePlan]:
             compute = "int8" if linear == "int8" else str(machine.dtype).removeprefix("torch.")
             plans.append(
                 ShapePlan(
-                    storage=storage, compute=compute, num_questions=num_questions, plan=plan, problem=problem
+                    storage=storage,
+                    compute=compute,
+                    provenance=provenance_of(profile, compute),
+                    assumption=assumption_of(profile, compute),
+                    num_questions=num_questions,
+                    plan=plan,
+                    problem=problem,
                 )
             )
     if all(found.plan is None for found in plans):
@@ -136,9 +147,11 @@ def tabulate(config: PlanConfig, profile: MachineProfile, plans: Sequence[ShapeP
     size = f"{question_count(config):,} questions of {config.tokens:,} tokens"
     table = Table(title=f"{config.shape} on {profile.name}: {size}", title_justify="left")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("stored", "computed", "bottleneck") else "right")
+        table.add_column(
+            name, justify="left" if name in ("stored", "computed", "rate", "bottleneck") else "right"
+        )
     for found in plans:
-        table.add_row(found.storage, found.compute, *_cells(found))
+        table.add_row(found.storage, found.compute, found.provenance, *_cells(found))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from strata.scripts.stoppable import run_stoppable
@@ -11,11 +12,25 @@ QUICK = ("-h", "--help", "--version")
 
 def main() -> int:
     """Runs the command that the program's arguments name; returns its exit status (see `cli.main`)."""
+    let_device_memory_grow()
     arguments = sys.argv[1:]
     if arguments and not any(flag in arguments for flag in QUICK) and sys.stderr.isatty():
         # Loading libraries takes seconds, in which a terminal would show nothing.
         print(f"strata {arguments[0]}: loading libraries and files ...", file=sys.stderr, flush=True)
     return run_stoppable(_run, until_exit=True)
+
+
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""What torch reads as it starts: the first from 2.9 on, the second before."""
+
+
+def let_device_memory_grow() -> None:
+    """Has CUDA's allocator grow its segments in place, which leaves no gaps that nothing fits.
+
+    Settings of the user's own stay as they are.
+    """
+    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ.update(dict.fromkeys(ALLOCATOR_SETTINGS, "expandable_segments:True"))
 
 
 def _run() -> int:

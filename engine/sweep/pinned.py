@@ -42,8 +42,8 @@ class HostMemory:
             return
         try:
             pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise MemoryError(f"{error.strerror}: {num_bytes:,} bytes of host memory") from None
+        except OSError as refusal:
+            raise MemoryError(f"{refusal.strerror}: {num_bytes:,} bytes of host memory") from None
         mapped = torch.frombuffer(pages, dtype=torch.uint8)
         error = int(torch.cuda.cudart().cudaHostRegister(mapped.data_ptr(), num_bytes, PORTABLE))
         if not error:

@@ -121,6 +121,8 @@ def _sweep_groups(shared: SweepShared) -> Iterator[tuple[SweptGroup, ...]]:
     longest = max(int(job.tree.position_ids.max()) for job in jobs)
     for device, decoder in zip(base.devices, base.decoders, strict=True):
         decoder.prepare_rope(longest, device, base.dtype)
+    # Or sums of a product that cuBLAS splits would be added up in float16, and scores depend on the split.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     try:
         shared.coordinator.start(shared.stream.read_all, "layer-reader")
         for group in range(len(jobs[0].groups)):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ..families import FAMILIES
 
@@ -20,3 +21,4 @@ def test_float16_scores_as_float32_up_to_rounding(family, checkpoint, score):
     for row, exact_row in zip(run.scores, exact.scores, strict=True):
         difference = np.abs(row.scores - exact_row.scores).max()
         assert 0 < difference <= TIPPING.get(family, SHARE_OF_SPREAD) * spread
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction

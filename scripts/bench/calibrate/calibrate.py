@@ -26,7 +26,8 @@ from strata.engine.machine.profile import (
     save_profile,
 )
 from strata.engine.machine.rates import LayerRates, LinearKind
-from strata.engine.plan.shapes import TINY, TINYLLAMA_1B
+from strata.engine.machine.sustained import sustained_gemm_rate
+from strata.engine.plan.shapes import LLAMA2_70B, TINY, TINYLLAMA_1B
 from strata.kernels.prefix_attention.backend import AttentionRequest
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.scripts.bench.calibrate.decode_runs import measure_decode_rates
@@ -182,7 +183,11 @@ def measure_compute(dtype: torch.dtype, linear: LinearKind, device: torch.device
     """The roofline of a way of computing, and what a layer reaches in it."""
     kind = torch.int8 if linear == "int8" else dtype
     layer = measure_layer(dtype, linear, device)
-    best = measure_gemm_rate(device, kind, TINYLLAMA_1B.hidden_size, seconds=1.0)
+    if device.type == "cuda":
+        devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+        best = sustained_gemm_rate(devices, kind, LLAMA2_70B.hidden_size)
+    else:
+        best = measure_gemm_rate(device, kind, TINYLLAMA_1B.hidden_size, seconds=1.0)
     # A roofline measured in a busy moment is no roofline.
     return ComputeRates(gemm_flop_per_s=max(best, layer.linear_flop_per_s), layer=layer)
 

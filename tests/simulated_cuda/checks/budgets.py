@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,46 +18,51 @@ from ...families import LAYERS_PER_MODEL, SHAPE, randomize_weights, save_with_to
 
 WIDE = {**SHAPE, "hidden_size": 256, "intermediate_size": 704}
 WAITS = 2.0
-"""Host waits a micro-batch and layer: one, whether float16 overflowed; a few in the last layer."""
+"""Host waits a micro-batch and layer; one was counted, whether float16 overflowed."""
 
 KERNELS = 60.0
-"""Kernels a micro-batch and dense layer: 57 were counted, 48 of them transformers' own norms, rotary
+"""Kernels a micro-batch and dense layer; 49 were counted, most of them transformers' own norms, rotary
 embedding, SiLU and residuals, an operation each."""
-
-ATTENTION = "kernels/prefix_attention"
-"""Its masks and tiles depend on the questions, and are not counted here."""
-
-
-@pytest.fixture(scope="module")
-def wide_model(tmp_path_factory):
-    """Wide enough for weights and activations to outweigh what a plan leaves out, such as rotary tables."""
-    model = hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**WIDE), dtype=torch.float32)
-    randomize_weights(model)
-    return save_with_tokenizer(model, tmp_path_factory.mktemp("wide") / "model")
-
-
-def visits(run) -> int:
-    """Micro-batches times layers."""
-    return run.record["plan"]["num_micro_batches"] * LAYERS_PER_MODEL
-
-
-def in_sweep(counter: Counter) -> int:
-    """Counted by the workers, outside of attention."""
-    return sum(
-        count
-        for one, count in counter.items()
-        if one.thread.startswith("sweep-") and not one.place.startswith(ATTENTION)
-    )
-
 
 SWEEP = {"head": "letters", "debias": "rotate", "dtype": "float16", "micro_batch_tokens": 128}
 
 
+@pytest.fixture(scope="module")
+def build_wide(tmp_path_factory):
+    """`build_wide(layers)` -> a Llama whose weights and activations outweigh what a plan leaves out."""
+
+    @functools.cache
+    def build(num_layers: int) -> Path:
+        config = hf.LlamaConfig(**{**WIDE, "num_hidden_layers": num_layers})
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        randomize_weights(model)
+        return save_with_tokenizer(model, tmp_path_factory.mktemp("wide") / "model")
+
+    return build
+
+
+@pytest.fixture
+def wide_model(build_wide):
+    return build_wide(LAYERS_PER_MODEL)
+
+
+def in_sweep(counter: Counter) -> int:
+    """Counted by the workers."""
+    return sum(count for one, count in counter.items() if one.thread.startswith("sweep-"))
+
+
 @pytest.mark.parametrize("devices", ["cuda:0", "cuda:0,cuda:1"])
-def test_waits_and_kernels_of_a_layer(devices, wide_model, score, accounts):
-    run = score(model=wide_model, devices=devices, resident_layers=1, **SWEEP)
-    assert in_sweep(accounts.waits) / visits(run) <= WAITS, accounts.summary()
-    assert in_sweep(accounts.kernels) / visits(run) <= KERNELS, accounts.summary()
+def test_what_a_layer_more_costs(devices, build_wide, score, accounts):
+    """What is done once a group, and in the last layer, is in both runs."""
+    waits, kernels = [], []
+    for num_layers in (2, 4):
+        accounts.reset()
+        run = score(model=build_wide(num_layers), devices=devices, resident_layers=1, **SWEEP)
+        waits.append(in_sweep(accounts.waits))
+        kernels.append(in_sweep(accounts.kernels))
+    visits = 2 * run.record["plan"]["num_micro_batches"]
+    assert (waits[1] - waits[0]) / visits <= WAITS, accounts.summary()
+    assert (kernels[1] - kernels[0]) / visits <= KERNELS, accounts.summary()
 
 
 def assert_memory_as_planned(run, accounts) -> None:
@@ -69,8 +76,8 @@ def assert_memory_as_planned(run, accounts) -> None:
 def test_memory_is_what_the_plan_says(hidden_store, devices, wide_model, score, accounts):
     run = score(model=wide_model, devices=devices, hidden_store=hidden_store, resident_layers=0, **SWEEP)
     assert_memory_as_planned(run, accounts)
-    # At least half: the plan is no rough upper bound either.
-    assert max(run.record["measured"]["peak_device_bytes"].values()) > run.record["plan"]["memory_bytes"] / 2
+    # The plan is no arbitrary bound either; attention's keys of the longest call are most of it here.
+    assert max(run.record["measured"]["peak_device_bytes"].values()) > run.record["plan"]["memory_bytes"] / 3
 
 
 def test_pinned_memory_is_not_rounded_up(wide_model, score, accounts):
