@@ -47,8 +47,8 @@ def run_plan(config: PlanConfig) -> int:
 
 def tabulate_plan(job: DecoderJob) -> Table:
     """One row a decision or prediction."""
-    head, model = job.opened.head.name, job.opened.model.checkpoint.path
-    table = Table(title=f"{len(job.prompts)} question(s), head {head}, {model}", title_justify="left")
+    title = f"{len(job.prompts)} question(s), head {job.opened.head.name}"
+    table = Table(title=title, title_justify="left")
     table.add_column("what", no_wrap=True)
     table.add_column("plan")
     for name, text in plan_rows(job):
@@ -62,6 +62,7 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
     sharing, budgets = job.prefix_sharing, machine.budgets
     saved = sharing.tokens_per_option_run / sharing.trie_nodes
     return [
+        ("model", str(job.opened.model.checkpoint.path)),
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),

@@ -103,6 +103,8 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert captured.err == "" or captured.err.startswith("warning: ")
     assert "MAP@3 " in captured.out
     assert "uniform guess" in captured.out
+    told = " ".join(captured.out.split())
+    assert "contexts of 3 question(s) are from column context (--context-column none: without)" in told
     assert "tide: " in captured.out
     assert str(out) in captured.out.replace("\n", "")
     record = json.loads((out / "run.json").read_text())
