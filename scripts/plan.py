@@ -16,6 +16,7 @@ from strata.engine.results.human_units import human_bytes, human_flops
 from strata.engine.run.opening import open_run
 from strata.engine.run.score import group_goal_of
 from strata.engine.types import InputError, RunWarnings, as_one_line
+from strata.scripts.score import describe_adapter_settings
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -39,7 +40,11 @@ def run_plan(config: PlanConfig) -> int:
     with open_run(config, session, config.profile) as (questions, scorer):
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
         assert isinstance(job, DecoderJob)
-        Console(highlight=False).print(tabulate_plan(job))
+        console = Console(highlight=False)
+        console.print(tabulate_plan(job))
+        for adapter, taken in config.settings_of_adapters().items():
+            if taken:
+                console.print(describe_adapter_settings(str(adapter), taken), markup=False, soft_wrap=True)
     for line in warnings.lines():
         print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0

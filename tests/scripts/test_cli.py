@@ -274,3 +274,10 @@ def test_a_mistyped_flag_is_named_with_what_may_be_meant(flags, hint, given, cap
     told = capsys.readouterr().err
     assert flags[0] in told
     assert hint in told
+
+
+def test_what_int8_does_is_on_the_screen(given, out, capsys):
+    assert main([*given, "--dtype", "int8", "--int8-check-questions", "3"]) == 0
+    check = json.loads((out / "run.json").read_text())["measured"]["int8_check"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"int8 beside {check['dense_dtype']} on 3 question(s): the same best option on " in told
