@@ -59,7 +59,7 @@ ROWS = {
         "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers debias trust rows members deadline lm_eval",
-        "sweep",
+        "sweep gpu",
         "cli",
     ),
 }
