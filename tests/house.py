@@ -37,7 +37,7 @@ ROWS = {
     ),
     "kernels": ("prefix_attention dequant int8_linear",),
     "training": (
-        "types",
+        "types loss_scale",
         "tasks",
         "config",
         "label_names base_model work_plan",
