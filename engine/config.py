@@ -6,7 +6,7 @@ The settings of a room live in that room (machine, plan, members); here they are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -45,6 +45,9 @@ class ScoreConfig:
     """Folder for what the run leaves."""
     adapter: tuple[Path, ...] = ()
     """PEFT LoRA adapter folder; repeat for several, which then share one sweep of the base weights."""
+    adapter_settings: Literal["use", "ignore"] = "use"
+    """use: what is not given here is as strata.json in the adapter's folder says it was trained (head,
+    template, max-tokens, normalize, chat, system, debias set)."""
     head: HeadName = "auto"
     """How options are scored; auto takes a classifier head if checkpoint or adapter has one, else yes-no."""
     labels: Path | None = None
@@ -64,8 +67,9 @@ class ScoreConfig:
     """With pride: share of the questions (at least 16) that is shown in every cyclic order."""
     debias_seed: int = 0
     """Of orders and samples that are drawn."""
-    normalize: Normalization = DEFAULT_NORMALIZATION
-    """What log-likelihoods are divided by: the option's length in char, byte or token, or none (loglik)."""
+    normalize: Normalization | None = None
+    """What log-likelihoods are divided by (loglik): the option's length in char, the default, byte or token,
+    or none."""
     id_column: str = "id"
     """Column that holds ids; in a file without one, rows' numbers are ids."""
     context_column: str = "context"
@@ -154,26 +158,54 @@ class ScoreConfig:
         debiasing = DebiasSettings(
             num_orders=self.debias_orders, sample=self.debias_sample, seed=self.debias_seed
         )
+        member = Member(
+            model=self.model,
+            head=CLASSIFY if self.task == "classify" else self.head,
+            template=self.template,
+            debias=self.debias,
+            debiasing=debiasing,
+            normalize=self.normalize or DEFAULT_NORMALIZATION,
+            chat=self.chat,
+            system=self.system,
+            shots=shots,
+            num_shots=self.num_shots if shots else None,
+            max_tokens=self.max_tokens,
+            labels=self.labels,
+            layers=self.layers,
+            layers_norm=None if self.layers_norm == "auto" else self.layers_norm == "yes",
+        )
+        taken = self.settings_of_adapters()
         return [
-            Member(
-                model=self.model,
-                adapter=adapter,
-                head=CLASSIFY if self.task == "classify" else self.head,
-                template=self.template,
-                debias=self.debias,
-                debiasing=debiasing,
-                normalize=self.normalize,
-                chat=self.chat,
-                system=self.system,
-                shots=shots,
-                num_shots=self.num_shots if shots else None,
-                max_tokens=self.max_tokens,
-                labels=self.labels,
-                layers=self.layers,
-                layers_norm=None if self.layers_norm == "auto" else self.layers_norm == "yes",
-            )
+            replace(member, adapter=adapter, **({} if adapter is None else taken[adapter]))
             for adapter in self.adapter or (None,)
         ]
+
+    def settings_of_adapters(self) -> dict[Path, dict[str, Any]]:
+        """The settings that are not given and that each adapter's folder has, by the folder.
+
+        Raises:
+            InputError: a broken strata.json.
+        """
+        # --help shows these settings, and loads nothing that checks files.
+        from strata.engine.adapters.trained_settings import read_trained_settings
+
+        is_given = {
+            "head": self.head != AUTO or self.task == "classify",
+            "template": self.template is not None,
+            "max_tokens": self.max_tokens is not None,
+            "normalize": self.normalize is not None,
+            "chat": self.chat or self.template is not None,
+            "system": self.system is not None or self.template is not None,
+            "debias": self.debias != "none",
+        }
+        found: dict[Path, dict[str, Any]] = {}
+        for adapter in self.adapter:
+            trained = read_trained_settings(adapter) if self.adapter_settings == "use" else None
+            settings = trained.differing() if trained is not None else {}
+            if settings.get("head") == CLASSIFY:
+                del settings["head"]
+            found[adapter] = {name: value for name, value in settings.items() if not is_given[name]}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +220,8 @@ class PlanConfig(ScoreConfig):
     out: Path = Path("runs/plan")
     """Not used: a plan leaves nothing."""
     profile: str | None = None
-    """Plan for another machine: kaggle-2xt4, h100, cpu, or a file of `strata bench calibrate --out FILE`."""
+    """Plan for another machine: kaggle-2xt4, card-24gb, h100, cpu-zen4, cpu-avx2, or a file of `strata bench
+    calibrate --out FILE`."""
     shape: str | None = None
     """A model that is not there: tinyllama-1.1b, llama2-7b, llama2-13b, llama2-70b, or a config.json."""
     tokens: int = 1500

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 LINE_EVERY_S = 60.0
+BAR_CELLS = 20
+"""Narrow enough for a note beside it in 100 columns."""
 
 _TELLING = threading.Lock()
 """Held by the one that tells: two bars at a time would overwrite each other."""
@@ -42,7 +44,9 @@ def progress_bar(title: str, total: int, *, shown: bool, note: Callable[[], str]
 
 
 def human_time(seconds: float) -> str:
-    """A duration as people say it: 0.4 s, 52 s, 7 min 12 s, 3 h 05 min."""
+    """A duration as people say it: 12 ms, 0.4 s, 52 s, 7 min 12 s, 3 h 05 min."""
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -54,12 +58,13 @@ def human_time(seconds: float) -> str:
 def _bar(title: str, total: int, note: Callable[[], str]) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=BAR_CELLS),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),

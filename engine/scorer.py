@@ -28,6 +28,7 @@ from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member, group_bases, group_members
 from strata.engine.model_files.opening import OPENING
 from strata.engine.plan.overrides import GroupGoal
+from strata.engine.results.notebook_table import ScoredQuestions
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 from strata.engine.weights.byte_sources import ByteSource, FileSource
 from strata.engine.weights.read_cache import CachedSource
@@ -55,6 +56,7 @@ class Scorer:
         session: Session | None = None,
         source: ByteSource | None = None,
         profile: str | None = None,
+        progress: bool = False,
     ) -> Scorer:
         """Opens an ensemble of members.
 
@@ -65,13 +67,14 @@ class Scorer:
             source: where checkpoints' bytes come from; by default their files, through the cache folder that
                 the machine settings name, if any.
             profile: plan for the machine of a profile instead of this one.
+            progress: tell on stderr how far each call is; a session of the caller's says that itself.
 
         Raises:
             InputError: whatever is wrong with a member's files or settings, in one line.
         """
         settings = machine or MachineSettings()
         settings.check()
-        session = session or Session(folder=Path(tempfile.gettempdir()))
+        session = session or Session(folder=Path(tempfile.gettempdir()), shows_progress=progress)
         session.overrides.check()
         if source is None:
             source = FileSource()
@@ -109,21 +112,21 @@ class Scorer:
         """Gives memory and open files back."""
         self._opened.close()
 
-    def score(self, questions: Sequence[Question]) -> list[QuestionScores]:
+    def score(self, questions: Sequence[Question]) -> ScoredQuestions:
         """Scores questions.
 
         Args:
             questions: with ids that differ.
 
         Returns:
-            One entry a question, in order.
+            One entry a question, in order: a list, which a notebook shows as a table.
 
         Raises:
             InputError: questions that a member cannot be asked, or too small a budget.
             FloatingPointError: scores that are not finite even in float32.
         """
         by_id = {row.question.id: row for rows in self.groups(questions) for row in rows}
-        return [by_id[question.id] for question in questions]
+        return ScoredQuestions(by_id[question.id] for question in questions)
 
     def groups(self, questions: Sequence[Question]) -> Iterator[list[QuestionScores]]:
         """Scores questions, and yields them as groups of them finish; raises as `score` does.

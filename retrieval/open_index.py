@@ -84,7 +84,7 @@ def parse_devices(text: str) -> tuple[str, ...]:
 def _load_encoder(config: SearchConfig, device: str) -> Encoder:
     from strata.retrieval.searchers.dense import load_index_encoder
 
-    return load_index_encoder(config.index, config.encoder, device=device)
+    return load_index_encoder(config.index, config.encoder, config.encoder_folder, device=device)
 
 
 def _sentence_scorer(

@@ -33,6 +33,8 @@ class SearchConfig:
     """Search with bm25 (tantivy; the default), bm25s (in RAM), tfidf or dense; repeat to fuse several."""
     encoder: str | None = None
     """With dense: which of the index's encoders; not needed when it has one."""
+    encoder_folder: Path | None = None
+    """With dense: where that encoder's model lies, if no longer where it was when the index was made."""
     first_pass: Codes | None = None
     """With dense: search codes of 8 bits or 1 bit a dimension first (`strata index --codes` makes them) and
     rescore the best exactly; the recall against an exact search is measured and printed."""

@@ -36,6 +36,8 @@ PAIRED_PARSING = PARSING[:2]
 """Where a setting that is on by default has both flags: `pack --double-quant`, `--no-double-quant`."""
 LISTED_PARSING = (PARSING[0], PARSING[2])
 """Where a list replaces its default instead of adding to it: `train --lora-targets q_proj v_proj`."""
+LISTED_FLAGS = {"train": ("--lora-targets",)}
+"""Flags of such lists: where one is repeated, the values of all count."""
 PARSING_OF = {"pack": PAIRED_PARSING, "train": LISTED_PARSING}
 
 app = SubcommandApp()
@@ -256,10 +258,28 @@ def run_command(arguments: list[str]) -> int:
 
 def _parse(commands: SubcommandApp, program: str, arguments: list[str]) -> int:
     parsing = PARSING_OF.get(arguments[0], PARSING) if arguments else PARSING
+    for flag in LISTED_FLAGS.get(arguments[0], ()) if arguments else ():
+        arguments = join_repeated(arguments, flag)
     try:
         return commands.cli(prog=program, description=DESCRIPTION, args=arguments, config=parsing)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def join_repeated(arguments: Sequence[str], flag: str) -> list[str]:
+    """The arguments with the values of all occurrences of a flag behind one, the first values first."""
+    others: list[str] = []
+    values: list[str] = []
+    taken_by = others
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        if argument.startswith("-"):
+            taken_by = values if name.replace("_", "-") == flag else others
+            if taken_by is values:
+                values += [value] if sign else []
+                continue
+        taken_by.append(argument)
+    return [*others, flag, *values] if len(others) < len(arguments) else others
 
 
 if __name__ == "__main__":

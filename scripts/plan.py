@@ -11,14 +11,13 @@ from strata.engine.config import PlanConfig
 from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.job import Session
-from strata.engine.machine.devices import GIB
 from strata.engine.machine.profile import load_profile
 from strata.engine.machine.provenance import assumption_of
+from strata.engine.progress import human_time
+from strata.engine.results.human_units import human_bytes, human_flops
 from strata.engine.run.opening import open_run
 from strata.engine.run.score import group_goal_of
 from strata.engine.types import InputError, RunWarnings, as_one_line
-
-MIB = 1 << 20
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -67,7 +66,7 @@ def tabulate_plan(job: DecoderJob) -> Table:
 def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
     """Name and text of every row."""
     plan, num_layers, machine = job.sweep.plan, job.opened.model.checkpoint.num_layers, job.machine
-    sharing = job.prefix_sharing
+    sharing, budgets = job.prefix_sharing, machine.budgets
     saved = sharing.tokens_per_option_run / sharing.trie_nodes
     return [
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
@@ -77,21 +76,24 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
         ("layers", f"{num_layers}{'' if job.opened.model.normalizes else ', without the final norm'}"),
         ("resident layers", describe_residency(len(plan.resident_layers), num_layers)),
         ("hidden states in", plan.hidden_store),
-        ("bytes read", f"{plan.bytes_read:,} ({_size(plan.bytes_read)})"),
-        ("FLOPs", f"{plan.flops:.3e}"),
-        ("memory a device", f"{_size(plan.memory_bytes)} of {_size(machine.budgets.device_bytes)}"),
-        ("memory in RAM", f"{_size(plan.host_bytes)} of {_size(machine.budgets.host_bytes)}"),
+        ("bytes read", f"{plan.bytes_read:,} ({human_bytes(plan.bytes_read)})"),
+        ("work (FLOPs)", human_flops(plan.flops)),
+        (
+            "memory a device",
+            f"{human_bytes(plan.memory_bytes)} of {human_bytes(budgets.device_bytes)}",
+        ),
+        ("memory in RAM", f"{human_bytes(plan.host_bytes)} of {human_bytes(budgets.host_bytes)}"),
         ("rates", plan.rates_from),
         (
             "GEMM rate, disk rate",
-            f"{machine.rates.gemm_flop_per_s / 1e12:.2f} TFLOP/s, {_mb(machine.rates.disk_bytes_per_s)}",
+            f"{human_flops(machine.rates.gemm_flop_per_s)}/s a device, {_mb(machine.rates.disk_bytes_per_s)}",
         ),
-        ("compute, reading", f"{plan.compute_s:.1f} s, {plan.read_s:.1f} s"),
+        ("compute, reading", f"{human_time(plan.compute_s)}, {human_time(plan.read_s)}"),
         (
             "decoding, copies, store",
-            f"{plan.decode_s:.1f} s, {plan.copy_s:.1f} s, {plan.store_s:.1f} s",
+            ", ".join(human_time(seconds) for seconds in (plan.decode_s, plan.copy_s, plan.store_s)),
         ),
-        ("predicted", f"{plan.predicted_s:.1f} s"),
+        ("predicted", human_time(plan.predicted_s)),
         ("bottleneck", plan.bottleneck),
     ]
 
@@ -99,10 +101,6 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
 def describe_residency(num_resident: int, num_layers: int) -> str:
     """How many layers stay in memory."""
     return "all" if num_resident == num_layers else f"{num_resident} of {num_layers}, the rest streamed"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB / 4 else f"{num_bytes / MIB:.1f} MiB"
 
 
 def _mb(bytes_per_s: float) -> str:

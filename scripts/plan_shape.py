@@ -20,11 +20,12 @@ from strata.engine.plan.costs import StorageFormat, shape_costs
 from strata.engine.plan.planner import plan_sweep
 from strata.engine.plan.shapes import JobSize, linear_kinds, read_shape, shape_workload
 from strata.engine.plan.sweep_plan import SweepPlan
+from strata.engine.progress import human_time
 from strata.engine.types import InputError
 
 STORAGES: tuple[StorageFormat, ...] = ("fp16", "int8", "nf4")
 COLUMNS = (
-    *("stored", "computed", "rate", "hours", "questions/h", "bottleneck", "micro-batch", "groups"),
+    *("stored", "computed", "rate", "time", "questions/h", "bottleneck", "micro-batch", "groups"),
     *("resident layers", "hidden in", "device GiB", "RAM GiB"),
 )
 
@@ -159,7 +160,7 @@ def _cells(found: ShapePlan) -> list[str]:
     if plan is None:
         return ["does not fit"]
     return [
-        f"{plan.predicted_s / 3600:.2f}",
+        human_time(plan.predicted_s),
         f"{found.questions_per_h:,.0f}",
         plan.bottleneck,
         f"{plan.micro_batch_tokens:,}",

@@ -20,6 +20,7 @@ from strata.engine.pipeline.run import PipelineRun, run_pipeline
 from strata.engine.pipeline.settings import RunSettings
 from strata.engine.progress import human_time
 from strata.engine.questions.question_file import read_questions
+from strata.engine.results.human_units import human_bytes
 from strata.engine.types import RunWarnings
 from strata.scripts.contexts.run_contexts import finders
 from strata.scripts.score import describe_metrics, print_warnings
@@ -98,6 +99,7 @@ def print_plan(pipeline: Pipeline, settings: RunSettings) -> int:
     console = Console(highlight=False)
     console.print(_plan_table(units))
     total_s = sum(unit.seconds for unit in units)
+    console.print(_device_table(units))
     console.print(_total_line(pipeline, total_s))
     if any(unit.is_assumed for unit in units):
         console.print(f"* a rule on scores: {ASSUMED_SHARE:.0%} of the questions are assumed")
@@ -121,6 +123,27 @@ def _plan_table(units: list[UnitForecast]) -> Table:
             str(unit.plan.get("bottleneck", "")),
             human_time(unit.seconds),
         )
+    return table
+
+
+def _device_table(units: list[UnitForecast]) -> Table:
+    """What every unit asks of each device; devices of a unit are alike and share its questions."""
+    columns = ("stage", "device", "dtype", "questions", "computing", "reading", "memory", "RAM of all")
+    table = Table(*columns, box=None)
+    for unit in units:
+        for plan in unit.plan.get("parts") or [unit.plan]:
+            devices = plan.get("devices") or []
+            for device in devices:
+                table.add_row(
+                    unit.stage,
+                    str(device),
+                    str(plan.get("dtype", "")),
+                    f"{-(-unit.num_questions // len(devices)):,}",
+                    human_time(plan.get("compute_s", 0.0)),
+                    human_time(plan.get("read_s", 0.0)),
+                    human_bytes(plan.get("memory_bytes", 0)),
+                    human_bytes(plan.get("host_bytes", 0)),
+                )
     return table
 
 

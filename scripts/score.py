@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from strata.engine.config import ScoreConfig
+from strata.engine.report.members import member_names, member_table, rows_by_member
 from strata.engine.report.summary import describe_speed
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
@@ -41,8 +44,11 @@ def print_summary(run: ScoreRun) -> None:
         console.print(as_one_line(line), markup=False)
     if len(run.scores) > NUM_SHOWN:
         console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
+    for adapter, taken in plan.get("adapter_settings", {}).items():
+        console.print(describe_adapter_settings(adapter, taken), markup=False, soft_wrap=True)
     if "normalize" in plan:
         console.print(describe_normalization(plan["normalize"]), soft_wrap=True)
+    print_members(run, console)
     if metrics := run.record["metrics"]:
         console.print(describe_metrics(metrics))
     sharing = ""
@@ -69,6 +75,17 @@ def print_summary(run: ScoreRun) -> None:
     console.print(f"{', '.join(files)} in {run.out}", markup=False, soft_wrap=True)
 
 
+def print_members(run: ScoreRun, console: Console) -> None:
+    """A table of what each of several members reaches alone; nothing for one."""
+    header, *rows = member_table(run.record, rows_by_member(member_names(run.record), run.scores)) or [[]]
+    if not rows:
+        return
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
 def describe_metrics(metrics: dict) -> str:
     """One line of what was right, heuristics beside it."""
     heuristics = metrics["heuristics"]
@@ -80,6 +97,12 @@ def describe_metrics(metrics: dict) -> str:
         )
     longest = heuristics["longest_option_map_at_3"]
     return f"{uniform}, longest option {longest:.3f}), accuracy {metrics['accuracy']:.3f}"
+
+
+def describe_adapter_settings(adapter: str, taken: dict) -> str:
+    """What a run took from an adapter's folder, in one line."""
+    told = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+    return f"as {adapter} was trained: {told} (flags win; --adapter-settings ignore takes nothing)"
 
 
 def describe_normalization(normalize: str) -> str:

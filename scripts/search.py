@@ -21,7 +21,12 @@ from strata.retrieval.evaluate import read_qrels
 from strata.retrieval.open_index import open_tools
 from strata.retrieval.search import num_stages, search
 from strata.retrieval.search_config import SearchConfig
-from strata.scripts.contexts.search_contexts import build_contexts, token_counter, write_contexts
+from strata.scripts.contexts.search_contexts import (
+    build_contexts,
+    list_hits,
+    token_counter,
+    write_contexts,
+)
 from strata.scripts.contexts.search_measures import measure_first_pass, measure_stages
 from strata.scripts.index import require_packages
 
@@ -51,6 +56,7 @@ def run_search(config: SearchConfig) -> int:
         if config.out is not None and count_tokens is not None:
             contexts = build_contexts(questions, result, config, tools, count_tokens)
             record["contexts"] = write_contexts(config, questions, contexts, warnings)
+            record["questions"] = list_hits(questions, config, result, contexts)
     record |= {"seconds": perf_counter() - started, "warnings": warnings.lines()}
     if config.out is not None:
         _write_record(config.out, record)

@@ -7,10 +7,16 @@ import sys
 
 from strata.scripts.stoppable import run_stoppable
 
+QUICK = ("-h", "--help", "--version")
+
 
 def main() -> int:
     """Runs the command that the program's arguments name; returns its exit status (see `cli.main`)."""
     let_device_memory_grow()
+    arguments = sys.argv[1:]
+    if arguments and not any(flag in arguments for flag in QUICK) and sys.stderr.isatty():
+        # Loading libraries takes seconds, in which a terminal would show nothing.
+        print(f"strata {arguments[0]}: loading libraries and files ...", file=sys.stderr, flush=True)
     return run_stoppable(_run, until_exit=True)
 
 

@@ -25,12 +25,13 @@ from strata.training.config import TrainConfig
 from strata.training.data.passages import LanguageReader, read_passages
 from strata.training.data.text_set import read_text_set
 from strata.training.data.training_set import TrainingSet, read_training_set
+from strata.training.loop.evaluation import evaluations_of, last_evaluation
 from strata.training.loop.processes import Processes, close_processes, open_processes
-from strata.training.loop.run_facts import describe_run, evaluations_of, last_evaluation
+from strata.training.loop.run_facts import describe_run
 from strata.training.loop.train_log import check_sinks
 from strata.training.loop.train_report import REPORT_NAME, leave_train_report
 from strata.training.loop.trainer import Trainer
-from strata.training.open_reader import open_reader
+from strata.training.open_reader import open_reader, quiet_libraries
 from strata.training.types import Reader
 
 RECORD_NAME = "train.json"
@@ -83,6 +84,7 @@ def print_plan(config: TrainConfig) -> int:
         raise InputError(
             f"--plan: task {config.task}; expected binary, contrast, choice, letters or classify"
         )
+    quiet_libraries()
     from strata.training.run_plan import plan_run
 
     for line in plan_run(config, read_data(config, RunWarnings())).describe():

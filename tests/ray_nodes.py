@@ -13,7 +13,7 @@ import pytest
 from strata.engine.ray_cluster import LOOPBACK_SWITCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-END_TIMEOUT_S = 20
+END_TIMEOUT_S = 60
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .scripts.kaggle.kernel_world import clean_environment, make_venv
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("engine", "kernels", "training", "retrieval", "scripts")
 DATA = (
@@ -18,6 +20,8 @@ DATA = (
     "strata/engine/report/report.css",
     "strata/engine/report/browser.js",
     "strata/scripts/demo_data/questions.csv",
+    "strata/scripts/kaggle/image.txt",
+    "strata/scripts/kaggle/wheels.txt",
     "strata/scripts/demo_data/model/model.safetensors",
     "strata/training/demo_corpus/train.sh",
     *(f"strata/{folder}/py.typed" for folder in FOLDERS),
@@ -35,8 +39,8 @@ raise SystemExit(main())
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built beside it and unpacked."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built beside it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -44,10 +48,15 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*command, "--wheel-dir", str(out), str(source)], check=True)
-    (wheel,) = out.glob("*.whl")
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path) -> Path:
+    """The wheel, unpacked."""
     with zipfile.ZipFile(wheel) as opened:
-        opened.extractall(out / "unpacked")
-    return out / "unpacked"
+        opened.extractall(wheel.parent / "unpacked")
+    return wheel.parent / "unpacked"
 
 
 def run(unpacked: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -73,3 +82,23 @@ def test_the_wheel_scores(unpacked, checkpoint, questions, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
     shape = ["--shape", "llama2-7b", "--questions", "9", "--profile", "cpu"]
     assert run(unpacked, "plan", *shape, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_installed_in_a_fresh_venv_the_demo_runs(wheel, tmp_path):
+    """The venv has what strata needs, but not strata; pip puts the wheel in, and nothing else is near."""
+    python = make_venv(tmp_path, hidden=())
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)]
+    environment = clean_environment() | {"HOME": str(tmp_path)}
+    subprocess.run(pip, check=True, env=environment)
+    command = [str(python.parent / "strata"), "demo", "--out", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "this model, with retrieval" in done.stdout
+    assert (tmp_path / "demo" / "run" / "report.html").is_file()
+    code = "import strata.engine.types as one; print(one.__file__)"
+    told = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert Path(told.stdout.strip()).is_relative_to(tmp_path / "venv")

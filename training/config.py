@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from strata.engine.types import InputError
-from strata.training.tasks import Task
+from strata.training.tasks import Task, trains_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
+    head_bias: bool = False
+    """Give the classifier a bias; one that it already has is kept and trained."""
     head_lr_scale: float = 0.2
     """Learning rate of the classifier head, as a multiple of --learning-rate."""
     weight_decay: float = 0.0
@@ -239,6 +241,11 @@ class TrainConfig:
         ):
             if given and self.task != "classify":
                 raise InputError(f"{flag}: --task {self.task} has no labels; expected --task classify")
+        if self.head_bias and not trains_classifier(self.task):
+            raise InputError(
+                f"--head-bias: --task {self.task} trains no classifier of a decoder; expected binary, "
+                "contrast, choice or classify"
+            )
         if self.debias != "none" and self.task not in ("binary", "contrast", "choice"):
             raise InputError(
                 f"--debias {self.debias}: task {self.task} does not score an option by its text; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from strata.engine.adapters.labels import read_labels
 from strata.engine.questions.text_file import find_labels
 from strata.engine.types import InputError
@@ -27,3 +30,10 @@ def label_names(config: TrainConfig) -> tuple[str, ...]:
     if len(names) < 2:
         raise InputError(f"{where}: {len(names)} label(s); expected two or more to tell apart")
     return names
+
+
+def name_labels(model: Any, labels: Sequence[str]) -> None:
+    """Tells a transformers model, and the config it is saved with, what its labels are called."""
+    model.num_labels = len(labels)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {name: index for index, name in enumerate(labels)}

@@ -18,7 +18,7 @@ def open_reader(config: TrainConfig) -> Reader:
     Raises:
         InputError: the checkpoint cannot be trained so.
     """
-    _quiet_libraries()
+    quiet_libraries()
     if config.task == "multiple-choice":
         from strata.training.readers.encoder_reader import open_encoder_reader
 
@@ -32,7 +32,7 @@ def open_reader(config: TrainConfig) -> Reader:
     return open_resident_reader(config)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences what the libraries say to their developers: progress bars of loading, optional kernels."""
     from transformers.utils.logging import disable_progress_bar
 

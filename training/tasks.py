@@ -28,7 +28,7 @@ HEADS: Mapping[Task, str] = {
 
 def trains_classifier(task: Task) -> bool:
     """Whether a decoder's task trains a classifier on its readouts, and not its vocabulary projection."""
-    return HEADS[task] in ("binary", "contrast", "classify")
+    return HEADS.get(task) in ("binary", "contrast", "classify")
 
 
 def count_units(task: Task, examples: Sequence[Example]) -> float:

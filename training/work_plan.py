@@ -88,13 +88,13 @@ class WorkPlan:
             "tokens a step": f"{tokens:,}, what options share counted once",
             "tokens in all": f"about {tokens * self.num_steps:,}",
             "work a step": human_flops(self.step_flops),
-            "rates": f"{human_flops(self.rates.gemm_flop_per_s)}/s{disk} ({self.rates.rates_from})",
+            "computed at": f"{human_flops(self.rates.gemm_flop_per_s)}/s{disk} ({self.rates.rates_from})",
             "time a step": step,
         }
         if self.num_evaluations:
             each = human_time(self.evaluation_s)
             parts["evaluations"] = f"{self.num_evaluations} of {self.num_valid:,} question(s), {each} each"
-        parts["time in all"] = f"about {human_time(self.total_s)}"
+        parts["time in all"] = f"about {human_time(self.total_s)}, opening and small models' overhead aside"
         return [f"{name:40} {text}" for name, text in parts.items()]
 
 

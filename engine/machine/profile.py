@@ -21,10 +21,10 @@ from strata.engine.files import write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.machine.measure import measure_disk_rate, measure_quickly
 from strata.engine.machine.rates import MEASURED_QUICKLY, LayerRates, LinearKind, MachineRates
+from strata.engine.machine.shipped import find_shipped, shipped_names
 from strata.engine.results.machine_facts import cpu_name, num_usable_cores
 from strata.engine.types import InputError
 
-SHIPPED = Path(__file__).parent / "profiles"
 DeviceKind = Literal["cpu", "cuda"]
 
 
@@ -248,19 +248,21 @@ def load_profile(name: str | None) -> MachineProfile:
     Raises:
         InputError: there is none.
     """
-    shipped = sorted(path.stem for path in SHIPPED.glob("*.json"))
+    shipped = ", ".join(shipped_names())
     if name is None:
         profile, note = find_calibration()
         if profile is None:
             raise InputError(
                 f"--profile: this machine has no calibration{note}; run `strata bench calibrate`, or name "
-                f"one of {', '.join(shipped)}, or a file"
+                f"one of {shipped}, or a file"
             )
         return profile
-    if name in shipped:
-        return read_profile(SHIPPED / f"{name}.json")
+    file, note = find_shipped(name)
+    if file is not None:
+        profile = read_profile(file)
+        return replace(profile, name=f"{profile.name}{note}")
     if not Path(name).is_file():
-        raise InputError(f"--profile: {name!r} is unknown; expected one of {', '.join(shipped)}, or a file")
+        raise InputError(f"--profile: {name!r} is unknown; expected one of {shipped}, or a file")
     return read_profile(Path(name))
 
 

@@ -24,9 +24,14 @@ def plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+PLAIN_NAMES = ("adapter", "best", "model")
+"""What `strata train` calls folders in every run: the folder above tells them apart."""
+
+
 def file_name(path: object) -> str:
-    """The last part of a path that may end in a slash."""
-    return str(path).rstrip("/").rsplit("/", 1)[-1]
+    """The last part of a path that may end in a slash, or the last two where the last is a plain name."""
+    parts = str(path).rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1] in PLAIN_NAMES else parts[-1:])
 
 
 def format_value(name: str, value: object) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from strata.engine.config import ScoreConfig
 from strata.engine.jobs.job import Job, Measured
 from strata.engine.json_files import read_json_object
 from strata.engine.machine.devices import GIB
@@ -35,6 +36,12 @@ def check_out(out: Path) -> None:
     existing = next((folder for folder in (out, *out.parents) if folder.exists()), None)
     if existing is not None and not existing.is_dir():
         raise InputError(f"--out: {existing} is a file; expected a folder")
+
+
+def describe_adapter_settings(config: ScoreConfig) -> dict[str, dict[str, dict[str, object]]]:
+    """What was not given and is as adapters were trained, by the adapter's folder; nothing if nothing is."""
+    taken = {str(adapter): found for adapter, found in config.settings_of_adapters().items() if found}
+    return {"adapter_settings": taken} if taken else {}
 
 
 def check_unfinished(out: Path, *, may_replace: bool) -> None:

@@ -26,6 +26,7 @@ from strata.engine.results.run_record import RunRecord
 from strata.engine.run.artefacts import (
     check_out,
     check_unfinished,
+    describe_adapter_settings,
     describe_answers,
     describe_cache,
     describe_measured,
@@ -95,7 +96,7 @@ def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
                 warnings.say,
             )
             job = place.prepare(left, group_goal_of(config, session.states.pending))
-            record.plan = job.describe()
+            record.plan = job.describe() | describe_adapter_settings(config)
             if config.progress:
                 tell_computing(job.machine)
             record.begin()

@@ -1,7 +1,7 @@
 """A lane's hidden states and public keys as tensors of a file, and back. Knows not when or why they are kept.
 
-Names in the file: hidden/MEMBER/0 [T, D] in the order of the lane's rows; factors/MEMBER/ROW [t, 1], of
-states beyond float16's range, from the lane's row on; public/MEMBER/LAYER [2, K, P, H]. MEMBER is its index.
+Names in the file: hidden/MEMBER/0 [T, D] in the order of the lane's rows; factors/MEMBER/ROW [t, 1] of those
+beyond float16's range, from a row on; public/MEMBER/LAYER [2, K, P, H]. MEMBER is its index.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _write_rows(worker: LaneWorker, member: str, parts: Iterator[torch.Tensor]) 
 
 
 def _put_factors(worker: LaneWorker, member: str, first_row: int, factors: torch.Tensor) -> None:
-    """Gives micro-batches the factors [t, 1] of rows from one on; they may have been cut otherwise."""
+    """Gives micro-batches the factors [t, 1] of rows; they may be cut otherwise than when these were kept."""
     for tiled in worker.tiled:
         first = tiled.batch.first_row
         low, high = max(first_row, first), min(first_row + len(factors), first + tiled.batch.num_rows)

@@ -3,9 +3,9 @@
 Flow: `KeptStates.open` (a folder, whose job) -> `begin` with a job's first group: a Keeper -> as a layer ends
 and `EVERY_S` have passed, each lane writes what it holds -> once all have, states.json names their files, and
 those before them go -> at the group's end all go.
-A lane's file holds, for each member, hidden states [T, D] in the order of the lane's rows, the factors of
-those that float16 does not hold, and, where later groups need them, keys and values [2, K, P, H] of
-public tokens, of every layer so far.
+A lane's file holds, for each member, hidden states [T, D] in the order of the lane's rows, factors of those
+that float16 does not hold, and, where later groups need them, keys and values [2, K, P, H] of public tokens,
+of every layer so far.
 Only a job's first group is kept: once a group has ended, what is left is planned anew, as another tree.
 Independent check (tests): a run killed in a layer and resumed gives the bits of one that was not.
 """

@@ -15,6 +15,11 @@ CODE_MAX = 127
 MAX_OUTLIER_SHARE = 16
 """At most one column in this many is kept out of the codes."""
 
+OUTLIER_SPREAD = 3.0
+"""Largest value of an outlier column over the median column's. SmolLM2 has 2% of such columns; with them
+apart int8 changes its logits 0.54 times as much as with LLM.int8()'s threshold of 6, with 1/16 of all columns
+apart 0.50 times. Columns of normal values have none: of 512 tokens, 1.4 at most."""
+
 BLOCK_ELEMENTS = 1 << 20
 """Elements rounded at a time, in float32: 4 MiB, which stays in a CPU's cache and is enough for threads."""
 
@@ -64,27 +69,30 @@ def quantize_weight(
     return codes_NK, scale_N
 
 
-def quantize_activations(x_TK: torch.Tensor, outlier_threshold: float = 6.0) -> Int8Activations:
+def quantize_activations(x_TK: torch.Tensor, outlier_spread: float = OUTLIER_SPREAD) -> Int8Activations:
     """Rounds each token to codes -127..127, keeping columns of large values apart.
 
-    A column where any |x| exceeds the threshold is kept in x's dtype and does not widen the tokens' scales;
-    of more than K // 16 such columns, the K // 16 with the largest |x| are kept. Which columns these are
-    depends on all T tokens; with threshold infinity every token is rounded by itself, and CUDA is not waited
-    for. A token with a NaN or an infinity gets a scale that is not finite, or has it among its outliers.
+    A column whose largest |x| is more than `outlier_spread` times the median column's is kept in x's dtype
+    and does not widen the tokens' scales; of more than K // 16 such columns, the K // 16 with the largest |x|
+    are kept. Which columns these are depends on all T tokens; with an infinite spread every token is rounded
+    by itself, and CUDA is not waited for. A token with a NaN or an infinity gets a scale that is not finite,
+    or has it among its outliers.
 
     Args:
         x_TK: [T, K] of any float dtype; not changed.
-        outlier_threshold: positive; infinity for no outlier columns.
+        outlier_spread: positive; infinity for no outlier columns.
 
     Raises:
-        ValueError: x is no float matrix, or the threshold is not positive.
+        ValueError: x is no float matrix, or the spread is not positive.
 
-    Source: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, section 3; the cap on columns is ours.
+    Source: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, section 3. The cap on columns is ours, and so
+    is what is large: compared with the other columns, not with 6, since how large values are at all differs
+    between models and layers.
     """
     _check_matrix("x_TK", x_TK)
-    if not outlier_threshold > 0:
-        raise ValueError(f"outlier_threshold must be positive, not {outlier_threshold}")
-    columns = _find_outlier_columns(x_TK, outlier_threshold)
+    if not outlier_spread > 0:
+        raise ValueError(f"outlier_spread must be positive, not {outlier_spread}")
+    columns = _find_outlier_columns(x_TK, outlier_spread)
     has_outliers = len(columns) > 0
     codes_TK, scale_T = _allocate_codes(x_TK)
     _round_rows(x_TK, codes_TK, scale_T, columns if has_outliers else None)
@@ -96,12 +104,12 @@ def quantize_activations(x_TK: torch.Tensor, outlier_threshold: float = 6.0) -> 
     )
 
 
-def _find_outlier_columns(x_TK: torch.Tensor, threshold: float) -> torch.Tensor:
+def _find_outlier_columns(x_TK: torch.Tensor, spread: float) -> torch.Tensor:
     """Ascending int64 indexes of the columns to keep apart."""
-    if threshold == float("inf") or not len(x_TK):
+    if spread == float("inf") or not len(x_TK):
         return torch.empty(0, dtype=torch.int64, device=x_TK.device)
-    absmax_K = _column_absmax(x_TK)
-    columns = (absmax_K > threshold).nonzero().flatten()
+    absmax_K = _column_absmax(x_TK).float()
+    columns = (absmax_K > spread * absmax_K.median()).nonzero().flatten()
     limit = x_TK.shape[1] // MAX_OUTLIER_SHARE
     if len(columns) > limit:
         columns = columns[absmax_K[columns].topk(limit).indices].sort().values

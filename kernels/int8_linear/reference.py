@@ -15,13 +15,13 @@ def int8_linear_reference(
     codes_NK: torch.Tensor,
     scale_N: torch.Tensor,
     bias_N: torch.Tensor | None,
-    threshold: float = 6.0,
+    spread: float = 3.0,
 ) -> torch.Tensor:
     """[T, N] float64: x, rounded outside its outlier columns, times the dequantised weight, plus the bias.
 
     Only the token's scale and the quotient that is rounded are float32, since they are by definition.
     """
-    outlier = reference_outlier_columns(x_TK, threshold)
+    outlier = reference_outlier_columns(x_TK, spread)
     rounded_TK = x_TK.double()
     for token, row in enumerate(x_TK.float()):
         kept = row.clone()
@@ -34,11 +34,17 @@ def int8_linear_reference(
     return product if bias_N is None else product + bias_N.double()
 
 
-def reference_outlier_columns(x_TK: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Bool [K]: the columns with an |x| above the threshold, at most K // 16, those of the largest |x|."""
+def reference_outlier_columns(x_TK: torch.Tensor, spread: float) -> torch.Tensor:
+    """Bool [K]: the columns whose largest |x| is above `spread` times the (lower) median of all columns'.
+
+    At most K // 16, those of the largest |x|; none where a value is NaN.
+    """
     num_columns = x_TK.shape[1]
     absmax = [max((abs(value) for value in column), default=0.0) for column in x_TK.double().T.tolist()]
-    above = [k for k in range(num_columns) if not math.isnan(absmax[k]) and absmax[k] > threshold]
+    threshold = (
+        spread * sorted(absmax)[(num_columns - 1) // 2] if not any(map(math.isnan, absmax)) else math.nan
+    )
+    above = [k for k in range(num_columns) if absmax[k] > threshold]
     above.sort(key=lambda k: -absmax[k])
     outlier = torch.zeros(num_columns, dtype=torch.bool)
     outlier[above[: num_columns // 16]] = True

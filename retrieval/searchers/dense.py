@@ -121,12 +121,15 @@ def measure_recall(found: Ranking, exact: Ranking) -> float:
     return num_found / max(1, sum(map(len, wanted))) if any(wanted) else 1.0
 
 
-def load_index_encoder(index: Path, name: str | None = None, *, device: str = "cpu") -> SentenceEncoder:
+def load_index_encoder(
+    index: Path, name: str | None = None, folder: Path | None = None, *, device: str = "cpu"
+) -> SentenceEncoder:
     """Loads the sentence-transformers model that made an index's vectors, with the prompts it had then.
 
     Args:
         index: an index folder.
         name: which of its encoders; None takes the only one.
+        folder: of the model; None takes that of the time when the index was made.
         device: torch device of the model.
 
     Raises:
@@ -143,7 +146,7 @@ def load_index_encoder(index: Path, name: str | None = None, *, device: str = "c
     prompts = made.get("prompts", {})
     return SentenceEncoder(
         EncoderSettings(
-            model=str(made.get("model")),
+            model=str(folder or made.get("model")),
             device=device,
             max_tokens=made.get("max_tokens"),
             query_prompt=prompts.get("query"),

@@ -22,6 +22,7 @@ from strata.scripts.bench.gpu.config import GpuBenchConfig
 from strata.scripts.bench.lm_eval.config import LMEvalBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
+from strata.scripts.bench.start.config import StartBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
@@ -182,6 +183,17 @@ def rows(config: RowsBenchConfig) -> int:
     from strata.scripts.bench.rows.rows import run_rows_bench
 
     return run_rows_bench(config)
+
+
+@bench_app.command(name="start")
+def start(config: StartBenchConfig) -> int:
+    """Measure how long `strata --help` takes, and `strata score` until its first layer.
+
+    Example: strata bench start
+    """
+    from strata.scripts.bench.start.start import run_start_bench
+
+    return run_start_bench(config)
 
 
 @bench_app.command(name="trust")

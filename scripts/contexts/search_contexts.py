@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from strata.engine.types import Question, RunWarnings
+from strata.retrieval.queries import build_queries
 from strata.retrieval.refine.assemble import Context, CountTokens, assemble_context, deal_hits
 from strata.retrieval.search import SearchResult, SearchTools, refine_method
 from strata.retrieval.search_config import SearchConfig
 from strata.retrieval.types import Hit
 from strata.scripts.contexts.context_table import write_with_contexts
 
+LISTED_HITS = 10
+"""A question; more of them would make the record of a large job larger than its contexts."""
 CHARACTERS_PER_TOKEN = 3
 """Assumed where no tokenizer is given; English has four or more, so a context rather turns out short."""
 
@@ -90,6 +93,42 @@ def write_contexts(
             f"{summary.mean_chunks:.1f} chunks on average"
         )
     return {name: asdict(summary) for name, summary in summaries.items()}
+
+
+def list_hits(
+    questions: Sequence[Question],
+    config: SearchConfig,
+    result: SearchResult,
+    contexts: Mapping[str, Sequence[Context]],
+) -> list[dict[str, Any]]:
+    """What each question asked, what the last stage found best for it, and what went into its contexts.
+
+    Args:
+        questions: Q questions.
+        config: of the search.
+        result: what it found.
+        contexts: Q contexts by column.
+
+    Returns:
+        Q objects: `id`; `queries`; `hits`, the best LISTED_HITS as `chunk`, `title` and `score`; `contexts`,
+        the ids of each column's chunks, in their order.
+    """
+    queries = build_queries(questions, config.query)
+    asked: list[list[str]] = [[] for _ in questions]
+    for owner, text in zip(queries.owners.tolist(), queries.texts, strict=True):
+        asked[owner].append(text)
+    return [
+        {
+            "id": question.id,
+            "queries": asked[number],
+            "hits": [
+                {"chunk": hit.chunk.id, "title": hit.chunk.title, "score": hit.score}
+                for hit in hits[:LISTED_HITS]
+            ],
+            "contexts": {name: list(column[number].chunk_ids) for name, column in contexts.items()},
+        }
+        for number, (question, hits) in enumerate(zip(questions, result.hits, strict=True))
+    ]
 
 
 def _summarise(contexts: Sequence[Context]) -> ColumnSummary:

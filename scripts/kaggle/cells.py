@@ -109,11 +109,11 @@ def first_answer(sample: Path | None, asked: Path | None) -> tuple[list[list[str
     """
     sample_rows = _read_rows(sample) if sample else []
     question_rows = _read_rows(asked) if asked and asked.suffix == ".csv" else []
-    if not question_rows:
+    header = question_rows[0] if question_rows else []
+    if "id" not in header:
         if not sample_rows:
-            raise ValueError("there is neither a sample_submission.csv nor a question file in CSV")
+            raise ValueError("there is neither a sample_submission.csv nor a CSV of questions with an id")
         return sample_rows, "the sample submission's"
-    header = question_rows[0]
     ids = [row[header.index("id")] for row in question_rows[1:]]
     if [row[0] for row in sample_rows[1:]] == ids:
         return sample_rows, "the sample submission's"

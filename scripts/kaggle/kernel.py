@@ -24,11 +24,9 @@ from strata.engine.files import write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.types import InputError
 from strata.engine.yaml_files import read_yaml
-from strata.scripts.cli import run_command
 from strata.scripts.kaggle.cells import Places, kernel_places
 from strata.scripts.kaggle.mounts import Mounts
 from strata.scripts.kaggle.paths import change_paths
-from strata.scripts.stoppable import run_stoppable
 
 SETTINGS = "strata-kernel.json"
 """The name of the settings, beside the wheels."""
@@ -60,10 +58,10 @@ class Card:
 
 
 def run_kernel(settings: Path, started_s: float) -> int:
-    """Runs the pipeline of a kernel; returns the exit status.
+    """Becomes the `strata run` of a kernel; returns the exit status where there is nothing to be run.
 
     Args:
-        settings: kernel.json.
+        settings: the kernel's.
         started_s: when the notebook began, on the clock of `time.time`.
     """
     try:
@@ -71,15 +69,17 @@ def run_kernel(settings: Path, started_s: float) -> int:
     except InputError as error:
         print(f"strata: {error}", file=sys.stderr)
         return 2
-    out = kernel_places().working
-    return run_command(["run", str(file), "--questions", str(questions), "--out", str(out), "--overwrite"])
+    sys.stdout.flush()
+    flags = ["--questions", str(questions), "--out", str(kernel_places().working), "--overwrite"]
+    # The same process, so that whoever stops this one stops the run.
+    os.execv(sys.executable, [sys.executable, "-m", "strata.scripts.start", "run", str(file), *flags])
 
 
 def prepare(settings: Path, started_s: float, places: Places, cards: list[Card]) -> tuple[Path, Path]:
     """Leaves the pipeline for this machine in the working folder.
 
     Args:
-        settings: kernel.json.
+        settings: the kernel's.
         started_s: when the notebook began, on the clock of `time.time`.
         places: of the kernel.
         cards: of the machine.
@@ -146,7 +146,7 @@ def list_cards() -> list[Card]:
 def main() -> int:
     """Runs a kernel: `python -m strata.scripts.kaggle.kernel SETTINGS STARTED`."""
     settings, started_s = sys.argv[1:]
-    return run_stoppable(lambda: run_kernel(Path(settings), float(started_s)), until_exit=True)
+    return run_kernel(Path(settings), float(started_s))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_normalization_decides_the_scores_and_sums_are_kept(checkpoint, score, r
         lengths = np.array([len(option) for option in row.question.options])
         np.testing.assert_allclose(row.scores, expected[row.question.id] / lengths, rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(row.member_scores["loglik"], expected[row.question.id], atol=TOLERANCE)
-    assert run.record["plan"]["normalize"] == run.record["run_info"]["config"]["normalize"] == "char"
+    assert run.record["plan"]["normalize"] == "char"
     columns = pq.read_table(run.out / "scores.parquet").to_pydict()
     assert columns["scores"] == [row.scores.tolist() for row in run.scores]
     assert columns["member_loglik"] == [row.member_scores["loglik"].tolist() for row in run.scores]

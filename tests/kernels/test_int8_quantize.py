@@ -18,27 +18,42 @@ __all__ = ["poisoned_memory"]
 
 def test_reference_meets_outliers_in_the_odd_shapes() -> None:
     x, _, _ = random_operands((17, 40, 24), torch.float32)
-    assert reference_outlier_columns(x, 6.0).nonzero().flatten().tolist() == [20, 21]
+    assert reference_outlier_columns(x, 3.0).nonzero().flatten().tolist() == [20, 21]
     assert quantize_activations(x).outlier_columns.tolist() == [20, 21]
 
 
-def test_a_column_is_an_outlier_only_above_the_threshold() -> None:
+def test_a_column_is_an_outlier_only_above_three_median_columns() -> None:
     x = torch.zeros(3, 64)
-    x[0, 9], x[1, 20], x[2, 33] = 6.0, -6.001, 6.001
-    x[2, 5] = 1.0
+    x[1], x[2] = 1.0, 1.0
+    x[1:, 50:], x[0, 50:] = 0.0, 2.0
+    x[1:, 9], x[1:, 20], x[1:, 33] = 0.0, 0.0, 0.0
+    x[0, 9], x[1, 20], x[2, 33] = 3.0, -3.001, 3.001
     activations = quantize_activations(x)
     assert activations.outlier_columns.tolist() == [20, 33]
     assert activations.outliers_TU is not None
     assert torch.equal(activations.outliers_TU, x[:, [20, 33]])
     assert activations.codes_TK[:, [20, 33]].count_nonzero() == 0
-    assert activations.scale_T.tolist() == pytest.approx([6 / 127, 1.0, 1 / 127])
+    assert activations.scale_T.tolist() == pytest.approx([3 / 127, 1 / 127, 1 / 127])
     assert activations.codes_TK[0, 9] == activations.codes_TK[2, 5] == 127
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_what_is_an_outlier_does_not_depend_on_the_scale_of_all(dtype: torch.dtype, scale: float) -> None:
+    x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    x[:, [7, 99]] *= 8
+    assert quantize_activations((x * scale).to(dtype)).outlier_columns.tolist() == [7, 99]
+
+
+def test_columns_of_normal_values_are_no_outliers() -> None:
+    x = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0))
+    assert quantize_activations(x).outlier_columns.tolist() == []
+
+
 def test_of_many_outlier_columns_the_largest_are_kept() -> None:
-    x = 10.0 + torch.arange(64.0).expand(2, 64)
+    x = torch.cat([torch.ones(40), 10.0 + torch.arange(24.0)]).expand(2, 64)
     assert quantize_activations(x).outlier_columns.tolist() == [60, 61, 62, 63]
-    assert quantize_activations(-x[:, :15]).outlier_columns.tolist() == []
+    assert quantize_activations(-x[:, -15:]).outlier_columns.tolist() == []
 
 
 matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
@@ -97,5 +112,5 @@ def test_bad_operands_are_named() -> None:
         quantize_weight(weight, out=(codes[:4], scale))
     with pytest.raises(ValueError, match="weight_NK must be a float matrix"):
         quantize_weight(codes)
-    with pytest.raises(ValueError, match="outlier_threshold must be positive"):
+    with pytest.raises(ValueError, match="outlier_spread must be positive"):
         quantize_activations(x, 0.0)

@@ -61,6 +61,11 @@ def sequence_work(dtype: torch.dtype, window: int | None = None, groups: int = 4
     return replace(work, tiles=tiles, visible=visible)
 
 
+def name_of(parameter: object) -> str:
+    """The same in every process, as test ids must be: a backend's own words hold addresses."""
+    return getattr(parameter, "name", str(parameter))
+
+
 def error(attended: torch.Tensor, exact: torch.Tensor) -> float:
     return float((attended.detach().double() - exact).abs().max())
 
@@ -78,7 +83,7 @@ def error(attended: torch.Tensor, exact: torch.Tensor) -> float:
         (FlashOnCpu(), torch.float32, 1e-5),
         (FlashOnCpu(), torch.bfloat16, 2e-2),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_sequences_equal_the_oracle(backend, dtype, bound, groups, kv_heads, window):
     work = sequence_work(dtype, window, groups, kv_heads)
@@ -92,7 +97,7 @@ def test_sequences_equal_the_oracle(backend, dtype, bound, groups, kv_heads, win
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [(FlashOnCpu(), torch.bfloat16), (FLASH, torch.bfloat16), (EFFICIENT, torch.float16)],
-    ids=str,
+    ids=name_of,
 )
 def test_sequences_are_as_exact_as_torchs_own_attention(backend, dtype, groups, spread):
     """Parts of a sequence that are attended apart and merged, too: scores are nowhere rounded to 16 bits."""
@@ -158,7 +163,9 @@ def test_a_call_gathers_no_more_keys_than_it_may(monkeypatch):
 
 
 @pytest.mark.parametrize("window", [None, 12])
-@pytest.mark.parametrize(("backend", "dtype"), [(EFFICIENT, torch.float32), (FLASH, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [(EFFICIENT, torch.float32), (FLASH, torch.bfloat16)], ids=name_of
+)
 def test_gradients_equal_those_of_the_oracle_in_windows_too(backend, dtype, window):
     """The memory-efficient kernel's own backward pass would be wrong in a window: it is not asked there."""
     work = sequence_work(dtype, window)

@@ -31,6 +31,9 @@ COMMANDS = {
     "bench train-encoder": "strata bench train-encoder",
     "index": "strata index --corpus",
     "search": "strata search --index",
+    "doctor": "strata doctor",
+    "kaggle": "strata kaggle pipeline.yaml",
+    "bench start": "strata bench start",
 }
 HEAVY = (
     "torch",
@@ -257,3 +260,18 @@ def test_ids_come_from_the_named_column(given, out, tmp_path, capsys):
         rows = (out / "submission.csv").read_text().splitlines()[1:]
         assert [row.split(",")[0] for row in rows] == ids
         assert ("row numbers for ids" in capsys.readouterr().err) == (ids == ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (["--haed", "letters"], "--head "),
+        (["--devics", "cpu"], "--devices "),
+        (["--modle", "m"], "--modle"),
+    ],
+)
+def test_a_mistyped_flag_is_named_with_what_may_be_meant(flags, hint, given, capsys):
+    assert main([*given, *flags]) == 2
+    told = capsys.readouterr().err
+    assert flags[0] in told
+    assert hint in told

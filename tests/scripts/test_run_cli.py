@@ -63,7 +63,15 @@ def test_a_plan_says_what_every_stage_takes(file, asked, tmp_path, capsys, fixed
     arguments = ["run", str(file), "--questions", str(asked), "--plan", *flags]
     assert main([*arguments, "--profile", "kaggle-2xt4"]) == 0
     told = capsys.readouterr().out
-    assert "hardest" in told
+    rows = [line.split() for line in told.splitlines()]
+    for stage, questions in (("1", 15), ("hard", 9), ("hardest", 5)):
+        devices = [row[row.index("float16") - 1] for row in rows if "float16" in row and row[0] == stage]
+        assert devices == ["cuda:0", "cuda:1"]
+        assert all(
+            row[row.index("float16") + 1] == str(questions)
+            for row in rows
+            if "float16" in row and row[0] == stage
+        )
     assert "* a rule on scores: 30% of the questions are assumed" in told
     figures = json.loads(told.splitlines()[-1])
     assert len(figures["units"]) == 3

@@ -97,6 +97,23 @@ def test_contexts_for_the_questions(index, questions, tmp_path, capsys) -> None:
     assert len(record["warnings"]) == 2
 
 
+def test_the_record_lists_what_each_question_asked_and_found(index, questions, tmp_path) -> None:
+    out = tmp_path / "out.csv"
+    assert run(index, questions, "--out", out, "--query", "option", "--context-chunks", "2") == 0
+    record = json.loads((tmp_path / "out.search.json").read_text(encoding="utf-8"))
+    first, second, third = record["questions"]
+    assert [entry["id"] for entry in record["questions"]] == ["q1", "q2", "q3"]
+    assert first["queries"] == ["What makes the tide turn? the moon", "What makes the tide turn? a stone"]
+    assert second["hits"][0]["title"] == "Bronze"
+    scores = [hit["score"] for hit in second["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    assert set(second["contexts"]["context"]) <= {hit["chunk"] for hit in second["hits"]}
+    texts = {chunk.id: chunk.text for chunk in ChunkStore(index)}
+    context = read_rows(out)[1]["context"]
+    assert all(texts[chunk] in context for chunk in second["contexts"]["context"])
+    assert (third["hits"], third["contexts"]) == ([], {"context": []})
+
+
 def test_budget_counted_by_a_tokenizer(index, questions, tmp_path, checkpoint, capsys) -> None:
     from transformers import AutoTokenizer
 

@@ -153,6 +153,23 @@ def test_a_file_where_the_folder_should_be(given, out, capsys):
     assert "is a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lora-targets", "q_proj", "--limit", "9", "--lora-targets", "v_proj"],
+        ["--lora_targets", "q_proj", "--lora-targets=v_proj"],
+        ["--lora-targets", "q_proj", "v_proj"],
+    ],
+    ids=str,
+)
+def test_targets_of_a_repeated_flag_all_count(flags, given, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "run_train", lambda config: asked.append(config) or 0)
+    assert main([*given, *flags]) == 0
+    assert asked[0].lora_targets == ("q_proj", "v_proj")
+    assert asked[0].limit == (9 if "--limit" in flags else None)
+
+
 def test_a_list_of_targets_replaces_the_default(given, monkeypatch):
     asked = []
     monkeypatch.setattr(command, "run_train", lambda config: asked.append(config) or 0)

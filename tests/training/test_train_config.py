@@ -31,6 +31,7 @@ REFUSED = {
     "no rank": ({"lora_r": 0}, "--lora-r"),
     "dropout of everything": ({"lora_dropout": 1.0}, "--lora-dropout"),
     "no targets": ({"lora_targets": ()}, "--lora-targets"),
+    "a bias of no classifier": ({"task": "letters", "head_bias": True}, "--head-bias"),
     "an empty target": ({"lora_targets": ("q_proj", "")}, "--lora-targets"),
     "no soft weight": ({"soft_weight": 0.0}, "--soft-weight"),
     "frozen soft labels": ({"soft_temperature": 0.0}, "--soft-temperature"),

@@ -93,4 +93,4 @@ def test_the_plan_is_printed_with_time_and_tokens(config, capsys):
     assert told["steps"] == "3 of 6 question(s)"
     assert told["evaluations"].startswith("2 of 2 question(s), ")
     assert told["work a step"].endswith("FLOP")
-    assert {"tokens a step", "tokens in all", "rates", "time a step", "time in all"} <= told.keys()
+    assert {"tokens a step", "tokens in all", "computed at", "time a step", "time in all"} <= told.keys()

@@ -6,22 +6,22 @@ Older ones stay while a checkpoint may still go back to them.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from strata.training.loop.folders import flush_folder, remove_tree, write_folder_atomically
 from strata.training.loop.train_checkpoint import list_checkpoints, read_state
-from strata.training.types import Reader
 
 LINK = "best"
 
 
-def save_best(out: Path, reader: Reader, step: int) -> None:
-    """Saves what the reader has trained as the best so far.
+def save_best(out: Path, save: Callable[[Path], None], step: int) -> None:
+    """Lets `save` write what has been trained, as the best so far.
 
     Raises:
         OutputError: the disk refused; the former best is still there.
     """
-    write_folder_atomically(out / f"{LINK}-{step}", reader.save)
+    write_folder_atomically(out / f"{LINK}-{step}", save)
     link_best(out, step)
     prune_best(out, step)
 

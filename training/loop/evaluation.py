@@ -89,3 +89,13 @@ def rank_metrics(examples: Sequence[Example], scores: Sequence[np.ndarray]) -> d
 def metric_of(measured: dict) -> float:
     """What decides which evaluation is best, the higher the better: MAP@3, or minus the loss without it."""
     return measured.get("map_at_3", -measured["loss"])
+
+
+def evaluations_of(lines: Sequence[dict]) -> list[dict]:
+    """The evaluations of a log, with their steps."""
+    return [{"step": line["step"]} | line["evaluation"] for line in lines if "evaluation" in line]
+
+
+def last_evaluation(lines: Sequence[dict]) -> dict | None:
+    """The last evaluation of a log."""
+    return next(reversed(evaluations_of(lines)), None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from strata.engine.results.machine_facts import package_version
+from strata.training.loop.evaluation import evaluations_of
 from strata.training.loop.trainer import Trainer
 
 PACKAGES = ("peft", "accelerate", "bitsandbytes", "safetensors", "tensorboard", "wandb")
@@ -36,13 +37,3 @@ def describe_run(
         "evaluations": evaluations_of(trainer.lines),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
-
-
-def evaluations_of(lines: Sequence[dict]) -> list[dict]:
-    """The evaluations of a log, with their steps."""
-    return [{"step": line["step"]} | line["evaluation"] for line in lines if "evaluation" in line]
-
-
-def last_evaluation(lines: Sequence[dict]) -> dict | None:
-    """The last evaluation of a log."""
-    return next(reversed(evaluations_of(lines)), None)

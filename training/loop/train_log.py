@@ -168,6 +168,8 @@ def tell_everywhere(config: TrainConfig, num_steps: int, *, told: bool) -> Itera
 def describe_loss(lines: Sequence[dict]) -> str:
     """The loss of the last step and the MAP@3 of the last evaluation, as far as there are any."""
     losses = [f"loss {line['loss']:.4f}" for line in lines[-1:] if "loss" in line]
-    evaluation = next((line["evaluation"] for line in reversed(lines) if "evaluation" in line), {})
-    found = evaluation.get("map_at_3")
+    evaluation: dict | None = next(
+        (line["evaluation"] for line in reversed(lines) if "evaluation" in line), None
+    )
+    found = None if evaluation is None else evaluation.get("map_at_3")
     return ", ".join(losses if found is None else [*losses, f"MAP@3 {found:.3f}"])

@@ -137,10 +137,14 @@ def _headline(record: Mapping[str, Any]) -> Iterator[Figure]:
     first, last = (found[0], found[-1]) if found else ({}, {})
     for name, (label, _) in MEASURES.items():
         before = format_value(name, first.get(name)) if first.get("step") == 0 and len(found) > 1 else ""
-        yield Figure(label, format_value(name, last.get(name)), f"{before} before training" if before else "")
+        yield Figure(
+            label[0].upper() + label[1:],
+            format_value(name, last.get(name)),
+            f"{before} before training" if before else "",
+        )
     if measured.get("best_step"):
         yield Figure("Best evaluation", f"step {measured['best_step']}", "kept in best/")
-    speed = format_value("", measured.get("examples_per_s"))
+    speed = f"{measured['examples_per_s']:.3g}" if measured.get("examples_per_s") else ""
     yield Figure(
         "Time", format_value("seconds", total_seconds(measured)), f"{speed} examples/s" if speed else ""
     )
@@ -202,5 +206,9 @@ def _points(name: str, found: Sequence[Mapping[str, Any]], key: str, colour: str
 
 
 def _chart(name: str, title: str, note: str, data: list[dict[str, Any]]) -> Chart:
-    layout = {"xaxis": {"title": {"text": "step"}, "rangemode": "tozero"}, "showlegend": len(data) > 1}
+    layout = {
+        "xaxis": {"title": {"text": "step"}, "rangemode": "tozero"},
+        "yaxis": {"exponentformat": "e"},
+        "showlegend": len(data) > 1,
+    }
     return {"id": name, "title": title, "note": note, "data": data, "layout": layout}

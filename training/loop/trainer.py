@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 from strata.engine.progress import Advance, progress_bar
@@ -24,6 +25,7 @@ from strata.training.config import TrainConfig
 from strata.training.data.batch_order import BatchOrder, step_seed
 from strata.training.data.training_set import TrainingSet
 from strata.training.loop.best_weights import link_best, prune_best, remove_best, save_best
+from strata.training.loop.described_folder import describe_trained
 from strata.training.loop.evaluation import Evaluator, metric_of
 from strata.training.loop.fingerprint import check_same_run, dtype_name, fingerprint_run
 from strata.training.loop.folders import remove_tree, write_folder_atomically
@@ -229,7 +231,7 @@ class Trainer:
             self.progress = replace(self.progress, num_evals_without_better=num_evals)
             return measured
         if self.processes.is_main_process:
-            save_best(self.config.out, self.reader, self.progress.step)
+            save_best(self.config.out, partial(self._write_trained, measured=measured), self.progress.step)
         self.processes.wait_for_everyone()
         self.progress = replace(
             self.progress, best=metric, best_step=self.progress.step, num_evals_without_better=0
@@ -245,8 +247,14 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         if self.processes.is_main_process:
-            write_folder_atomically(self.config.out / name, self.reader.save)
+            write_folder_atomically(self.config.out / name, self._write_trained)
         self.processes.wait_for_everyone()
+
+    def _write_trained(self, folder: Path, measured: dict | None = None) -> None:
+        """Fills a folder with what was trained, and what to know of it; `measured`: not yet in `lines`."""
+        self.reader.save(folder)
+        latest = [] if measured is None else [{"step": self.progress.step, "evaluation": measured}]
+        describe_trained(folder, self.config, self.describe(), [*self.lines, *latest], self.progress.step)
 
     def _is_due(self, every: int, *, at_end: bool) -> bool:
         is_end = self.progress.step == self.num_steps

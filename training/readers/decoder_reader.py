@@ -145,12 +145,11 @@ class DecoderReader(ABC):
     def scores_of(self, readouts: torch.Tensor, batch: PackedBatch) -> list[torch.Tensor]:
         """Scores of a micro-batch's examples from its readouts [S, D]; lm: a log-probability a target."""
         task = self.config.task
-        weight = self.trained.classifier_weight if trains_classifier(task) else None
-        if task == "classify":
-            assert weight is not None
-            return label_scores(readouts, batch.targets, batch.examples, weight, self._label_rows)
-        if weight is not None:
-            return classifier_scores(task, readouts, batch.targets, batch.examples, weight)
+        if trains_classifier(task):
+            weight, bias = self.trained.classifier_weight, self.trained.classifier_bias
+            if task == "classify":
+                return label_scores(readouts, batch.targets, batch.examples, weight, bias, self._label_rows)
+            return classifier_scores(task, readouts, batch.targets, batch.examples, weight, bias)
         final = final_logits(self.checkpoint.config)
         found = token_log_probabilities(readouts, batch.targets, self.trained.lm_head, final)
         return group_targets(task, found, batch.targets, batch.examples)

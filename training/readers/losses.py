@@ -56,14 +56,15 @@ def classifier_scores(
     targets: TargetTable,
     examples: Sequence[Example],
     weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    """Scores [O] of every example: readouts [S, D], weight [1, D], or [1, 2 D] for contrast; in float32."""
+    """Scores [O] of every example: readouts [S, D], weight [1, D] (contrast: [1, 2 D]), bias [1]; float32."""
     rows = torch.from_numpy(targets.rows).to(readouts.device)
     per_example = readouts[rows].float().split([len(example.prompt.branches) for example in examples])
-    wide = weight.float()
+    wide, added = weight.float(), 0.0 if bias is None else bias.float()
     if task == "contrast":
-        return [contrast_scores(r_OD, wide[0]) for r_OD in per_example]
-    return [r_OD @ wide[0] for r_OD in per_example]
+        return [contrast_scores(r_OD, wide[0]) + added for r_OD in per_example]
+    return [r_OD @ wide[0] + added for r_OD in per_example]
 
 
 def label_scores(
@@ -71,14 +72,15 @@ def label_scores(
     targets: TargetTable,
     examples: Sequence[Example],
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     rows: Mapping[str, int],
 ) -> list[torch.Tensor]:
-    """Logits [O] of every text's own labels: readouts [S, D], weight [L, D]; in float32.
+    """Logits [O] of every text's own labels: readouts [S, D], weight [L, D], bias [L]; in float32.
 
     `rows` tells which row of the weight a label is.
     """
     places = torch.from_numpy(targets.rows).to(readouts.device)
-    logits_nL = readouts[places].float() @ weight.float().T
+    logits_nL = F.linear(readouts[places].float(), weight.float(), None if bias is None else bias.float())
     return [
         logits_L[[rows[name] for name in example.prompt.question.options]]
         for logits_L, example in zip(logits_nL, examples, strict=True)

@@ -21,6 +21,7 @@ from strata.engine.machine.devices import GIB
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.weight_routes import route_layers
 from strata.engine.plan.costs import ModelCosts, StorageFormat, model_costs, shape_costs
+from strata.engine.results.human_units import human_bytes
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
@@ -71,7 +72,7 @@ class MemoryPlan:
         return self.buffers + self.boundaries
 
     def describe(self) -> list[str]:
-        """A line for each part, in GiB."""
+        """A line for each part."""
         parts = {
             "base weights": self.weights,
             "adapter, head, gradients, AdamW": self.trained,
@@ -81,7 +82,7 @@ class MemoryPlan:
             "read-ahead buffers (host)": self.buffers,
             "layer inputs (host)": self.boundaries,
         }
-        return [f"{name:40} {size / GIB:8.2f} GiB" for name, size in parts.items()]
+        return [f"{name:40} {human_bytes(size)}" for name, size in parts.items()]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

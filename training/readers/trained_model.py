@@ -8,7 +8,7 @@ the adapter's and the head's first values from the same seed, so both begin from
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,16 @@ from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.first_layers import cut_settings
 from strata.engine.weights.shards import refuse_duplicates
 from strata.training.config import TrainConfig
-from strata.training.label_names import label_names
-from strata.training.readers.classifier_head import is_score, make_score, score_width, stored_score
+from strata.training.label_names import label_names, name_labels
+from strata.training.readers.classifier_head import (
+    StoredScore,
+    brings_bias,
+    is_score,
+    make_score,
+    score_width,
+    stored_score,
+    trained_score,
+)
 from strata.training.readers.devices import choose_dtype
 from strata.training.readers.seeds import seeded
 from strata.training.readers.trained_parts import group_parameters, lora_settings, target_modules
@@ -73,9 +81,12 @@ class TrainedModel:
     @property
     def classifier_weight(self) -> torch.Tensor:
         """The trained head [1, D], [1, 2 D] for contrast, or [labels, D]."""
-        score = self.base.get_submodule("score")
-        modules = getattr(score, "modules_to_save", None)
-        return (score if modules is None else modules["default"]).get_parameter("weight")
+        return trained_score(self.base).get_parameter("weight")
+
+    @property
+    def classifier_bias(self) -> torch.Tensor | None:
+        """Its bias, one number a row; None for a head without one."""
+        return getattr(trained_score(self.base), "bias", None)
 
     @property
     def lm_head(self) -> nn.Module:
@@ -182,7 +193,7 @@ def make_skeleton(
     model: PreTrainedConfig,
     dtype: torch.dtype,
     device: torch.device,
-    score: torch.Tensor | None = None,
+    score: StoredScore | None = None,
 ) -> TrainedModel:
     """A skeleton of a model that need not be there; see `open_skeleton`. `score`: its classifier, if any."""
     with init_empty_weights(include_buffers=False):
@@ -207,22 +218,18 @@ def _keep_layers(base: Any, config: PreTrainedConfig) -> None:
         setattr(inner.config, name, value)
 
 
-def _name_labels(base: Any, labels: Sequence[str]) -> None:
-    base.num_labels = len(labels)
-    base.config.id2label = dict(enumerate(labels))
-    base.config.label2id = {name: index for index, name in enumerate(labels)}
-
-
 def _finish(
-    config: TrainConfig, base: Any, dtype: torch.dtype, device: torch.device, score: torch.Tensor | None
+    config: TrainConfig, base: Any, dtype: torch.dtype, device: torch.device, score: StoredScore | None
 ) -> TrainedModel:
     """Puts the classifier and the adapter on a base model, and the engine's Decoder around its layers."""
     labels = label_names(config)
     if trains_classifier(config.task):
         width = score_width(config.task, base.config.hidden_size)
-        base.score = make_score(config.seed, width, score, num_labels=len(labels) or 1).to(device)
+        bias = config.head_bias or brings_bias(config.adapter)
+        made = make_score(config.seed, width, score, num_labels=len(labels) or 1, bias=bias)
+        base.score = made.to(device)
     if labels:
-        _name_labels(base, labels)
+        name_labels(base, labels)
     inner = base.get_submodule(base.base_model_prefix)
     if config.layers_norm == "no":
         inner.norm = nn.Identity()

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from strata.engine.config import ScoreConfig
 from strata.engine.results.partial_scores import PartialScores
@@ -27,6 +29,9 @@ from ...tiny_gguf import build_model, write_tiny_gguf
 
 TOLERANCE = 1e-4
 AS_TRANSFORMERS = ("llama", "llama-tied", "qwen2", "gemma2", "gemma3", "phi3", "starcoder2")
+NO_TOKENIZER_EARLY = ("gemma2", "gemma3", "phi3")
+"""Families of whose GGUF metadata transformers 5.0 makes no tokenizer, or one without tokens."""
+IS_EARLY = Version(transformers.__version__) < Version("5.5")
 DROPPED_BY_TRANSFORMERS = ("llama-biases", "qwen3", "qwen2moe", "qwen3moe")
 SMALL_BLOCKS = ("F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL")
 SUPER_BLOCKS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
@@ -51,11 +56,21 @@ def assert_scores_are(run: object, expected: Scores, tolerance: float = TOLERANC
     assert widest > 100 * tolerance, "the options' scores hardly differ: the comparison says nothing"
 
 
-@pytest.mark.parametrize("family", AS_TRANSFORMERS)
+@pytest.mark.parametrize(
+    "family", [name for name in AS_TRANSFORMERS if not (IS_EARLY and name in NO_TOKENIZER_EARLY)]
+)
 def test_scores_are_transformers_own(family, tmp_path, score):
     path = write_tiny_gguf(tmp_path / "model.gguf", family=family, matrix_type="Q8_0", embedding_type="Q8_0")
     run = score(model=path, head="yes-no")
     assert_scores_are(run, GgufReference(path).score(run.out, "yes_no"))
+
+
+@pytest.mark.skipif(not IS_EARLY, reason="this transformers makes them all")
+@pytest.mark.parametrize("family", NO_TOKENIZER_EARLY)
+def test_tokenizers_that_transformers_cannot_make_are_refused(family, tmp_path, score):
+    path = write_tiny_gguf(tmp_path / "model.gguf", family=family)
+    with pytest.raises(InputError, match="tokenizer"):
+        score(model=path, head="yes-no")
 
 
 @pytest.mark.parametrize("family", DROPPED_BY_TRANSFORMERS)

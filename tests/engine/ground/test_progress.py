@@ -48,7 +48,16 @@ def test_one_bar_at_a_time(clock, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(0.42, "0.4 s"), (52.4, "52 s"), (432, "7 min 12 s"), (11100, "3 h 05 min")]
+    ("seconds", "told"),
+    [
+        (0.0, "0.0 s"),
+        (0.012, "12 ms"),
+        (0.0001, "0.1 ms"),
+        (0.42, "0.4 s"),
+        (52.4, "52 s"),
+        (432, "7 min 12 s"),
+        (11100, "3 h 05 min"),
+    ],
 )
 def test_durations_are_as_people_say_them(seconds, told):
     assert human_time(seconds) == told

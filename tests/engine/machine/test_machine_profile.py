@@ -12,7 +12,6 @@ import torch
 
 from strata.engine.machine import profile as machine_profile
 from strata.engine.machine.profile import (
-    SHIPPED,
     ComputeRates,
     MachineDescription,
     MachineProfile,
@@ -24,6 +23,7 @@ from strata.engine.machine.profile import (
     save_profile,
 )
 from strata.engine.machine.rates import LayerRates, MachineRates
+from strata.engine.machine.shipped import SHIPPED
 from strata.engine.types import InputError
 
 LAYER = LayerRates(linear_flop_per_s=4e11, attention_flop_per_s=3e11, call_s=1e-3, masked_keys=64.0)
@@ -72,7 +72,10 @@ def test_a_profile_comes_back_as_it_was_saved(tmp_path):
     assert "Infinity" not in (tmp_path / "deep" / "machine.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["kaggle-2xt4", "h100", "cpu"])
+SHIPPED_NAMES = ["kaggle-2xt4", "card-24gb", "h100", "cpu-zen4", "cpu-avx2"]
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
 def test_shipped_profiles_load_under_their_own_names_and_say_where_figures_come_from(name):
     profile = load_profile(name)
     assert profile.name == name
@@ -81,7 +84,20 @@ def test_shipped_profiles_load_under_their_own_names_and_say_where_figures_come_
 
 
 def test_every_shipped_file_is_tested():
-    assert {path.stem for path in SHIPPED.glob("*.json")} == {"kaggle-2xt4", "h100", "cpu"}
+    assert {path.stem for path in SHIPPED.glob("*.json")} == set(SHIPPED_NAMES)
+
+
+def test_the_former_name_of_a_profile_works_and_says_what_it_is():
+    profile = load_profile("cpu")
+    assert profile.compute == load_profile("cpu-zen4").compute
+    said = profile.rates("float32", "dense").rates_from
+    assert said == "profile cpu-zen4 (--profile cpu means this one; there is cpu-avx2, too)"
+
+
+def test_a_cpu_without_bfloat16_computes_in_float32():
+    profile = load_profile("cpu-avx2")
+    assert profile.resolve_dtype(torch.bfloat16) == "float32"
+    assert profile.compute["int8"].gemm_flop_per_s < profile.compute["float32"].gemm_flop_per_s
 
 
 def test_two_t4_are_what_the_design_says():
@@ -136,9 +152,8 @@ def test_text_that_is_no_json_is_named(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(
-        InputError, match=r"--profile: 'kagle' is unknown; expected one of cpu, h100, kaggle-2xt4"
-    ):
+    known = "card-24gb, cpu-avx2, cpu-zen4, h100, kaggle-2xt4"
+    with pytest.raises(InputError, match=rf"--profile: 'kagle' is unknown; expected one of {known}"):
         load_profile("kagle")
 
 

@@ -1,10 +1,12 @@
 """Values in their units, and what the page's head says of a run."""
 
+from pathlib import Path
+
 import pytest
 
 from strata.engine.report.browser import MAX_QUESTIONS, Browser, PageCut, cuts
 from strata.engine.report.summary import describe_method, headline, warning_messages
-from strata.engine.report.values import format_value, human_time
+from strata.engine.report.values import file_name, format_value, human_time
 
 from .sample_report import RECORD, make_row
 
@@ -129,3 +131,16 @@ def test_no_more_are_listed_than_a_browser_sorts():
 def test_cuts_end_with_nothing():
     *_, last = cuts(5)
     assert last.num_questions == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("models/llama-70b/", "llama-70b"),
+        ("runs/first/adapter", "first/adapter"),
+        ("adapter", "adapter"),
+        (Path("a/b/best"), "b/best"),
+    ],
+)
+def test_folders_of_plain_names_are_told_by_the_one_above(path, told):
+    assert file_name(path) == told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,18 @@ def test_an_index_is_searched_with_the_model_that_made_it(build_model: BuildMode
     vectors = loaded.encode_passages(texts).astype(np.float16).astype(np.float64)
     scores = vectors @ loaded.encode_queries(["word1 word2"])[0].astype(np.float64)
     np.testing.assert_allclose(scores[found.rows[0]], -np.sort(-scores)[:5], atol=2e-3)
+
+
+def test_the_model_may_have_moved(build_model: BuildModel, tmp_path: Path) -> None:
+    store = make_index(tmp_path, random_texts(9))
+    made_with = tmp_path / "then" / "tiny-e5"
+    shutil.copytree(build_model("tiny-e5"), made_with)
+    encode_index(store.folder, SentenceEncoder(EncoderSettings(model=str(made_with))))
+    moved = shutil.move(made_with, tmp_path / "tiny-e5")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_index_encoder(store.folder)
+    loaded = load_index_encoder(store.folder, None, Path(moved))
+    assert len(DenseIndex(store.folder, loaded).search(["word1 word2"], 3).rows[0]) == 3
 
 
 def test_a_model_of_that_name_with_other_weights_is_refused(build_model: BuildModel, tmp_path: Path) -> None:

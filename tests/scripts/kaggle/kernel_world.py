@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,8 +65,9 @@ class KernelWorld:
 
     def start(self, notebook: Path) -> subprocess.Popen[str]:
         """Begins to execute a notebook without a network; killing the process kills all that it began."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment |= {f"STRATA_KAGGLE_{name.upper()}": str(self.root / name) for name in FOLDERS}
+        environment = clean_environment() | {
+            f"STRATA_KAGGLE_{name.upper()}": str(self.root / name) for name in FOLDERS
+        }
         environment |= {"HOME": str(self.root), "XDG_CACHE_HOME": str(self.root), "OMP_NUM_THREADS": "1"}
         runner = [str(self.python), str(Path(__file__).with_name("run_notebook.py"))]
         return subprocess.Popen(
@@ -87,6 +89,17 @@ class KernelWorld:
 FOLDERS = ("input", "working", "scratch")
 
 
+def clean_environment() -> dict[str, str]:
+    """Variables for another interpreter than the tests' own, which may have its modules named by some."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
+def run_image_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the interpreter that has the image's packages."""
+    command = [str(image_python()), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
+
+
 def image_python() -> Path:
     """The interpreter that has the image's packages."""
     made = ROOT / ".venv-kaggle" / "bin" / "python"
@@ -97,28 +110,29 @@ def require_notebooks() -> None:
     """Skips the test where no notebook can be executed without a network."""
     if subprocess.run([*NO_NETWORK, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no network namespace can be made here with unshare")
-    command = [str(image_python()), "-c", "import ipykernel, nbclient"]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+    if run_image_python("-c", "import ipykernel, nbclient").returncode != 0:
         pytest.skip(f"{image_python()} lacks ipykernel or nbclient")
+
+
+def make_venv(root: Path, hidden: Collection[str]) -> Path:
+    """A fresh venv that sees the image's packages, but for strata and the hidden ones; its interpreter."""
+    site, files = json.loads(run_image_python("-c", SITE_OF).stdout.splitlines()[-1])
+    firsts = {first for name, names in files.items() if name in hidden for first in names}
+    image = root / "image"
+    image.mkdir()
+    for entry in Path(site).iterdir():
+        if entry.name not in firsts and "strata" not in entry.name and entry.suffix != ".pth":
+            (image / entry.name).symlink_to(entry)
+    run_image_python("-m", "venv", str(root / "venv")).check_returncode()
+    (own,) = (root / "venv" / "lib").glob("python3*/site-packages")
+    (own / "image.pth").write_text(f"{image}\n", encoding="utf-8")
+    return root / "venv" / "bin" / "python"
 
 
 def make_world(root: Path) -> KernelWorld:
     """A fresh venv over the image's packages, and empty mounts with one competition."""
-    command = [str(image_python()), "-c", SITE_OF]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
-    site, files = json.loads(told.splitlines()[-1])
-    lacking = {"strata-score", "strata_score", *read_image(PINS)}
-    hidden = {first for name, firsts in files.items() if name in lacking for first in firsts}
-    image = root / "image"
-    image.mkdir()
-    for entry in Path(site).iterdir():
-        if entry.name not in hidden and "strata" not in entry.name and entry.suffix != ".pth":
-            (image / entry.name).symlink_to(entry)
-    subprocess.run([str(image_python()), "-m", "venv", str(root / "venv")], check=True)
-    (own,) = (root / "venv" / "lib").glob("python3*/site-packages")
-    (own / "image.pth").write_text(f"{image}\n", encoding="utf-8")
+    world = KernelWorld(python=make_venv(root, read_image(PINS)), root=root)
     for name in FOLDERS:
         (root / name).mkdir()
-    world = KernelWorld(python=root / "venv" / "bin" / "python", root=root)
     world.competition.mkdir(parents=True)
     return world

@@ -64,6 +64,8 @@ def test_questions_that_the_sample_does_not_have_get_a_guess(places, tmp_path):
     assert rows == [["id", "prediction"], ["7", "A B C"], ["x", "A B C"]]
     assert told == "A B C for every question"
     assert first_answer(sample, tmp_path / "asked.parquet")[0][1:] == [["1", "A"]]
+    asked.write_text("row_id,text\n1,a\n", encoding="utf-8")
+    assert first_answer(sample, asked)[0][1:] == [["1", "A"]]
 
 
 def test_without_either_the_notebook_goes_on(places):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from strata.engine.types import InputError
 from strata.scripts.cli import main
 from strata.scripts.real_models import find_smollm2
 
-from .kernel_world import KernelWorld, image_python, make_world, require_notebooks
+from .kernel_world import KernelWorld, clean_environment, make_world, require_notebooks, run_image_python
 from .test_wheelhouse import make_wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -44,9 +43,8 @@ def wheels(tmp_path_factory) -> Path:
     """A folder that plays a package index, with what the image lacks."""
     require_notebooks()
     folder = tmp_path_factory.mktemp("wheels")
-    command = [str(image_python()), "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    command += ["tyro==1.0.17", "gguf==0.19.0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    pip = ("-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder))
+    done = run_image_python(*pip, "tyro==1.0.17", "gguf==0.19.0")
     if done.returncode != 0:
         pytest.skip("no package index gives tyro and gguf")
     return folder
@@ -93,10 +91,9 @@ def read_submission(world: KernelWorld) -> dict[str, str]:
 def strata_of(world: KernelWorld) -> Path:
     """Where the kernel's interpreter has strata from."""
     code = "import strata.engine.types as one; print(one.__file__)"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     command = [str(world.python), "-c", code]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=world.root, env=environment
+        command, capture_output=True, text=True, check=True, cwd=world.root, env=clean_environment()
     )
     return Path(done.stdout.strip())
 

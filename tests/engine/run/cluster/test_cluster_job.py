@@ -191,9 +191,16 @@ def test_a_batch_whose_node_is_lost_goes_to_another(
     assert together.record["measured"]["question_per_s"] > 0
 
 
+@pytest.mark.parametrize("goes_on", ["here", "cluster"])
 def test_when_all_nodes_are_lost_resume_keeps_what_was_finished(
-    score: Callable, checkpoint: Callable[..., Path], ten: Path, in_process: InProcess, tmp_path: Path
+    score: Callable,
+    checkpoint: Callable[..., Path],
+    ten: Path,
+    in_process: InProcess,
+    tmp_path: Path,
+    goes_on: str,
 ) -> None:
+    """Whether a cluster goes on with it or this machine alone."""
     settings = {"model": checkpoint("llama-gqa"), "questions": ten, "head": "letters", "deterministic": True}
     settings |= {"out": tmp_path / "resumed"}
     cluster_of = {"ray": "auto", "ray_batch": 2}
@@ -203,9 +210,9 @@ def test_when_all_nodes_are_lost_resume_keeps_what_was_finished(
     assert json.loads((tmp_path / "resumed" / "run.json").read_text())["status"] == "failed"
     assert len(in_process.ended) == 2
     in_process.lives.clear()
-    resumed = score(**settings, **cluster_of, resume=True)
+    resumed = score(**settings, **(cluster_of if goes_on == "cluster" else {}), resume=True)
     assert resumed.record["measured"]["resumed_questions"] == 4
-    assert sum(in_process.sizes) == 10
+    assert sum(in_process.sizes) == (10 if goes_on == "cluster" else 4)
     alone = score(**settings | {"out": tmp_path / "alone"})
     assert tables(resumed) == tables(alone)
 

@@ -26,7 +26,7 @@ def test_errors_are_shares_of_what_was_measured():
         )
 
     results = [result(11.0, 10.0), result(8.0, 10.0), result(10.5, 10.0)]
-    summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu"))
+    summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu-zen4"))
     assert summary["plan_error_median"] == pytest.approx(0.1)
     assert summary["plan_error_max"] == pytest.approx(0.2)
     # Two cards of 20 TFLOP/s and 137 GFLOP a token: at most 700 questions of 1,500 tokens an hour.
@@ -47,12 +47,12 @@ def test_a_configuration_is_planned_as_asked_and_run(settings, tmp_path, monkeyp
     case = plan_error.SweepCase(num_questions=2, prefix_tokens=30, **settings)
     config = plan_error.PlanErrorConfig(folder=tmp_path, num_layers=3)
     checkpoint = plan_error.make_checkpoint(case, config)
-    profile = load_profile("cpu")
+    profile = load_profile("cpu-zen4")
     plan = plan_error.plan_case(case, checkpoint, profile, tmp_path).plan
     assert plan.num_groups == case.num_groups
     assert len(plan.resident_layers) == (3 if case.resident else 0)
     assert plan.hidden_store == case.hidden_store
-    assert (plan.linear, plan.rates_from) == ("int8" if case.dtype == "int8" else "dense", "profile cpu")
+    assert (plan.linear, plan.rates_from) == ("int8" if case.dtype == "int8" else "dense", "profile cpu-zen4")
     found = plan_error.run_case(case, checkpoint, profile, config)
     assert found.measured_s > 0
     assert found.predicted_s > 0
