@@ -37,7 +37,7 @@ ROWS = {
     ),
     "kernels": ("prefix_attention dequant int8_linear",),
     "training": (
-        "types",
+        "types loss_scale",
         "tasks",
         "config",
         "label_names base_model work_plan",
@@ -59,7 +59,7 @@ ROWS = {
         "roofline limited_process harness accuracy",
         "workloads",
         "calibrate large train retrieval peers debias trust rows members deadline lm_eval start",
-        "sweep",
+        "sweep gpu",
         "cli",
     ),
 }

@@ -64,7 +64,7 @@ class MemberHeads:
                 targets=targets,
                 normalized=self.normalized,
                 reader=self.model.reader,
-                device=self.model.devices[0],
+                devices=self.model.devices,
                 label_names=names,
                 row_starts=_first_rows(prompts, targets) if self.apart else None,
             )

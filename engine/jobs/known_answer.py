@@ -108,7 +108,7 @@ def _logit_error(
         return None
     projection = vocabulary_projection(cut.checkpoint)
     targets = TargetTokens(rows=np.arange(len(token_ids) - 1), token_ids=token_ids[1:], normalized=False)
-    found = target_logits(projection, swept, targets, cut.reader, cut.devices[0]).values
+    found = target_logits(projection, swept, targets, cut.reader, cut.devices).values
     used, places = np.unique(token_ids[1:], return_inverse=True)
     rows = projection_rows(cut.checkpoint, used)[torch.from_numpy(places)]
     logits = (expected[:-1] * rows).sum(-1)

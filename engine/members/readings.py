@@ -56,7 +56,7 @@ class MemberReadings:
         targets: which of the readouts are asked for, and for which tokens.
         normalized: whether the head wants log-probabilities, not logits.
         reader: counts the bytes read.
-        device: where the vocabulary projection is multiplied.
+        devices: where the vocabulary projection is multiplied.
         label_names: what the rows of the score weight are called; empty for heads that do not ask.
         row_starts: readout rows at which products of the vocabulary projection begin anew; None for none.
     """
@@ -67,7 +67,7 @@ class MemberReadings:
     targets: TargetTable
     normalized: bool
     reader: TensorReader
-    device: torch.device
+    devices: Sequence[torch.device]
     label_names: tuple[str, ...] = ()
     row_starts: np.ndarray | None = None
 
@@ -100,7 +100,7 @@ class MemberReadings:
                 row_starts=self.row_starts,
             ),
             self.reader,
-            self.device,
+            self.devices,
         )
 
     def hidden_states(self) -> torch.Tensor:

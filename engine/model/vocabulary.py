@@ -3,14 +3,16 @@
 Data flow: readouts [S, D] and targets (readout row, token id) [n] -> for each block of the projection [B, D],
 read from disk: logits [S, B] in float32 -> running log-sum-exp [S] and the targets' logits [n] ->
 log-probabilities [n].
-Peak memory: one block of rows and its logits, whatever V and S are. Without normalization only the target
-tokens' rows are read, and the result is logits.
+Peak memory: one block of rows and its logits on each device, whatever V and S are. Without normalization only
+the target tokens' rows are read, and the result is logits. Several devices take turns with the readouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +25,9 @@ from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.stored_rows import StoredRows
 from strata.engine.weights.tensor_reader import TensorReader
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+"""Of the projection, in float32. For every block all readouts go to the device again, which takes longer than
+products with a small one."""
 READOUT_ROWS = 1024
 
 
@@ -99,7 +103,7 @@ def target_logits(
     readouts: torch.Tensor,
     targets: TargetTokens,
     reader: TensorReader,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> TargetLogits:
     """Log-probabilities (or logits, where the targets say so) of target tokens.
 
@@ -108,7 +112,7 @@ def target_logits(
         readouts: [S, D] on the host.
         targets: which tokens, after which readouts.
         reader: counts bytes.
-        device: where the products are computed, in float32.
+        devices: where the products are computed, in float32; all of one kind, each once or more.
     """
     token_ids, normalized = targets.token_ids, targets.normalized
     used, rows = np.unique(targets.rows, return_inverse=True)
@@ -117,11 +121,15 @@ def target_logits(
     parts = _parts_of_rows(used, targets.row_starts)
     picked = np.zeros(len(token_ids))
     whole = _WholeVocabulary(len(readouts))
-    for ids, weight_VD in _blocks(projection.stored, np.unique(token_ids), reader, normalized=normalized):
+    unique = list(dict.fromkeys(devices))
+
+    def multiply(ids: np.ndarray, weight_VD: torch.Tensor, turn: int) -> None:
+        """Every so-manieth part of the readouts with a block, on one device."""
+        device = unique[turn]
         weight = weight_VD.to(device, torch.float32)
         block_bias = None if bias is None else bias[torch.from_numpy(ids)].to(device)
         wanted = np.flatnonzero(np.isin(token_ids, ids))
-        for part in parts:
+        for part in parts[turn :: len(unique)]:
             # Copied: products depend on how their operands are aligned.
             rows_SD = readouts[part].to(device, torch.float32, copy=True)
             logits = projection.final(linear(rows_SD, weight, block_bias))
@@ -132,6 +140,16 @@ def target_logits(
                 columns = torch.from_numpy(np.searchsorted(ids, token_ids[here])).to(device)
                 places = torch.from_numpy(rows[here] - part.start).to(device)
                 picked[here] = logits[places, columns].cpu().double().numpy()
+
+    block_bytes = BLOCK_BYTES[unique[0].type]
+    blocks = _blocks(projection.stored, np.unique(token_ids), reader, block_bytes, normalized=normalized)
+    if len(unique) == 1:
+        for ids, weight_VD in blocks:
+            multiply(ids, weight_VD, 0)
+    else:
+        with ThreadPoolExecutor(len(unique), "vocabulary") as pool:
+            for block in blocks:
+                list(pool.map(partial(multiply, *block), range(len(unique))))
     if not normalized:
         return TargetLogits(values=picked, are_most_probable=None)
     return TargetLogits(
@@ -168,7 +186,7 @@ class _WholeVocabulary:
 
 
 def _blocks(
-    stored: StoredRows, token_ids: np.ndarray, reader: TensorReader, *, normalized: bool
+    stored: StoredRows, token_ids: np.ndarray, reader: TensorReader, block_bytes: int, *, normalized: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Ascending token ids and their rows: the whole vocabulary in blocks, or the given ids alone."""
     if not normalized:
@@ -176,7 +194,7 @@ def _blocks(
         yield token_ids, stored.read_ranges(reader, ranges)
         return
     num_rows = stored.shape[0]
-    size = max(1, BLOCK_BYTES // (4 * stored.shape[1]))
+    size = max(1, block_bytes // (4 * stored.shape[1]))
     for first in range(0, num_rows, size):
         last = min(first + size, num_rows)
         yield np.arange(first, last), stored.read_range(reader, first, last)

@@ -18,6 +18,7 @@ from strata.scripts.bench.configs import (
 )
 from strata.scripts.bench.deadline.config import DeadlineBenchConfig
 from strata.scripts.bench.debias.config import DebiasBenchConfig
+from strata.scripts.bench.gpu.config import GpuBenchConfig
 from strata.scripts.bench.lm_eval.config import LMEvalBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
@@ -204,6 +205,17 @@ def trust(config: TrustBenchConfig) -> int:
     from strata.scripts.bench.trust.trust import run_trust_bench
 
     return run_trust_bench(config)
+
+
+@bench_app.command(name="gpu")
+def gpu(config: GpuBenchConfig) -> int:
+    """Accept the GPUs of this machine: what is right on them, then how fast they are. Nine minutes a part.
+
+    Example: strata bench gpu correct
+    """
+    from strata.scripts.bench.gpu.gpu import run_gpu_bench
+
+    return run_gpu_bench(config)
 
 
 @bench_app.command(name="calibrate")

@@ -59,7 +59,7 @@ class Predictor:
                 normalized=True,
             ),
             reader,
-            torch.device("cpu"),
+            [torch.device("cpu")],
         )
         reader.close()
         return logits.values.reshape(len(positions), size)

@@ -25,7 +25,8 @@ STORED = ("bitsandbytes-fp4-nested", "gptq-act-order", "awq")
 
 RUNS = {
     "the checker and planted bugs": [f"{CHECKS}/races.py", f"{CHECKS}/planted.py"],
-    "budgets and odd hosts": [f"{CHECKS}/budgets.py", f"{CHECKS}/odd_hosts.py"],
+    "budgets and odd hosts": [f"{CHECKS}/budgets.py", f"{CHECKS}/odd_hosts.py", f"{CHECKS}/heads.py"],
+    "a dry run of the acceptance": [f"{CHECKS}/acceptance.py"],
     "tests for cards": [
         f"{ENGINE}/test_gpu.py",
         "-k",

@@ -94,6 +94,7 @@ def _replacements() -> dict[str, Any]:
         "can_device_access_peer": lambda device, peer: True,
         "mem_get_info": free_and_total,
         "synchronize": streams.synchronize,
+        "_sleep": lambda cycles: None,
         "Stream": streams.Stream,
         "Event": streams.Event,
         "stream": streams.use_stream,

@@ -5,8 +5,9 @@ Knows nothing of where the base weights are: that is `resident_reader` and `stre
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from strata.engine.questions.shots import read_shots
 from strata.engine.types import Prompt, Question, RunWarnings
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.training.config import TrainConfig
+from strata.training.loss_scale import accumulate_scaled
 from strata.training.readers.losses import (
     classifier_scores,
     group_targets,
@@ -40,7 +42,7 @@ from strata.training.types import Example, ParameterGroup
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 
 
-class DecoderReader:
+class DecoderReader(ABC):
     """The part of a `Reader` that does not depend on where the base weights are.
 
     Args:
@@ -72,11 +74,6 @@ class DecoderReader:
             shots=_read_shots(config),
             num_shots=None if config.shots is None else config.num_shots,
         )
-        if config.dtype == "auto" and trained.dtype == torch.float16:
-            self.warnings.say(
-                "--dtype auto: this device is fast in float16; gradients are not scaled, so that small ones "
-                "become 0; expected --dtype float32 if the loss does not fall"
-            )
         self.micro_batch_tokens = config.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
         if config.memory_gib is not None and config.micro_batch_tokens is None:
             self.micro_batch_tokens = fit_micro_batch(
@@ -114,6 +111,17 @@ class DecoderReader:
             return -float(np.average([float(mean[0]) for mean in scores], weights=counts))
         found = [torch.from_numpy(scores_O) for scores_O in scores]
         return float(sum_loss(self.config.task, found, examples)) / count_units(self.config.task, examples)
+
+    def accumulate_gradients(self, batch: Sequence[Example], *, seed: int) -> float:
+        """Adds the gradient of the batch's mean loss; see `Reader`. In float16 the loss is scaled."""
+        if self.dtype != torch.float16:
+            return self.add_gradients(batch, seed, 1.0)
+        parameters = [one for group in self.parameter_groups() for one in group.parameters.values()]
+        return accumulate_scaled(parameters, partial(self.add_gradients, batch, seed))
+
+    @abstractmethod
+    def add_gradients(self, batch: Sequence[Example], seed: int, scale: float) -> float:
+        """Adds the gradient of the batch's mean loss times a scale; returns that loss."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Adapter and head, or all weights."""

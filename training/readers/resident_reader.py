@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as checkpoint_layer
 
 from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
+from strata.training.loss_scale import scaled_backward
 from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
 from strata.training.readers.devices import choose_device
@@ -28,15 +29,15 @@ from strata.training.types import Example
 class ResidentReader(DecoderReader):
     """A `Reader` with all weights on one device."""
 
-    def accumulate_gradients(self, batch: Sequence[Example], *, seed: int) -> float:
-        """Adds the gradient of the batch's mean loss; see `Reader`."""
+    def add_gradients(self, batch: Sequence[Example], seed: int, scale: float) -> float:
+        """Adds the gradient of the batch's mean loss times a scale; returns that loss."""
         num_units = count_units(self.config.task, batch)
         self.trained.dropout_on(True)
         total = 0.0
         for index, packed in enumerate(self.pack(batch)):
             readouts = self.read_out(packed, micro_batch_seed(seed, index))
             loss = self.loss_of(readouts, packed, num_units)
-            loss.backward()
+            scaled_backward(loss, scale)
             total += loss.item()
         self.trained.dropout_on(False)
         return total

@@ -33,6 +33,7 @@ from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
+from strata.training.loss_scale import scaled_backward
 from strata.training.readers.decoder_pass import run_last_layer, run_layer
 from strata.training.readers.decoder_reader import DecoderReader
 from strata.training.readers.devices import choose_device
@@ -84,8 +85,8 @@ class StreamedReader(DecoderReader):
         self._load_ends()
         self._coordinator.start(self.stream.read_all, "layer-reader")
 
-    def accumulate_gradients(self, batch: Sequence[Example], *, seed: int) -> float:
-        """Adds the gradient of the batch's mean loss; see `Reader`."""
+    def add_gradients(self, batch: Sequence[Example], seed: int, scale: float) -> float:
+        """Adds the gradient of the batch's mean loss times a scale; returns that loss."""
         num_units, last = count_units(self.config.task, batch), self.checkpoint.num_layers - 1
         forward, backward = self._ask(range(last + 1)), self._ask(range(last - 1, -1, -1))
         self.trained.dropout_on(True)
@@ -95,7 +96,9 @@ class StreamedReader(DecoderReader):
             with torch.no_grad(), self._weights(forward, layer):
                 self._advance(step, layer, boundaries, seed)
         with self._weights(forward, last):
-            losses = [self._turn(step, index, last, num_units, seed) for index in range(len(step.packed))]
+            losses = [
+                self._turn(step, index, last, num_units, seed, scale) for index in range(len(step.packed))
+            ]
         for layer in range(last - 1, -1, -1):
             with self._weights(backward, layer):
                 self._retreat(step, layer, boundaries, seed)
@@ -172,11 +175,11 @@ class StreamedReader(DecoderReader):
             state, batch_seed = step.states[index], micro_batch_seed(seed, index)
             step.states[index] = run_layer(self.trained.decoder, layer, state, packed, batch_seed)
 
-    def _turn(self, step: _Step, index: int, last: int, num_units: float, seed: int) -> float:
+    def _turn(self, step: _Step, index: int, last: int, num_units: float, seed: int, scale: float) -> float:
         """A micro-batch through the last layer and back; its state becomes the gradient of what entered."""
         entering = step.states[index] = step.states[index].detach().requires_grad_()
         loss = self.loss_of(self._read_out(step, index, last, seed), step.packed[index], num_units)
-        loss.backward()
+        scaled_backward(loss, scale)
         assert entering.grad is not None
         step.states[index] = entering.grad
         return loss.item()

@@ -45,7 +45,7 @@ def test_costs_are_the_bytes_that_a_score_weight_reads(adapter, expected, with_s
         targets=table_of(PROMPTS),
         normalized=False,
         reader=TensorReader(),
-        device=torch.device("cpu"),
+        devices=[torch.device("cpu")],
     )
     assert (readings.score_weight() == expected).all()
     costs = MemberCosts(checkpoint=with_score, adapter=adapter)

@@ -65,7 +65,7 @@ def compute(
     projection: VocabularyProjection, *, normalized: bool, reader=None, readouts: torch.Tensor = READOUTS
 ) -> np.ndarray:
     targets = TargetTokens(rows=ROWS, token_ids=TOKEN_IDS, normalized=normalized)
-    return target_logits(projection, readouts, targets, reader or TensorReader(), CPU).values
+    return target_logits(projection, readouts, targets, reader or TensorReader(), [CPU]).values
 
 
 SHAPES = {
@@ -82,7 +82,7 @@ SHAPES = {
 @pytest.mark.parametrize("block_rows", [1, 7, 25, V, 1000])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_log_probabilities_whatever_the_blocks(shape, block_rows, readout_rows, project, monkeypatch):
-    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", block_rows * D * 4)
+    monkeypatch.setitem(vocabulary.BLOCK_BYTES, "cpu", block_rows * D * 4)
     monkeypatch.setattr(vocabulary, "READOUT_ROWS", readout_rows)
     projection, logits = project(**SHAPES[shape])
     expected = logits.log_softmax(dim=1)[ROWS, TOKEN_IDS].numpy()
@@ -103,7 +103,7 @@ def test_logits_of_label_rows_alone(shape, readout_rows, project, monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_bytes_read_are_those_promised(normalized, bias, project, monkeypatch):
-    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", 7 * D * 4)
+    monkeypatch.setitem(vocabulary.BLOCK_BYTES, "cpu", 7 * D * 4)
     projection, _ = project(torch.bfloat16, bias=bias)
     reader = TensorReader()
     compute(projection, normalized=normalized, reader=reader)
@@ -113,7 +113,7 @@ def test_bytes_read_are_those_promised(normalized, bias, project, monkeypatch):
 
 
 def test_blocks_are_no_larger_than_they_may_be(project, monkeypatch):
-    monkeypatch.setattr(vocabulary, "BLOCK_BYTES", 8 * D * 4)
+    monkeypatch.setitem(vocabulary.BLOCK_BYTES, "cpu", 8 * D * 4)
     sizes, original = [], TensorReader.read_rows
 
     def read_rows(self, tensor, first, last):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +113,3 @@ def test_a_whole_checkpoint_keeps_its_dtype_unless_told_otherwise(
     assert torch.equal(saved["model.embed_tokens.weight"], table.to(expected))
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(expected).removeprefix("torch.")
     assert open_checkpoint(tmp_path).stored_dtype == expected
-
-
-def test_float16_chosen_by_the_device_is_warned_of(stored, monkeypatch):
-    monkeypatch.setattr(
-        "strata.training.readers.devices.resolve_dtype", lambda setting, stored, devices: torch.float16
-    )
-    warned, told = (
-        open_resident_reader(replace(config(stored), dtype=setting)).warnings.messages
-        for setting in ("auto", "float16")
-    )
-    assert any("--dtype auto" in message and "float16" in message for message in warned)
-    assert told == []

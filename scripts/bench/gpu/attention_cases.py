@@ -1,0 +1,94 @@
+"""Trees on which a card's attention is compared with its definition in float64. Knows no model.
+
+Shape suffixes: T tokens of a tree, N query heads, K kv heads, H head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from strata.engine.tree.intervals import indexes
+from strata.engine.tree.lanes import split_lanes
+from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
+from strata.engine.tree.tiles import tile_finder
+from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
+from strata.kernels.prefix_attention.reference import reference_attention
+from strata.kernels.prefix_attention.registry import choose_backend
+
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 2, 64
+
+
+def attention_errors(dtype: torch.dtype, device: torch.device, *, tiny: bool) -> dict[str, float]:
+    """Norm of the difference from float64 over that of the result, by case."""
+    return {name: _error(tree, dtype, device) for name, tree in _trees(tiny=tiny).items()}
+
+
+def _trees(*, tiny: bool) -> dict[str, PrefixTree]:
+    long = 96 if tiny else 8192
+    return {
+        "one token": _tree(1, []),
+        "an empty branch": _tree(33, [0, 5]),
+        "26 options of a token": _tree(129, [1] * 26),
+        "questions of a template": _tree(30, [300, 45, 45, 45], num_questions=3),
+        f"a prefix of {long}": _tree(long, [45] * 5),
+    }
+
+
+def _tree(num_shared: int, branches: Sequence[int], num_questions: int = 1) -> PrefixTree:
+    """Branches of some tokens below shared ones, the first of which are shared by all questions."""
+    new = iter(range(1, 1 << 20))
+    shared = [next(new) for _ in range(num_shared)]
+    paths = []
+    for _ in range(num_questions):
+        own = [*shared, *([next(new)] if num_questions > 1 else [])]
+        paths += [[*own, *(next(new) for _ in range(size))] for size in branches] or [own]
+    return build_prefix_tree([np.asarray(path, np.int32) for path in paths])
+
+
+def _error(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> float:
+    num_tokens = tree.num_tokens
+    (lane,) = split_lanes(tree, np.arange(num_tokens), 1, num_tokens)
+    (batch,) = lane.micro_batches
+    generator = torch.Generator().manual_seed(num_tokens)
+    query_NTH = torch.randn(NUM_HEADS, num_tokens, HEAD_DIM, generator=generator).to(dtype)
+    keys_KTH, values_KTH = torch.randn(2, NUM_KV_HEADS, num_tokens, HEAD_DIM, generator=generator).to(dtype)
+    backend = choose_backend(
+        AttentionRequest(
+            device_type=device.type,
+            dtype=dtype,
+            head_dim=HEAD_DIM,
+            capability=torch.cuda.get_device_capability(device),
+        )
+    )
+    settings = AttentionSettings(scaling=HEAD_DIM**-0.5)
+    on_device = (states.to(device) for states in (query_NTH, keys_KTH, values_KTH))
+    tiles = tile_finder(tree, batch, scored=False)(backend.cut, None)
+    found_TNH = backend.attend(*on_device, tiles, settings).cpu().double()
+    expected_TNH = _expected(tree, query_NTH, keys_KTH, values_KTH, settings)
+    return float((found_TNH - expected_TNH).norm() / expected_TNH.norm())
+
+
+def _expected(
+    tree: PrefixTree,
+    query_NTH: torch.Tensor,
+    keys_KTH: torch.Tensor,
+    values_KTH: torch.Tensor,
+    settings: AttentionSettings,
+) -> torch.Tensor:
+    """Each path by itself, from its own tokens, under a causal mask; a block of rows at a time."""
+    expected_TNH = torch.empty(tree.num_tokens, NUM_HEADS, HEAD_DIM, dtype=torch.float64)
+    is_done = np.zeros(tree.num_tokens, bool)
+    for intervals in tree.sequence_paths:
+        path = indexes(intervals)
+        rows = np.flatnonzero(~is_done[path])
+        keys, values = keys_KTH[:, path], values_KTH[:, path]
+        for part in np.array_split(rows, -(-len(rows) // 512)) if len(rows) else ():
+            visible = torch.from_numpy(np.arange(len(path))[None] <= part[:, None])
+            expected_TNH[path[part]] = reference_attention(
+                query_NTH[:, path[part]], keys, values, visible, settings
+            )
+        is_done[path] = True
+    return expected_TNH
