@@ -152,13 +152,13 @@ def warning_messages(record: Mapping[str, Any]) -> list[str]:
         messages.append(
             f"contexts of {cut:,} of {given:,} question(s) were shortened to fit, by {lost:,} tokens in all"
         )
-    if told := describe_int8(measured):
+    if told := describe_int8_check(measured):
         messages.append(told)
     return messages
 
 
-def describe_int8(measured: Mapping[str, Any]) -> str:
-    """What int8 does to a sample of the run's questions; empty where that was not measured."""
+def describe_int8_check(measured: Mapping[str, Any]) -> str:
+    """What int8 did to a sample's answers, in one line; empty where nothing was compared."""
     int8 = section(measured, "int8_check")
     if int8.get("top1_agreement") is None:
         return ""

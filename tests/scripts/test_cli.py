@@ -121,6 +121,15 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert (record["status"], record["error"]) == ("done", None)
 
 
+def test_what_int8_did_to_a_sample_is_said(given, out, capsys):
+    assert main([*given, "--dtype", "int8"]) == 0
+    captured = capsys.readouterr()
+    assert "computing in int8 (measured: " in captured.err
+    (told,) = [line for line in captured.out.splitlines() if line.startswith("int8 beside ")]
+    check = json.loads((out / "run.json").read_text())["measured"]["int8_check"]
+    assert f"the same best option on {check['top1_agreement']:.0%}" in told
+
+
 def test_without_answers_there_is_no_map(given, tmp_path, capsys):
     questions = tmp_path / "unanswered.csv"
     questions.write_text("id,prompt,A,B\n1,Is it?,yes,no\n")
