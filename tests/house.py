@@ -57,7 +57,7 @@ ROWS = {
         "configs process_memory timing record",
         "roofline limited_process harness accuracy",
         "workloads",
-        "calibrate large train retrieval peers debias trust rows members deadline",
+        "calibrate large train retrieval peers debias trust rows members deadline trace",
         "sweep",
         "cli",
     ),

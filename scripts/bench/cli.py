@@ -20,6 +20,7 @@ from strata.scripts.bench.deadline.config import DeadlineBenchConfig
 from strata.scripts.bench.debias.config import DebiasBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
+from strata.scripts.bench.trace.config import TraceBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
@@ -90,6 +91,17 @@ def harness(config: HarnessBenchConfig) -> int:
     from strata.scripts.bench.harness import run_harness_bench
 
     return run_harness_bench(config)
+
+
+@bench_app.command(name="trace")
+def trace(config: TraceBenchConfig) -> int:
+    """Count what a layer asks of a card at true sizes, without one: kernels, masks, attention's scores.
+
+    Example: strata bench trace --shape llama2-70b
+    """
+    from strata.scripts.bench.trace.trace import run_trace_bench
+
+    return run_trace_bench(config)
 
 
 @bench_app.command(name="debias")
