@@ -29,7 +29,7 @@ from strata.engine.sweep.layer_stream import LayerStream
 from strata.engine.sweep.pinned import HostMemory
 from strata.scripts.bench.gpu.attention_cases import attention_errors
 from strata.scripts.bench.gpu.config import GpuBenchConfig
-from strata.scripts.bench.gpu.stages import Figures, Stage
+from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.demo import MODEL, QUESTIONS_PATH
 
 CARD = torch.device("cuda:0")
@@ -186,11 +186,11 @@ def _random_delays(seed: str) -> Iterator[None]:
 
 
 CORRECT = (
-    Stage(name="environment", run=examine_card, limit_s=20),
-    Stage(name="pinned_memory", run=check_pinned_memory, limit_s=20, ends_all=False),
-    Stage(name="peer_copies", run=check_peer_copies, limit_s=20, ends_all=False),
-    Stage(name="attention", run=check_attention, limit_s=60),
-    Stage(name="scores", run=check_scores, limit_s=120),
-    Stage(name="order", run=check_order, limit_s=120),
-    Stage(name="gpu_tests", run=run_gpu_tests, limit_s=TESTS_LIMIT_S, ends_all=False),
+    AcceptanceStage(name="environment", run=examine_card, limit_s=20),
+    AcceptanceStage(name="pinned_memory", run=check_pinned_memory, limit_s=20, ends_all=False),
+    AcceptanceStage(name="peer_copies", run=check_peer_copies, limit_s=20, ends_all=False),
+    AcceptanceStage(name="attention", run=check_attention, limit_s=60),
+    AcceptanceStage(name="scores", run=check_scores, limit_s=120),
+    AcceptanceStage(name="order", run=check_order, limit_s=120),
+    AcceptanceStage(name="gpu_tests", run=run_gpu_tests, limit_s=TESTS_LIMIT_S, ends_all=False),
 )
