@@ -156,7 +156,11 @@ def _layouts(config: GpuBenchConfig) -> Sequence[tuple[str, dict[str, Any]]]:
 
 def _score(config: GpuBenchConfig, name: str, **settings: Any) -> list[np.ndarray]:
     """Scores of bundled questions by the bundled model."""
-    defaults = {"model": MODEL, "questions": QUESTIONS_PATH, "out": config.folder / "runs" / name}
+    defaults: dict[str, Any] = {
+        "model": MODEL,
+        "questions": QUESTIONS_PATH,
+        "out": config.folder / "runs" / name,
+    }
     defaults |= {"limit": 2 if config.tiny else 16, "head": "letters", "probe": False, "overwrite": True}
     run = score_questions(ScoreConfig.from_flags(**(defaults | settings)))
     return [row.scores for row in run.scores]
