@@ -60,11 +60,12 @@ def _bar(title: str, total: int, note: Callable[[], str]) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
+    said = TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=BAR_CELLS),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
+        *([] if note is str else [said]),
         TimeElapsedColumn(),
         TextColumn("gone,"),
         TimeRemainingColumn(),
@@ -86,7 +87,7 @@ def _bar(title: str, total: int, note: Callable[[], str]) -> Iterator[Advance]:
 
 @dataclass(kw_only=True, eq=False)
 class _Lines:
-    """Prints share, time gone and time left once a minute."""
+    """Prints share, rate, time gone and time left once a minute."""
 
     title: str
     total: int
@@ -110,6 +111,7 @@ class _Lines:
             f"{self.title}: {share:.0%}",
             self.note(),
             f"{human_time(gone_s)} gone",
+            f"{60 * share / gone_s:.2%} a minute",
             f"about {human_time(left_s)} left",
         )
         print(

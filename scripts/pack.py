@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from strata.engine.pack.calibrated import Calibration
 from strata.engine.pack.config import GIB, PackConfig
 from strata.engine.pack.pack import PackReport, interrupted_line, pack_checkpoint
-from strata.engine.pack.smoothing import NormMaxima
 
 MIB = 1 << 20
 EXPERTS_NOTES = {
@@ -28,17 +28,23 @@ def run_pack(config: PackConfig) -> int:
     return 0
 
 
-def calibrate(config: PackConfig) -> list[NormMaxima]:
+def calibrate(config: PackConfig) -> Calibration:
     """What --calibrate asks for: a sweep of its questions; nothing without it."""
     if config.calibrate is None:
-        return []
+        return Calibration()
     from strata.engine.smoothquant.config import CalibrationConfig
-    from strata.engine.smoothquant.norm_maxima import find_norm_maxima
+    from strata.engine.smoothquant.norm_maxima import calibrate_on_questions
 
     asked = CalibrationConfig(questions=config.calibrate, num_questions=config.calibrate_questions)
     with tempfile.TemporaryDirectory() as folder:
-        found = find_norm_maxima(config.model, asked, Path(folder))
-    print(f"calibrated {len(found)} norms on {config.calibrate}, alpha {config.alpha}")
+        found = calibrate_on_questions(
+            config.model, asked, Path(folder), with_moments=config.format == "int8"
+        )
+    told = (
+        f"{len(found.norms)} norms (alpha {config.smoothing_alpha or 'none'}) and "
+        f"{len(found.inputs)} inputs of linear layers"
+    )
+    print(f"calibrated {told} on {config.calibrate}")
     return found
 
 

@@ -18,6 +18,7 @@ from strata.engine.results.human_units import human_bytes, human_flops
 from strata.engine.run.opening import open_run
 from strata.engine.run.score import group_goal_of
 from strata.engine.types import InputError, RunWarnings, as_one_line
+from strata.scripts.score import describe_adapter_settings
 
 
 def run_plan(config: PlanConfig) -> int:
@@ -43,7 +44,11 @@ def run_plan(config: PlanConfig) -> int:
     with open_run(config, session, config.profile) as (questions, scorer):
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
         assert isinstance(job, DecoderJob)
-        Console(highlight=False).print(tabulate_plan(job))
+        console = Console(highlight=False)
+        console.print(tabulate_plan(job))
+        for adapter, taken in config.settings_of_adapters().items():
+            if taken:
+                console.print(describe_adapter_settings(str(adapter), taken), markup=False, soft_wrap=True)
         assumption = config.profile and assumption_of(load_profile(config.profile), job.machine.computes_in)
         if assumption:
             warnings.say(f"before it is measured, take the prediction for a guess: {assumption}")
@@ -54,8 +59,8 @@ def run_plan(config: PlanConfig) -> int:
 
 def tabulate_plan(job: DecoderJob) -> Table:
     """One row a decision or prediction."""
-    head, model = job.opened.head.name, job.opened.model.checkpoint.path
-    table = Table(title=f"{len(job.prompts)} question(s), head {head}, {model}", title_justify="left")
+    title = f"{len(job.prompts)} question(s), head {job.opened.head.name}"
+    table = Table(title=title, title_justify="left")
     table.add_column("what", no_wrap=True)
     table.add_column("plan")
     for name, text in plan_rows(job):
@@ -69,6 +74,7 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
     sharing, budgets = job.prefix_sharing, machine.budgets
     saved = sharing.tokens_per_option_run / sharing.trie_nodes
     return [
+        ("model", str(job.opened.model.checkpoint.path)),
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),

@@ -99,7 +99,9 @@ def print_plan(pipeline: Pipeline, settings: RunSettings) -> int:
     console = Console(highlight=False)
     console.print(_plan_table(units))
     total_s = sum(unit.seconds for unit in units)
+    console.print()
     console.print(_device_table(units))
+    console.print()
     console.print(_total_line(pipeline, total_s))
     if any(unit.is_assumed for unit in units):
         console.print(f"* a rule on scores: {ASSUMED_SHARE:.0%} of the questions are assumed")
@@ -154,7 +156,8 @@ def _total_line(pipeline: Pipeline, total_s: float) -> str:
     allowed_s = parse_duration_s("deadline", pipeline.deadline)
     share = total_s / allowed_s
     if share <= 1:
-        return f"{line}, {share:.0%} of the deadline of {pipeline.deadline}"
+        told = f"{share:.0%}" if share >= 0.01 else "under 1%"
+        return f"{line}, {told} of the deadline of {pipeline.deadline}"
     return (
         f"{line}, {share:.1f} times the deadline of {pipeline.deadline}: later stages will reach only "
         "as many questions as there is time for, the least sure first"

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from strata.engine.config import ScoreConfig
 from strata.engine.report.members import member_names, member_table, rows_by_member
-from strata.engine.report.summary import describe_speed
+from strata.engine.report.summary import describe_int8_check, describe_speed
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
 from strata.engine.types import as_one_line
@@ -64,6 +64,8 @@ def print_summary(run: ScoreRun) -> None:
     if cut := measured["truncated_questions"]:
         lost = measured["truncated_context_tokens"]
         console.print(f"contexts of {cut} question(s) were shortened by {lost:,} tokens in all")
+    if int8 := describe_int8_check(measured):
+        console.print(int8, soft_wrap=True)
     console.print(
         f"{measured['tokens_computed']:,} tokens in {measured['seconds_by_phase']['sweep']:.1f} s "
         f"({measured['tok_per_s']:,.0f} tok/s, {describe_speed(run.record, measured)})"

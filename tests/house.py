@@ -58,7 +58,7 @@ ROWS = {
         "configs process_memory timing record steps",
         "roofline limited_process harness accuracy",
         "workloads",
-        "calibrate large train retrieval peers debias trust rows members deadline lm_eval start",
+        "calibrate large train retrieval peers debias trust rows members deadline lm_eval start trace",
         "sweep gpu",
         "cli",
     ),

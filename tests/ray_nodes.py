@@ -13,7 +13,7 @@ import pytest
 from strata.engine.ray_cluster import LOOPBACK_SWITCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-END_TIMEOUT_S = 60
+END_TIMEOUT_S = 120
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
 
 
@@ -89,7 +89,7 @@ def two_nodes(ray_on_loopback: None) -> Iterator[LocalCluster]:
             processes = psutil.Process().children(recursive=True)
             ray.shutdown()
             cluster.end()
-            assert not psutil.wait_procs(processes, END_TIMEOUT_S)[1]
+            assert_ended(processes)
 
 
 def actors(kind: str) -> list[psutil.Process]:
@@ -101,7 +101,8 @@ def actors(kind: str) -> list[psutil.Process]:
 
 def assert_ended(processes: list[psutil.Process]) -> None:
     """None of the processes is left, or they end soon."""
-    assert not psutil.wait_procs(processes, END_TIMEOUT_S)[1]
+    left = psutil.wait_procs(processes, END_TIMEOUT_S)[1]
+    assert not left, [(process.status(), process.cmdline()[:3]) for process in left]
 
 
 def assert_only_this_machine_is_listened_to() -> None:

@@ -99,7 +99,8 @@ def choose_machine(
         return profiled_machine(settings, load_profile(profile), stored.dtype, linear)
     devices = resolve_devices(settings.devices)
     notice = ""
-    if devices[0] == "cpu" and settings.dtype not in DTYPES:
+    is_open = linear == "int8" or stored.dtype != torch.float32
+    if devices[0] == "cpu" and settings.dtype not in DTYPES and is_open:
         products = products or product_rates()
         if linear == "int8" and not products.int8_is_fast:
             linear, notice = "dense", describe_slow_int8(products)

@@ -44,22 +44,31 @@ class GemmProduct:
         rows = 512 if device.type == "cpu" else 4096
         return cls(hidden=_ramp(rows, width, device, dtype), weight=_ramp(2 * width, width, device, dtype))
 
+    @property
+    def flops(self) -> int:
+        """Of one product."""
+        return 2 * len(self.hidden) * self.weight.numel()
+
     def best_flop_per_s(self, seconds: float) -> float:
-        """Best of the calls within some seconds, one at least, after one that does not count."""
+        """Best of the calls within some seconds."""
+        return self.flops / min(self.call_seconds(seconds))
+
+    def call_seconds(self, seconds: float) -> list[float]:
+        """Seconds of every call within some seconds, one at least, after one that does not count."""
         device = self.hidden.device
         multiply = _multiply_int8 if self.hidden.dtype == torch.int8 else _multiply
-        flops = 2 * len(self.hidden) * self.weight.numel()
         multiply(self.hidden, self.weight)
-        best, deadline = 0.0, time.perf_counter() + seconds
-        while not best or time.perf_counter() < deadline:
+        found: list[float] = []
+        deadline = time.perf_counter() + seconds
+        while not found or time.perf_counter() < deadline:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             started = time.perf_counter()
             multiply(self.hidden, self.weight)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best = max(best, flops / (time.perf_counter() - started))
-        return best
+            found.append(time.perf_counter() - started)
+        return found
 
 
 def _ramp(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import torch
@@ -31,11 +32,19 @@ from strata.kernels.int8_linear.quantize import quantize_activations, quantize_w
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What a CPU may compute in by its own choice; float16 overflows."""
 INT8 = "int8"
-NUM_INPUTS, NUM_OUTPUTS = 1024, 384
+NUM_INPUTS = 2048
+SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 1024
+"""Of a product that tells what is out of the question, and of one as long as a layer's are."""
 TOKENS_OF_FOUR_THREADS = 64
 """Rows of the product grow with the threads: none of them should measure the cost of a call."""
+HOPELESS = 0.25
+"""Share of the fastest rate below which a way is not timed on the larger product."""
+SLOW_INT8 = 0.8
+"""Share of the fastest floating dtype's rate below which int8 is given up: it also takes less memory."""
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
-ENOUGH_S = 0.05
+ENOUGH_S = 0.02
+STEADY = 1.5
+"""Median over least seconds; beyond it the machine was busy, and the next run measures again."""
 SETTINGS_OF_LIBRARIES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """Environment variables that hide instructions from oneDNN and torch."""
 
@@ -44,9 +53,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ProductRates:
-    """FLOP/s of a linear layer by way of computing it: "float32", "bfloat16", "int8" (scales included)."""
+    """FLOP/s of a linear layer by way of computing it: "float32", "bfloat16", "int8" (scales included).
+
+    `is_steady`: rounds took about equally long, so that they are worth keeping.
+    """
 
     flop_per_s: Mapping[str, float]
+    is_steady: bool = True
 
     @property
     def fastest_float(self) -> str:
@@ -55,8 +68,13 @@ class ProductRates:
 
     @property
     def int8_is_fast(self) -> bool:
-        """Whether linear layers take no longer in int8 than in the fastest floating dtype."""
-        return self.flop_per_s[INT8] >= self.flop_per_s[self.fastest_float]
+        """Whether linear layers take about as long in int8 as in the fastest floating dtype, or less."""
+        return self.flop_per_s[INT8] >= SLOW_INT8 * self.flop_per_s[self.fastest_float]
+
+    def with_int8(self) -> ProductRates:
+        """The same, but for int8, which is given up on no account."""
+        rate = max(self.flop_per_s[INT8], self.flop_per_s[self.fastest_float])
+        return ProductRates(flop_per_s=dict(self.flop_per_s) | {INT8: rate})
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in self.flop_per_s.items()) + " GFLOP/s"
@@ -91,11 +109,18 @@ def product_rates() -> ProductRates:
 
 @lru_cache(maxsize=8)
 def _product_rates(path: Path, measured_on: str) -> ProductRates:
-    kept = read_product_rates(path, json.loads(measured_on))
+    return decide_product_rates(path, json.loads(measured_on))
+
+
+def decide_product_rates(path: Path, measured_on: Mapping[str, object]) -> ProductRates:
+    """Those that a file keeps of this machine, or measured ones, which it keeps then."""
+    kept = read_product_rates(path, measured_on)
     if kept is not None:
         return kept
     rates = measure_product_rates()
-    content = {"measured_on": json.loads(measured_on), **asdict(rates)}
+    if not rates.is_steady:
+        return rates
+    content = {"measured_on": dict(measured_on), "flop_per_s": dict(rates.flop_per_s)}
     try:
         write_text_atomically(path, json.dumps(content, indent=2) + "\n")
     except OutputError as error:
@@ -119,26 +144,36 @@ def read_product_rates(path: Path, measured_on: Mapping[str, object]) -> Product
 
 def measure_product_rates() -> ProductRates:
     """Times one product in every way, in turns, so that a busy moment of the machine meets all of them."""
+    rates, _ = _time_products(SMALL_OUTPUTS, (*FLOATS, INT8))
+    fastest = max(rates.values())
+    likely = [name for name, rate in rates.items() if rate > HOPELESS * fastest]
+    refined, is_steady = _time_products(LARGE_OUTPUTS, likely)
+    return ProductRates(flop_per_s=rates | refined, is_steady=is_steady)
+
+
+def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, float], bool]:
+    """Best FLOP/s of a product in each of some ways, and whether their medians are about as good."""
     num_tokens = TOKENS_OF_FOUR_THREADS * ceil(torch.get_num_threads() / 4)
-    runs = _products(num_tokens)
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    runs = _products(num_tokens, num_outputs)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
-        for run in runs.values():
-            run()
+        for name in ways:
+            runs[name]()
         started = perf_counter()
         for number in range(MAX_ROUNDS):
             if number >= MIN_ROUNDS and perf_counter() - started > ENOUGH_S:
                 break
-            for name, run in runs.items():
-                seconds[name].append(_seconds(run))
-    flops = 2 * num_tokens * NUM_INPUTS * NUM_OUTPUTS
-    return ProductRates(flop_per_s={name: flops / min(found) for name, found in seconds.items()})
+            for name in ways:
+                seconds[name].append(_seconds(runs[name]))
+    flops = 2 * num_tokens * NUM_INPUTS * num_outputs
+    is_steady = all(median(found) < STEADY * min(found) for found in seconds.values())
+    return {name: flops / min(found) for name, found in seconds.items()}, is_steady
 
 
-def _products(num_tokens: int) -> dict[str, Callable[[], object]]:
+def _products(num_tokens: int, num_outputs: int) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
     x_TK = torch.randn(num_tokens, NUM_INPUTS, generator=generator)
-    weight_NK = torch.randn(NUM_OUTPUTS, NUM_INPUTS, generator=generator)
+    weight_NK = torch.randn(num_outputs, NUM_INPUTS, generator=generator)
     codes, scales = quantize_weight(weight_NK)
     # Modules that read the same activations share their codes: making them is not timed.
     rounded = quantize_activations(x_TK, float("inf"))

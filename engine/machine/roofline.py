@@ -1,14 +1,14 @@
 """The GEMM rate beside a sweep: sampled between its micro-batches and after it, on the threads that swept.
 
 A machine's speed changes with what else runs on it and how hot it is, so a share of what it reached at some
-other time says little. Knows no sweep: it is told when it may sample.
+other time says little. What counts is the mean over all samples: other programs take their share of these as
+they do of the sweep. Knows no sweep: it is told when it may sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import median
 from time import perf_counter
 
 import torch
@@ -58,7 +58,9 @@ class RooflineProbe:
     width: int
     num_workers: int
     num_devices: int
-    rates: list[float] = field(default_factory=list)
+    num_samples: int = 0
+    sampled_flops: float = 0.0
+    sampled_s: float = 0.0
     between_s: float = 0.0
     _product: GemmProduct | None = None
     _longest_s: float = SAMPLE_S
@@ -105,18 +107,21 @@ class RooflineProbe:
 
     @property
     def seen(self) -> SeenRoofline | None:
-        """The median of the samples; None before the first."""
-        if not self.rates:
+        """All samples together; None before the first."""
+        if not self.num_samples:
             return None
         return SeenRoofline(
-            flop_per_s=median(self.rates) * self.num_devices,
-            num_samples=len(self.rates),
+            flop_per_s=self.sampled_flops / self.sampled_s * self.num_devices,
+            num_samples=self.num_samples,
             between_s=self.between_s,
         )
 
     def _sample(self, seconds: float) -> None:
         self._product = self._product or GemmProduct.of_width(self.device, self.dtype, self.width)
-        self.rates.append(self._product.best_flop_per_s(seconds))
+        calls = self._product.call_seconds(seconds)
+        self.num_samples += 1
+        self.sampled_flops += len(calls) * self._product.flops
+        self.sampled_s += sum(calls)
 
 
 def join_seen(parts: list[tuple[float, SeenRoofline | None]]) -> SeenRoofline | None:

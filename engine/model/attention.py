@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from strata.engine.model.families import UnsupportedFamilyError
-from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
+from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings, Backend
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.kernels.prefix_attention.tile import Tile, TileCut
 
@@ -29,6 +29,7 @@ class AttentionCall:
         mode: "all" computes every row; "keys" only leaves `key_values`; "scored" attends with the rows given
             over `key_values` left by a "keys" call before.
         differentiable: attend with a backward pass, which training needs.
+        backend: what computes it, None for the one that fits the device and the layer.
         key_values: [2, K, C, H], the key space, set by modes "all" and "keys".
     """
 
@@ -37,6 +38,7 @@ class AttentionCall:
     window: int | None = None
     mode: str = "all"
     differentiable: bool = False
+    backend: Backend | None = None
     key_values: torch.Tensor | None = None
 
 
@@ -71,7 +73,7 @@ def attend_prefix_tree(
     assert call.key_values is not None, "scored rows attend to the keys of an earlier call"
     key_space, value_space = call.key_values
     window = sliding_window if sliding_window is not None else call.window
-    backend = choose_backend(
+    backend = call.backend or choose_backend(
         AttentionRequest(
             device_type=query.device.type,
             has_softcap=softcap is not None,

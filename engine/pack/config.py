@@ -30,12 +30,13 @@ class PackConfig:
     layers: float | None = None
     """Only the first layers: so many, or such a share of them (0.5); the final norm and heads stay."""
     calibrate: Path | None = None
-    """Question file; how large activations are on its questions decides how much of that is moved into the
-    weights (SmoothQuant), so that int8 loses less."""
+    """Question file: what activations are like on its questions decides how int8 rounds weights, so that
+    errors cancel (GPTQ), and with --alpha how much of activations' spread weights take over (SmoothQuant)."""
     calibrate_questions: int = 64
     """With --calibrate: its first so many questions."""
-    alpha: float = 0.75
-    """With --calibrate: how much is moved; 0 leaves activations as they are, 1 makes their channels equal."""
+    alpha: float | None = None
+    """With --calibrate: how much of activations' spread is moved into weights; 1 makes their channels equal.
+    Without it nothing for int8, as outlier columns are computed apart, and 0.75 for other formats."""
     shard_gib: float = 4.0
     """Largest size of a file."""
     progress: bool = False
@@ -45,6 +46,11 @@ class PackConfig:
     def shard_bytes(self) -> int:
         """Largest size of a file."""
         return int(self.shard_gib * GIB)
+
+    @property
+    def smoothing_alpha(self) -> float | None:
+        """How much is moved; None for nothing."""
+        return 0.75 if self.alpha is None and self.format != "int8" else self.alpha
 
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""
@@ -56,5 +62,5 @@ class PackConfig:
             )
         if self.calibrate_questions < 1:
             raise InputError(f"--calibrate-questions: {self.calibrate_questions}; expected 1 or more")
-        if not 0 <= self.alpha <= 1:
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise InputError(f"--alpha: {self.alpha}; expected a share from 0 to 1")

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 
 import torch
 
+from strata.engine.pack.calibrated import InputMoments
 from strata.engine.pack.safetensors_writer import TensorSpec
 from strata.engine.types import InputError
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import FLOATING_DTYPES
 from strata.kernels.dequant.four_bit_encode import NF4_QUANT_MAP, quantize_absmax, quantize_nf4
+from strata.kernels.int8_linear.compensated import quantize_weight_compensated
 from strata.kernels.int8_linear.quantize import quantize_weight
 
 NF4_BLOCK = 64
@@ -111,7 +113,9 @@ class ConvertedTensor(Encoding):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Int8Matrix(Encoding):
-    """X.weight int8 [N, K] and X.weight_scale float32 [N, 1]."""
+    """X.weight int8 [N, K] and X.weight_scale float32 [N, 1]; `moments` of its inputs guide the rounding."""
+
+    moments: InputMoments | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -124,7 +128,11 @@ class Int8Matrix(Encoding):
 
     def encode(self, parts: Parts) -> tuple[torch.Tensor, ...]:
         """Codes, scales; weight is about scale * codes."""
-        codes, scale = quantize_weight(_dense(self.weight, parts))
+        dense = _dense(self.weight, parts)
+        if self.moments is None:
+            codes, scale = quantize_weight(dense)
+        else:
+            codes, scale = quantize_weight_compensated(dense, self.moments.blocks)
         return codes, scale[:, None]
 
 

@@ -133,7 +133,9 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig, smoothing: Smoothing =
     if config.format not in PLAIN_DTYPES:
         packed = linears.packed | (linears.experts if config.format == "int8" else frozenset())
         packed -= smoothing.plain
-    encodings = [_choose_encoding(smoothing.apply(weight), packed, checkpoint, config) for weight in weights]
+    encodings = [
+        _choose_encoding(smoothing.apply(weight), packed, checkpoint, config, smoothing) for weight in weights
+    ]
     settings = quantization_settings(
         config,
         checkpoint.stored_dtype,
@@ -219,7 +221,11 @@ def _module(name: str) -> str:
 
 
 def _choose_encoding(
-    weight: StoredWeight, packed: frozenset[str], checkpoint: Checkpoint, config: PackConfig
+    weight: StoredWeight,
+    packed: frozenset[str],
+    checkpoint: Checkpoint,
+    config: PackConfig,
+    smoothing: Smoothing,
 ) -> Encoding:
     if isinstance(weight, RescaledWeight) and weight.offset:
         # Not a product alone, so only float32 holds it without rounding.
@@ -229,7 +235,7 @@ def _choose_encoding(
     if weight.name not in packed:
         return store_plain(weight, _kept_dtype(weight) or checkpoint.stored_dtype)
     if config.format == "int8":
-        return Int8Matrix(weight=weight)
+        return Int8Matrix(weight=weight, moments=smoothing.moments.get(weight.name))
     plain_dtype = weight.dtype if isinstance(weight, PlainWeight) else checkpoint.stored_dtype
     loader_dtype = torch.float32 if plain_dtype == torch.float64 else plain_dtype
     return Nf4Matrix(weight=weight, dtype=loader_dtype, double_quant=config.double_quant)

@@ -11,7 +11,7 @@ import errno
 import functools
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import Any
 
 from strata.engine.files import OutputError, write_atomically, write_text_atomically
 from strata.engine.folder_lock import lock_folder
+from strata.engine.pack.calibrated import Calibration
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.encodings import one_torch_thread
 from strata.engine.pack.journal import Digests, PartialFolder, partial_path, refuse_occupied
 from strata.engine.pack.layout import UNCHANGED, PackPlan, Shard, packed_weights, plan_pack
 from strata.engine.pack.safetensors_writer import SafetensorsWriter
-from strata.engine.pack.smoothing import NormMaxima, Smoothing, find_outlier_weights, plan_smoothing
+from strata.engine.pack.smoothing import Smoothing, find_outlier_weights, plan_smoothing
 from strata.engine.pack.source import source_files, write_tokenizer
 from strata.engine.progress import progress_bar
 from strata.engine.results.machine_facts import package_version
@@ -37,6 +38,7 @@ from strata.engine.weights.first_layers import count_layers, keep_layers
 from strata.engine.weights.safetensors_file import read_header
 from strata.engine.weights.tensor_reader import TensorReader
 
+UNCALIBRATED = Calibration()
 SPARE_BYTES = 1 << 20
 """Room for the journal, the index and the checksums' own growth, beyond what is counted."""
 BYTES_PER_ENTRY = 400
@@ -64,7 +66,7 @@ class PackReport:
     seconds: float
 
 
-def pack_checkpoint(config: PackConfig, calibrated: Sequence[NormMaxima] = ()) -> PackReport:
+def pack_checkpoint(config: PackConfig, calibrated: Calibration = UNCALIBRATED) -> PackReport:
     """Converts a checkpoint; `config.out` is whole afterwards, or absent.
 
     Takes the memory of the largest weight as stored and as written (and decoded, when both are quantised) and
@@ -72,7 +74,7 @@ def pack_checkpoint(config: PackConfig, calibrated: Sequence[NormMaxima] = ()) -
 
     Args:
         config: what to convert, and into what.
-        calibrated: what `config.calibrate` asks to find out of the norms, none where it does not.
+        calibrated: what `config.calibrate` asks to find out, nothing where it does not.
 
     Raises:
         InputError: a checkpoint that cannot be read or converted, an output folder that is not empty or in
@@ -92,8 +94,8 @@ def pack_checkpoint(config: PackConfig, calibrated: Sequence[NormMaxima] = ()) -
         return _pack(plan_pack(checkpoint, config, smoothing), out, config, settings, begin)
 
 
-def _smooth(checkpoint: Checkpoint, config: PackConfig, calibrated: Sequence[NormMaxima]) -> Smoothing:
-    smoothing = plan_smoothing(checkpoint, calibrated, config.alpha)
+def _smooth(checkpoint: Checkpoint, config: PackConfig, calibrated: Calibration) -> Smoothing:
+    smoothing = plan_smoothing(checkpoint, calibrated, config.smoothing_alpha)
     if config.format != "int8":
         return smoothing
     with closing(TensorReader()) as reader:

@@ -11,11 +11,12 @@ Legend: N outputs, K inputs of a linear weight.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
+from strata.engine.pack.calibrated import Calibration, InputMoments
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.formats.stored_weight import StoredWeight
@@ -28,25 +29,6 @@ MEDIAN_OF_NORMAL = 0.6745
 """Of absolute values, over the standard deviation."""
 SMALLEST = 1e-5
 """Of what is divided by: a channel that never fires keeps a finite scale."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class NormMaxima:
-    """What calibration found of one norm.
-
-    Attributes:
-        norm: its path ("layers.3.input_layernorm").
-        offset: what it adds to its weight: 1 in Gemma, 0 elsewhere.
-        linears: paths of the linear modules that read it, and nothing else does.
-        activations: [K] float32, largest |output| of each channel.
-        weights: [K] float32, largest |weight| of each column over all these linears.
-    """
-
-    norm: str
-    offset: float
-    linears: tuple[str, ...]
-    activations: torch.Tensor
-    weights: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,11 +55,13 @@ class Smoothing:
         factors: [K] of weights' last axes.
         offsets: of norms.
         plain: linear weights that one scale a channel would round too coarsely.
+        moments: of the inputs of linear weights, divided by their factors.
     """
 
     factors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     offsets: Mapping[str, float] = field(default_factory=dict)
     plain: frozenset[str] = frozenset()
+    moments: Mapping[str, InputMoments] = field(default_factory=dict)
 
     def apply(self, weight: StoredWeight) -> StoredWeight:
         """The weight as it will be, itself where nothing changes."""
@@ -94,8 +78,8 @@ class Smoothing:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
-        digest = hashlib.sha256(repr(sorted(self.plain)).encode())
+        """SHA-256 of all of it, but for the values of moments, which differ a little from sweep to sweep."""
+        digest = hashlib.sha256(repr((sorted(self.plain), sorted(self.moments))).encode())
         for name, factors in sorted(self.factors.items()):
             digest.update(f"{name} {self.offsets.get(name)}".encode() + factors.numpy().tobytes())
         return digest.hexdigest()
@@ -118,30 +102,50 @@ def smoothing_scales(activations_K: torch.Tensor, weights_K: torch.Tensor, alpha
     return (exponents - (1 - alpha) * weights_K.clamp(min=SMALLEST).log2()).round().exp2()
 
 
-def plan_smoothing(checkpoint: Checkpoint, found: Iterable[NormMaxima], alpha: float) -> Smoothing:
-    """The factors of every weight that changes.
+def plan_smoothing(checkpoint: Checkpoint, found: Calibration, alpha: float | None) -> Smoothing:
+    """The factors of every weight that changes, and the moments of what linear weights are given.
+
+    Args:
+        checkpoint: what is packed.
+        found: by a sweep.
+        alpha: see `smoothing_scales`; None changes no weight.
 
     Raises:
         InputError: a norm or linear weight that is not stored as one tensor, or no norm at all.
     """
     factors: dict[str, torch.Tensor] = {}
     offsets: dict[str, float] = {}
-    for maxima in found:
+    for maxima in found.norms if alpha is not None else ():
         if f"{maxima.norm}.weight" not in checkpoint.weights:
             # A layer beyond those that are kept.
             continue
+        assert alpha is not None
         scales = smoothing_scales(maxima.activations, maxima.weights, alpha)
         for tensor in _tensors_of_norm(checkpoint, maxima.norm):
             factors[tensor] = 1 / scales
             offsets[tensor] = maxima.offset if tensor.endswith(".weight") else 0.0
         for linear in maxima.linears:
             factors[_stored_name(checkpoint, f"{linear}.weight")] = scales
-    if not factors:
+    if alpha is not None and not factors:
         raise InputError(
             f"--calibrate: no norm of {checkpoint.path} is read by linear modules alone; "
             "expected a decoder like Llama's, without experts"
         )
-    return Smoothing(factors=factors, offsets=offsets)
+    moments = dict(_moments_by_weight(checkpoint, found.inputs, factors))
+    return Smoothing(factors=factors, offsets=offsets, moments=moments)
+
+
+def _moments_by_weight(
+    checkpoint: Checkpoint, inputs: Iterable[InputMoments], factors: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, InputMoments]]:
+    """The moments of every linear weight that is stored as one matrix, as wide as its inputs."""
+    for moments in inputs:
+        for linear in moments.linears:
+            source = checkpoint.weights.get(f"{linear}.weight")
+            weight = None if source is None else source.single
+            if weight is not None and weight.shape[1:] == (moments.num_inputs,):
+                scales = factors.get(weight.name)
+                yield weight.name, moments if scales is None else moments.divided_by(scales)
 
 
 def find_outlier_weights(weights: Iterable[StoredWeight], reader: TensorReader) -> frozenset[str]:
@@ -182,9 +186,3 @@ def _stored_name(checkpoint: Checkpoint, name: str) -> str:
     if single is None:
         raise InputError(f"--calibrate: {name} is put together of several tensors; expected one")
     return single.name
-
-
-def merge_maxima(found: Sequence[NormMaxima]) -> NormMaxima:
-    """The maxima of several workers, which saw different tokens of one norm."""
-    activations = torch.stack([maxima.activations for maxima in found]).amax(0)
-    return replace(found[0], activations=activations)

@@ -152,14 +152,21 @@ def warning_messages(record: Mapping[str, Any]) -> list[str]:
         messages.append(
             f"contexts of {cut:,} of {given:,} question(s) were shortened to fit, by {lost:,} tokens in all"
         )
-    int8 = section(measured, "int8_check")
-    if int8.get("top1_agreement") is not None:
-        messages.append(
-            f"int8 beside {int8.get('dense_dtype', 'dense weights')} on {int8.get('questions', 0)} "
-            f"question(s): the same best option on {int8['top1_agreement']:.0%}, margins off by "
-            f"{int8.get('margin_rms_error', 0):.3g} where they are {int8.get('margin_rms', 0):.3g} (RMS)"
-        )
+    if told := describe_int8_check(measured):
+        messages.append(told)
     return messages
+
+
+def describe_int8_check(measured: Mapping[str, Any]) -> str:
+    """What int8 did to a sample's answers, in one line; empty where nothing was compared."""
+    int8 = section(measured, "int8_check")
+    if int8.get("top1_agreement") is None:
+        return ""
+    return (
+        f"int8 beside {int8.get('dense_dtype', 'dense weights')} on {int8.get('questions', 0)} "
+        f"question(s): the same best option on {int8['top1_agreement']:.0%}, margins off by "
+        f"{int8.get('margin_rms_error', 0):.3g} where they are {int8.get('margin_rms', 0):.3g} (RMS)"
+    )
 
 
 def run_facts(run_info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
 from strata.engine.folder_lock import lock_folder
 from strata.engine.jobs.job import Job, Session
+from strata.engine.machine.product_rates import ProductRates
 from strata.engine.plan.overrides import BEFORE_DEADLINE, RESUMABLE, GroupGoal
 from strata.engine.questions.label_metrics import evaluate_labels
 from strata.engine.questions.metrics import evaluate
@@ -53,8 +54,13 @@ class ScoreRun:
     out: Path
 
 
-def score_questions(config: ScoreConfig) -> ScoreRun:
+def score_questions(config: ScoreConfig, products: ProductRates | None = None) -> ScoreRun:
     """Scores a question file and leaves the artefacts in `config.out`.
+
+    Args:
+        config: the run's settings.
+        products: what decides what to compute in on a CPU; None: what a resumed run was decided by, or this
+            machine's.
 
     Raises:
         InputError: bad input, a finished run in the folder, or another one at work there; nothing is left.
@@ -65,12 +71,13 @@ def score_questions(config: ScoreConfig) -> ScoreRun:
     config.check()
     check_out(config.out)
     with lock_folder(config.out, "--out"):
-        return _score_questions(config, started)
+        return _score_questions(config, started, products)
 
 
-def _score_questions(config: ScoreConfig, started: float) -> ScoreRun:
+def _score_questions(config: ScoreConfig, started: float, products: ProductRates | None) -> ScoreRun:
     check_unfinished(config.out, may_replace=config.overwrite or config.resume)
-    products = recorded_products(config.out) if config.resume else None
+    if config.resume and products is None:
+        products = recorded_products(config.out)
     warnings, out = RunWarnings(strict=config.strict), config.out
     session = Session(
         warnings=warnings,

@@ -1,9 +1,10 @@
 """What the norms of a decoder's layers put out on real questions, and which linear modules read it.
 
 Data flow: questions -> prompts of head loglik -> one sweep in the model's own dtype, in which every norm and
-linear module tells what it gives and takes -> NormMaxima a norm. A linear module reads a norm when it is
-given the very tensor that the norm returned: what reshapes it first, such as experts, is left alone.
-Peak memory is the sweep's. Independent check: transformers' activations (tests/engine/smoothquant).
+linear module tells what it gives and takes -> NormMaxima a norm, InputMoments an input. A linear module reads
+a norm when it is given the very tensor that the norm returned: what reshapes it first, such as experts, is
+left alone. Peak memory is the sweep's and that of the moments.
+Independent check: transformers' activations (tests/engine/smoothquant).
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from strata.engine.jobs.open_decoder import open_decoder_members
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.model.decoder import Decoder
-from strata.engine.pack.smoothing import NormMaxima, merge_maxima
+from strata.engine.pack.calibrated import (
+    Calibration,
+    InputMoments,
+    NormMaxima,
+    merge_maxima,
+    merge_moments,
+)
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.questions.question_file import read_questions
 from strata.engine.smoothquant.config import CalibrationConfig
+from strata.engine.smoothquant.input_moments import MomentsListener, block_inputs
 from strata.engine.sweep.sweep import run_sweep
 from strata.engine.weights.byte_sources import FileSource
 
@@ -99,13 +107,16 @@ def norm_offset(norm: nn.Module) -> float:
     return 0.0 if not output.any() else 1.0
 
 
-def find_norm_maxima(model: Path, config: CalibrationConfig, folder: Path) -> list[NormMaxima]:
+def calibrate_on_questions(
+    model: Path, config: CalibrationConfig, folder: Path, *, with_moments: bool = True
+) -> Calibration:
     """Sweeps the first questions of a file once.
 
     Args:
         model: a decoder's checkpoint.
         config: which questions.
         folder: where a sweep may leave hidden states for a while.
+        with_moments: tell of linear modules' inputs, too.
 
     Raises:
         InputError: a model or question file that cannot be used.
@@ -121,9 +132,13 @@ def find_norm_maxima(model: Path, config: CalibrationConfig, folder: Path) -> li
     try:
         job = members.prepare(members.render(questions, str(config.questions)), GroupGoal())
         workers = [_listen(decoder) for decoder in members.model.decoders]
+        ears = [_listen_to_inputs(decoder) if with_moments else [] for decoder in members.model.decoders]
         for _ in run_sweep(job.sweep, session.folder):
             pass
-        return _merge([[maxima for ear in worker for maxima in ear.found()] for worker in workers])
+        return Calibration(
+            norms=_merge([[maxima for ear in worker for maxima in ear.found()] for worker in workers]),
+            inputs=_merge_inputs([[moments for ear in worker for moments in ear.found()] for worker in ears]),
+        )
     finally:
         members.close()
 
@@ -134,6 +149,23 @@ def _listen(decoder: Decoder) -> list[LayerListener]:
         ears.append(LayerListener(path=f"layers.{number}"))
         ears[-1].listen(layer)
     return ears
+
+
+def _listen_to_inputs(decoder: Decoder) -> list[MomentsListener]:
+    block = block_inputs(list(decoder.layers))
+    ears = []
+    for number, layer in enumerate(decoder.layers):
+        ears.append(MomentsListener(path=f"layers.{number}", block=block))
+        ears[-1].listen(layer)
+    return ears
+
+
+def _merge_inputs(workers: Sequence[Sequence[InputMoments]]) -> list[InputMoments]:
+    by_linears: dict[tuple[str, ...], list[InputMoments]] = {}
+    for worker in workers:
+        for moments in worker:
+            by_linears.setdefault(moments.linears, []).append(moments)
+    return [merge_moments(found) for found in by_linears.values()]
 
 
 def _merge(workers: Sequence[Sequence[NormMaxima]]) -> list[NormMaxima]:

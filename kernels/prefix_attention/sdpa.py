@@ -1,10 +1,11 @@
 """Prefix attention through torch's scaled_dot_product_attention, a tile at a time: what CUDA falls back on.
 
 The query heads that share a kv head are the head axis, of stride 0 for keys and values, so that these are not
-copied; `enable_gqa=True` would force the slow MATH backend on sm75. A sequence is causal from the bottom
-right, which needs no mask; only a tile whose mask is stored, or a window, has one. cuDNN is never taken: it
-makes a plan for each new pair of lengths, and lengths are seldom the same. Knows no soft cap, which SDPA does
-not offer. Legend: K kv heads, G query heads a kv head, R rows of a tile, J its keys, H head dim.
+copied; `enable_gqa=True` would force the slow MATH backend on sm75. SDPA knows causal attention of as many
+rows as keys; any other tile with keys that not every row sees has a mask, as MATH, which is what float64 and
+bfloat16 on a T4 come to, would make itself. cuDNN is never taken: it makes a plan for each new pair of
+lengths, and lengths are seldom the same. Knows no soft cap, which SDPA does not offer.
+Legend: K kv heads, G query heads a kv head, R rows of a tile, J its keys, H head dim.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from strata.kernels.prefix_attention.backend import (
@@ -78,11 +78,13 @@ def attend_tile(
     key_KGJH, value_KGJH = (
         gather_keys(states, tile)[:, None].expand(-1, groups, -1, -1) for states in (keys, values)
     )
+    is_square = tile.causal and tile.num_rows == tile.num_keys and tile.window is None
     attended_KGRH = scaled_dot_product_attention(
         query[:, slice(*tile.rows)].unflatten(0, (-1, groups)),
         key_KGJH,
         value_KGJH,
-        attn_mask=_mask_of(tile, query.device),
+        attn_mask=None if is_square else _mask_of(tile, query.device),
+        is_causal=is_square,
         scale=settings.scaling,
     )
     return attended_KGRH.flatten(0, 1).transpose(0, 1)
@@ -91,8 +93,6 @@ def attend_tile(
 def _mask_of(tile: Tile, device: torch.device) -> torch.Tensor | None:
     if not tile.num_masked:
         return None
-    if tile.causal and tile.window is None:
-        return causal_lower_right(tile.num_rows, tile.num_keys)
     mask = torch.ones(tile.num_rows, tile.num_keys, dtype=torch.bool, device=device)
     mask[:, tile.num_unmasked :] = tile.visible_mask(device)
     return mask

@@ -77,7 +77,7 @@ def plan_sequences(tiles: Sequence[Tile], device: torch.device, *, windows: bool
         return SequencePlan(calls=tuple(_build_call(call, device) for call in calls), others=others)
 
     if isinstance(tiles, PlannedTiles):
-        return tiles.made(("sequences", device, windows), build)
+        return tiles.made(f"sequences on {device}, windows {windows}", build)
     return build()
 
 

@@ -7,9 +7,9 @@ trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -91,12 +91,11 @@ class Tile:
 class PlannedTiles(tuple[Tile, ...]):
     """Tiles of a micro-batch, and what backends have made of them: made once, kept as long as the tiles."""
 
-    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+    def made(self, key: str, make: Callable[[], Made]) -> Made:
         """What `make` gave for this key the first time."""
-        kept: dict[Hashable, Any] = self.__dict__
-        if key not in kept:
-            kept[key] = make()
-        found: Made = kept[key]
+        if key not in self.__dict__:
+            self.__dict__[key] = make()
+        found: Made = self.__dict__[key]
         return found
 
 

@@ -23,6 +23,7 @@ from strata.scripts.bench.lm_eval.config import LMEvalBenchConfig
 from strata.scripts.bench.members.config import MembersBenchConfig
 from strata.scripts.bench.rows.config import RowsBenchConfig
 from strata.scripts.bench.start.config import StartBenchConfig
+from strata.scripts.bench.trace.config import TraceBenchConfig
 from strata.scripts.bench.trust.trust_config import TrustBenchConfig
 
 bench_app = SubcommandApp()
@@ -106,6 +107,17 @@ def lm_eval(config: LMEvalBenchConfig) -> int:
     from strata.scripts.bench.lm_eval.lm_eval import run_lm_eval_bench
 
     return run_lm_eval_bench(config)
+
+
+@bench_app.command(name="trace")
+def trace(config: TraceBenchConfig) -> int:
+    """Count what a layer asks of a card at true sizes, without one: kernels, masks, attention's scores.
+
+    Example: strata bench trace --shape llama2-70b
+    """
+    from strata.scripts.bench.trace.trace import run_trace_bench
+
+    return run_trace_bench(config)
 
 
 @bench_app.command(name="debias")

@@ -32,6 +32,12 @@ assumed; strata has no int8 kernel that a T4 has run). The same for another job:
 
     strata plan --profile kaggle-2xt4 --shape llama2-70b --questions 4000 --tokens 1500
 
+and plans for the machine at hand predict time better after
+
+    strata bench calibrate
+
+has measured it for about a minute.
+
 *Stored* is how the checkpoint is kept, *computed* what the linear layers compute in; *GiB* are those of
 each device and of host memory (on a CPU they are the same memory), *resident* the layers that stay in
 memory while the others stream.

@@ -37,6 +37,8 @@ def measure_folder(folder: Path) -> DiskFacts:
     if not folder.is_dir():
         return DiskFacts(folder=folder, free_bytes=None, write_bytes_per_s=None, read_bytes_per_s=None)
     free_bytes = shutil.disk_usage(folder).free
+    written: float | None
+    read: float | None
     try:
         written, read = _write_and_read(folder)
     except OSError:

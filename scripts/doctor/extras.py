@@ -20,6 +20,7 @@ USES = {
     "encoder": "a small bundled encoder for dense search",
     "gguf": "GGUF files",
     "kaggle": "strata kaggle",
+    "lm-eval": "strata lm-eval",
     "quant": "checkpoints in NF4, FP4, LLM.int8 and compressed-tensors' formats",
     "ray": "search over a cluster",
     "retrieval": "strata index, strata search, context sources of strata run",
@@ -60,22 +61,25 @@ def examine_extras(requirements: Sequence[str], version_of: Callable[[str], str 
         version_of: the installed version of a package by its name; None where it is absent.
     """
     parsed = [Requirement(text) for text in requirements]
+    by_extra = {name: [one for one in parsed if _belongs(one, name)] for name in USES}
     return [
-        ExtraFacts(name=name, use=use, missing=tuple(_missing(parsed, name, version_of)))
-        for name, use in USES.items()
+        ExtraFacts(name=name, use=USES[name], missing=tuple(_missing(wanted, version_of)))
+        for name, wanted in by_extra.items()
+        if wanted
     ]
 
 
-def _missing(
-    requirements: Sequence[Requirement], extra: str, version_of: Callable[[str], str | None]
-) -> list[str]:
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    """Whether an extra asks for it, on this machine, and nothing else does."""
+    marker = requirement.marker
+    if marker is None:
+        return extra == ALWAYS
+    return marker.evaluate({"extra": extra}) and (extra == ALWAYS or not marker.evaluate({"extra": ALWAYS}))
+
+
+def _missing(requirements: Sequence[Requirement], version_of: Callable[[str], str | None]) -> list[str]:
     told = []
     for requirement in requirements:
-        marker = requirement.marker
-        is_wanted = marker is None or marker.evaluate({"extra": extra})
-        belongs = extra == ALWAYS or (marker is not None and not marker.evaluate({"extra": ALWAYS}))
-        if not (is_wanted and belongs):
-            continue
         version = version_of(requirement.name)
         if version is None:
             told.append(f"{requirement.name}{requirement.specifier}")

@@ -106,6 +106,8 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert captured.err == "" or captured.err.startswith("warning: ")
     assert "MAP@3 " in captured.out
     assert "uniform guess" in captured.out
+    told = " ".join(captured.out.split())
+    assert "contexts of 3 question(s) are from column context (--context-column none: without)" in told
     assert "tide: " in captured.out
     assert str(out) in captured.out.replace("\n", "")
     record = json.loads((out / "run.json").read_text())
@@ -117,6 +119,15 @@ def test_a_run_prints_a_summary_and_leaves_its_files(given, out, capsys):
     assert [line.split(",")[0] for line in submission[1:]] == ["tide", "07", "\u00e9t\u00e9", "bee"]
     assert pq.ParquetFile(out / "scores.parquet").metadata.num_rows == 4
     assert (record["status"], record["error"]) == ("done", None)
+
+
+def test_what_int8_did_to_a_sample_is_said(given, out, capsys):
+    assert main([*given, "--dtype", "int8"]) == 0
+    captured = capsys.readouterr()
+    assert "computing in int8 (measured: " in captured.err
+    (told,) = [line for line in captured.out.splitlines() if line.startswith("int8 beside ")]
+    check = json.loads((out / "run.json").read_text())["measured"]["int8_check"]
+    assert f"the same best option on {check['top1_agreement']:.0%}" in told
 
 
 def test_without_answers_there_is_no_map(given, tmp_path, capsys):
@@ -275,3 +286,10 @@ def test_a_mistyped_flag_is_named_with_what_may_be_meant(flags, hint, given, cap
     told = capsys.readouterr().err
     assert flags[0] in told
     assert hint in told
+
+
+def test_what_int8_does_is_on_the_screen(given, out, capsys):
+    assert main([*given, "--dtype", "int8", "--int8-check-questions", "3"]) == 0
+    check = json.loads((out / "run.json").read_text())["measured"]["int8_check"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"int8 beside {check['dense_dtype']} on 3 question(s): the same best option on " in told

@@ -168,7 +168,10 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_stand(capsys):
         (["--tokens", "200"], "--tokens: 200 are too few for 5 options of 40; expected more than 200"),
         (["--options", "0"], "--options, --option-tokens: 0, 40; expected 1 or more"),
         (["--shape", "llama9"], "--shape: 'llama9' is unknown; expected one of tiny, tinyllama-1.1b"),
-        (["--profile", "c64"], "--profile: 'c64' is unknown; expected one of cpu, h100, kaggle-2xt4"),
+        (
+            ["--profile", "c64"],
+            "--profile: 'c64' is unknown; expected one of card-24gb, cpu-avx2, cpu-zen4, h100",
+        ),
         (
             ["--dtype", "bfloat16"],
             "profile kaggle-2xt4: no rates for bfloat16; expected one of float16, int8",

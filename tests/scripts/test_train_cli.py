@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -103,6 +104,8 @@ def test_help_shows_an_example_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     told, _, modules = done.stdout.rstrip().rpartition("\n")
     assert "Example: strata train --model DIR" in told
+    words = " ".join(re.sub(r"[│╭╰─╮╯]", " ", told).split())
+    assert "--no-shuffle-options --no-shuffle-options shows options in the order of the file" in words
     assert not {"torch", "transformers", "pyarrow", "peft", "accelerate"} & set(modules.split())
 
 

@@ -69,6 +69,15 @@ def test_scoring_asks_as_the_adapter_was_trained(trained, tmp_path, capsys):
     np.testing.assert_array_equal(probabilities(tmp_path / "as-trained"), probabilities(tmp_path / "spelled"))
 
 
+def test_a_plan_asks_as_the_adapter_was_trained(trained, capsys):
+    run, model, questions = trained
+    arguments = ["--model", str(model), "--questions", str(questions), "--adapter", str(run / "adapter")]
+    assert main(["plan", *arguments, "--devices", "cpu", "--dtype", "float32"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "head letters" in told
+    assert f"as {run / 'adapter'} was trained: --head letters, --template" in told
+
+
 def test_flags_win_over_the_adapters_folder(trained, tmp_path):
     record = score(trained, tmp_path / "out", "--head", "yes-no", "--template", "yes-no")
     assert record["plan"]["head"] == "yes-no"

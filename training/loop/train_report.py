@@ -170,11 +170,11 @@ def _evaluation_chart(evaluations: Sequence[Mapping[str, Any]]) -> Chart:
     ]
     guesses = evaluations[-1].get("heuristics") or {}
     steps = [found["step"] for found in evaluations]
-    for name, label in GUESSES.items():
+    for (name, label), dash in zip(GUESSES.items(), ("dot", "dash", "dashdot"), strict=True):
         if name in guesses:
             line = _line(label, steps, [guesses[name]] * len(steps), "soft")
-            data.append(line | {"line": {"color": "soft", "dash": "dot", "width": 1.5}})
-    note = "On the validation set; dotted: what is reached without a model."
+            data.append(line | {"line": {"color": "soft", "dash": dash, "width": 1.5}})
+    note = "On the validation set; broken lines: what is reached without a model."
     return _chart("evaluations", "Evaluations", note, data)
 
 

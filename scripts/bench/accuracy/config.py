@@ -78,8 +78,8 @@ class Int8BenchConfig:
     """Set that is scored."""
     calibration_set: str = "openbookqa_dev"
     """Set that the packed model is calibrated on."""
-    alpha: float = 0.75
-    """How much of activations' spread moves into weights."""
+    alpha: float | None = None
+    """How much of activations' spread moves into weights; nothing without it."""
     folder: Path = Path("runs/bench/int8")
     """Where the packed model and the runs are kept."""
     limit: int | None = None

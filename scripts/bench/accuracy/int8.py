@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from strata.engine.config import ScoreConfig
 from strata.engine.json_files import read_json_object
+from strata.engine.machine.product_rates import product_rates
 from strata.engine.pack.config import PackConfig
 from strata.engine.run.score import score_questions
 from strata.scripts.bench.accuracy.config import Int8BenchConfig
@@ -69,7 +70,8 @@ def score_set(config: Int8BenchConfig, model: Path, way: str) -> Scores:
             limit=config.limit,
             resume=True,
         )
-        score_questions(asked)
+        # It is asked how exact int8 is, also where it is slow.
+        score_questions(asked, product_rates().with_int8())
     rows = pq.read_table(out / "scores.parquet", columns=["id", "scores"]).to_pylist()
     return {row["id"]: np.array(row["scores"]) for row in rows}
 

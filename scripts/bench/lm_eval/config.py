@@ -9,6 +9,11 @@ from typing import Literal
 BenchedModel = Literal["smollm2-135m", "tinyllama-1.1b", "tiny"]
 BenchedTask = Literal["arc_challenge", "openbookqa"]
 
+MODELS: tuple[BenchedModel, ...] = ("smollm2-135m", "tinyllama-1.1b")
+TASKS: tuple[BenchedTask, ...] = ("arc_challenge", "openbookqa")
+SHOTS = (0, 5)
+BATCH_SIZES = (1, 4, 16, 64)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LMEvalBenchConfig:
@@ -16,18 +21,19 @@ class LMEvalBenchConfig:
 
     data: Path
     """Folder with arc_challenge_val.jsonl and openbookqa_dev.jsonl: question, options[], answer."""
-    models: tuple[BenchedModel, ...] = ("smollm2-135m", "tinyllama-1.1b")
-    """A real model, which `make real-models` installs, and random weights of a shape."""
-    tasks: tuple[BenchedTask, ...] = ("arc_challenge", "openbookqa")
-    """Tasks, asked as the harness' own of these names."""
-    shots: tuple[int, ...] = (0, 5)
-    """Few-shot examples before each question."""
+    models: tuple[BenchedModel, ...] = ()
+    """A real model, which `make real-models` installs, or random weights of a shape; by default
+    smollm2-135m and tinyllama-1.1b."""
+    tasks: tuple[BenchedTask, ...] = ()
+    """Tasks, asked as the harness' own of these names; both by default."""
+    shots: tuple[int, ...] = ()
+    """Few-shot examples before each question; 0 and 5 by default."""
     sampler: Literal["default", "first_n"] = "default"
     """How the harness chooses them: other ones for each question, or the same for all."""
     limit: int | None = None
     """Only the first N questions of each task."""
-    batch_sizes: tuple[int, ...] = (1, 4, 16, 64)
-    """What the hf model is tried with; the best is used."""
+    batch_sizes: tuple[int, ...] = ()
+    """What the hf model is tried with, of which the best is used; 1, 4, 16 and 64 by default."""
     trial_questions: int = 12
     """On so many questions."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"

@@ -16,7 +16,14 @@ from time import perf_counter
 from typing import Any
 
 from strata.engine.types import InputError
-from strata.scripts.bench.lm_eval.config import BenchedTask, LMEvalBenchConfig
+from strata.scripts.bench.lm_eval.config import (
+    BATCH_SIZES,
+    MODELS,
+    SHOTS,
+    TASKS,
+    BenchedTask,
+    LMEvalBenchConfig,
+)
 from strata.scripts.bench.lm_eval.models import make_model
 from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, print_table
 
@@ -41,13 +48,13 @@ def run_lm_eval_bench(config: LMEvalBenchConfig) -> int:
     print_environment()
     texts = list(question_texts(config))
     rows = []
-    for name in config.models:
+    for name in config.models or MODELS:
         model = make_model(name, config.folder, config.dtype, texts)
-        for task in config.tasks:
-            for shots in config.shots:
+        for task in config.tasks or TASKS:
+            for shots in config.shots or SHOTS:
                 rows.append({"model": name, **compare(model, task, shots, config)})
                 print(rows[-1], flush=True)
-    print_table(rows)
+    print_table([{key: value for key, value in row.items() if key != "hf_trials_s"} for row in rows])
     suffix = "" if config.sampler == "default" else f"_{config.sampler}"
     figures = {
         f"lm_eval_speedup_{row['model']}_{row['task']}_{row['shots']}{suffix}": row["speedup"] for row in rows
@@ -68,7 +75,7 @@ def check_harness() -> None:
 
 def question_texts(config: LMEvalBenchConfig) -> Iterator[str]:
     """All texts of the question files."""
-    for task in config.tasks:
+    for task in config.tasks or TASKS:
         path = config.data / FILES[task]
         if not path.is_file():
             raise InputError(f"--data: no {path.name} in {config.data}")
@@ -139,11 +146,11 @@ def choose_batch_size(
 ) -> tuple[int, dict[int, float]]:
     """The batch size that answers some questions fastest, and the seconds of each."""
     tried: dict[int, float] = {}
-    harness = open_hf(model, config.batch_sizes[0], config)
+    harness = open_hf(model, 1, config)
     few = min(config.trial_questions, config.limit or config.trial_questions)
     # The first batch of a process pays for what its libraries set up.
     evaluate(harness, 1)
-    for size in config.batch_sizes:
+    for size in config.batch_sizes or BATCH_SIZES:
         harness.batch_size_per_gpu = size
         tried[size] = evaluate(harness, few)[0]
     return min(tried, key=lambda size: tried[size]), tried

@@ -47,8 +47,12 @@ def convert_smollm2(out: Path, dtype: str) -> Path:
         local_files_only=True,
         trust_remote_code=False,
     )
+    # A model that comes from GGUF does not let itself be saved, as if it still were quantised.
+    del model.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype, trust_remote_code=False)
+    plain.load_state_dict(model.state_dict())
     partial = out.with_name(f"{out.name}.partial")
-    model.save_pretrained(partial)
+    plain.save_pretrained(partial)
     read_tokenizer(file).save_pretrained(partial)
     partial.rename(out)
     return out

@@ -70,7 +70,7 @@ def test_settings_that_are_not_given_are_the_adapters(tmp_path):
         ({"template": "letters"}, {"head", "max_tokens", "normalize"}),
         ({"adapter_settings": "ignore"}, set()),
     ],
-    ids=str,
+    ids=["head", "max tokens", "normalize", "template", "ignored"],
 )
 def test_flags_win(flags, taken, tmp_path):
     write_trained_settings(tmp_path, SETTINGS)

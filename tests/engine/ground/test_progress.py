@@ -21,9 +21,9 @@ def test_a_line_a_minute(clock, capsys):
             clock[0] = 25.0 * step
             advance(20)
     assert capsys.readouterr().err.splitlines() == [
-        "sweep: 15%, 1 min 15 s gone, about 7 min 05 s left",
-        "sweep: 30%, 2 min 30 s gone, about 5 min 50 s left",
-        "sweep: 45%, 3 min 45 s gone, about 4 min 35 s left",
+        "sweep: 15%, 1 min 15 s gone, 12.00% a minute, about 7 min 05 s left",
+        "sweep: 30%, 2 min 30 s gone, 12.00% a minute, about 5 min 50 s left",
+        "sweep: 45%, 3 min 45 s gone, 12.00% a minute, about 4 min 35 s left",
     ]
 
 
@@ -67,7 +67,8 @@ def test_a_note_stands_beside_the_share(clock, capsys):
     with progress_bar("training", 4, shown=True, note=lambda: "loss 0.5000") as advance:
         clock[0] = 60.0
         advance(1)
-    assert capsys.readouterr().err == "training: 25%, loss 0.5000, 1 min 00 s gone, about 3 min 00 s left\n"
+    told = "training: 25%, loss 0.5000, 1 min 00 s gone, 25.00% a minute, about 3 min 00 s left\n"
+    assert capsys.readouterr().err == told
 
 
 def test_a_terminal_shows_a_bar_with_its_note_and_labelled_times(monkeypatch, capsys):

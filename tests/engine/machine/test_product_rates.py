@@ -145,6 +145,7 @@ def test_kept_rates_hold_for_the_same_machine_alone(change, tmp_path):
 def test_this_machine_is_measured_once(tmp_path):
     code = (
         "from strata.engine.machine import product_rates as rates\n"
+        "rates.STEADY = 1e9\n"
         "{change}\n"
         "print(sorted(rates.product_rates().flop_per_s.items()))\n"
     )
@@ -162,3 +163,32 @@ def test_this_machine_is_measured_once(tmp_path):
     first = run("")
     assert (tmp_path / "strata" / "products.json").is_file()
     assert run("rates.measure_product_rates = None") == first
+
+
+def test_int8_may_be_wanted_on_any_account(stored, fixed_rates):
+    assert AVX2.with_int8().int8_is_fast
+    assert AVX2.with_int8().fastest_float == "float32"
+    assert MODERN.with_int8() == MODERN
+    facts = StoredModel(dtype=torch.bfloat16, hidden_size=32, file=stored / "model.safetensors")
+    settings = MachineSettings(devices="cpu", dtype="int8")
+    assert choose_machine(settings, facts, products=AVX2).linear == "dense"
+    assert choose_machine(settings, facts, products=AVX2.with_int8()).linear == "int8"
+
+
+def test_a_little_slower_is_no_reason_to_give_int8_up():
+    nearly = ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 1e10, "int8": 0.9e11})
+    assert nearly.int8_is_fast
+
+
+def test_what_is_measured_on_a_busy_machine_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(rates_module, "STEADY", 0.0)
+    path = tmp_path / "products.json"
+    measured = rates_module.measure_product_rates()
+    assert not measured.is_steady
+    monkeypatch.setattr(rates_module, "measure_product_rates", lambda: measured)
+    assert rates_module.decide_product_rates(path, {}) == measured
+    assert not path.exists()
+    monkeypatch.setattr(rates_module, "measure_product_rates", lambda: AVX2)
+    assert rates_module.decide_product_rates(path, {}) == AVX2
+    assert read_product_rates(path, {}) == AVX2

@@ -18,7 +18,7 @@ from strata.engine.pack.smoothing import rounding_error, smoothing_scales
 from strata.engine.questions.question_file import read_questions
 from strata.engine.scorer import Scorer
 from strata.engine.smoothquant.config import CalibrationConfig
-from strata.engine.smoothquant.norm_maxima import find_norm_maxima
+from strata.engine.smoothquant.norm_maxima import calibrate_on_questions
 from strata.engine.types import InputError, RunWarnings
 from strata.scripts.pack import run_pack
 
@@ -88,7 +88,7 @@ def test_maxima_are_those_of_transformers(checkpoint, questions, fixed_rates, tm
     model = checkpoint("llama-gqa")
     found = {
         maxima.norm: maxima
-        for maxima in find_norm_maxima(model, CalibrationConfig(questions=questions), tmp_path)
+        for maxima in calibrate_on_questions(model, CalibrationConfig(questions=questions), tmp_path).norms
     }
     oracle = hf.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     seen: list[torch.Tensor] = []

@@ -107,6 +107,7 @@ def test_actors_of_a_node_share_its_memory(member: Member, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_dataset_over_two_nodes(member: Member, two_nodes: LocalCluster) -> None:
     pytest.importorskip("pandas", reason="Ray Data needs pandas")
     import ray

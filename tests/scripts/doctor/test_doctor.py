@@ -52,6 +52,7 @@ def test_what_an_extra_lacks():
     ]
     versions = {"torch": "2.10.0+cu128", "numba": "0.59.1", "gguf": "0.19.0"}
     found = {extra.name: extra.missing for extra in examine_extras(requirements, versions.get)}
+    assert list(found) == ["", "gguf", "retrieval"]
     assert found[""] == ()
     assert found["gguf"] == ()
     assert found["retrieval"] == ("numba>=0.60 (there is 0.59.1)", "tantivy<0.28,>=0.26")

@@ -1,0 +1,52 @@
+"""What a 70B layer asks of a card: budgets at true sizes, and that masks are seen where there are some."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from strata.kernels.prefix_attention.backend import CUDA_CUT
+from strata.kernels.prefix_attention.sdpa import SdpaBackend
+from strata.scripts.bench.trace import trace
+from strata.scripts.bench.trace.config import TraceBenchConfig
+
+KERNELS_PER_LAYER = {"efficient": 50, "flash": 42}
+SMALL = TraceBenchConfig(shape="tiny", micro_batch_tokens=64, prefix_tokens=30, option_tokens=4)
+
+
+@pytest.mark.parametrize("name", KERNELS_PER_LAYER)
+def test_a_70b_layer_has_no_masks_and_few_kernels(name):
+    found = trace.trace_layer(TraceBenchConfig(), trace.BACKENDS[name])
+    assert found["mask_bytes_per_layer"] == 0
+    assert found["kernels_per_layer"] <= KERNELS_PER_LAYER[name]
+    assert found["scores_over_needed"] == 1.0
+    assert found["attention_calls"] == 1
+
+
+def test_masks_of_joined_tiles_are_counted(monkeypatch):
+    """Else a count of none would say nothing."""
+
+    class Joined(SdpaBackend):
+        cut = CUDA_CUT
+
+    found = trace.trace_layer(SMALL, Joined())
+    assert found["mask_bytes_per_layer"] > 0
+
+
+def test_kernels_are_operators_that_are_no_views():
+    with trace.KernelCounter() as counter:
+        states = torch.empty(4, 6, device="meta")
+        (states.T.unflatten(0, (2, 3)) + 1).mul_(2)
+        torch.ones(3).add_(1)
+    assert dict(counter.kernels) == {"add": 1, "mul_": 1}
+
+
+def test_the_record_holds_every_way_of_attention(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trace, "RESULTS", tmp_path)
+    assert trace.run_trace_bench(replace(SMALL)) == 0
+    (line,) = (tmp_path / "trace.jsonl").read_text().splitlines()
+    assert {"efficient", "flash", "sdpa"} <= set(json.loads(line))
+    assert json.loads(line)["flash"]["mask_bytes_per_layer"] == 0
