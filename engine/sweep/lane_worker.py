@@ -169,6 +169,7 @@ class LaneWorker:
             lambda states: (self.decoder.run_layer(layer, states, tiled.position_ids, call), call.key_values),
             lambda states: self._run_blocks(tiled, states, carried),
         )
+        assert output_TD is not None
         assert key_values_2KCH is not None
         kept = self.keep_carried(index, key_values_2KCH)
         self._store(tiled.batch, member, output_TD)

@@ -50,12 +50,12 @@ def in_float32(decoder: Decoder, layer: int, weights: Mapping[str, torch.Tensor]
     }
     decoder.assign_layer(layer, widened)
     for module in linears.values():
-        module.forward = partial(_linear_in_float32, module)
+        module.__dict__["forward"] = partial(_linear_in_float32, module)
     try:
         yield
     finally:
         for module in linears.values():
-            del module.forward
+            del module.__dict__["forward"]
         decoder.assign_layer(layer, weights)
 
 

@@ -5,7 +5,6 @@ Knows nothing of where the base weights are: that is `resident_reader` and `stre
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -42,7 +41,7 @@ from strata.training.types import Example, ParameterGroup
 MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 8192}
 
 
-class DecoderReader(ABC):
+class DecoderReader:
     """The part of a `Reader` that does not depend on where the base weights are.
 
     Args:
@@ -119,9 +118,13 @@ class DecoderReader(ABC):
         parameters = [one for group in self.parameter_groups() for one in group.parameters.values()]
         return accumulate_scaled(parameters, partial(self.add_gradients, batch, seed))
 
-    @abstractmethod
     def add_gradients(self, batch: Sequence[Example], seed: int, scale: float) -> float:
-        """Adds the gradient of the batch's mean loss times a scale; returns that loss."""
+        """Adds the gradient of the batch's mean loss times a scale; returns that loss.
+
+        Raises:
+            NotImplementedError: by this class, which has no weights and serves plans.
+        """
+        raise NotImplementedError
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Adapter and head, or all weights."""

@@ -64,11 +64,12 @@ def _error(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> float:
         )
     )
     settings = AttentionSettings(scaling=HEAD_DIM**-0.5)
-    on_device = (states.to(device) for states in (query_NTH, keys_KTH, values_KTH))
     tiles = tile_finder(tree, batch, scored=False)(backend.cut, None)
-    found_TNH = backend.attend(*on_device, tiles, settings).cpu().double()
+    found_TNH = backend.attend(
+        query_NTH.to(device), keys_KTH.to(device), values_KTH.to(device), tiles, settings
+    )
     expected_TNH = _expected(tree, query_NTH, keys_KTH, values_KTH, settings)
-    return float((found_TNH - expected_TNH).norm() / expected_TNH.norm())
+    return float((found_TNH.cpu().double() - expected_TNH).norm() / expected_TNH.norm())
 
 
 def _expected(

@@ -29,7 +29,7 @@ from strata.engine.sweep.layer_stream import LayerStream
 from strata.engine.sweep.pinned import HostMemory
 from strata.scripts.bench.gpu.attention_cases import attention_errors
 from strata.scripts.bench.gpu.config import GpuBenchConfig
-from strata.scripts.bench.gpu.stages import Figures, Stage
+from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.demo import MODEL, QUESTIONS_PATH
 
 CARD = torch.device("cuda:0")
@@ -156,7 +156,11 @@ def _layouts(config: GpuBenchConfig) -> Sequence[tuple[str, dict[str, Any]]]:
 
 def _score(config: GpuBenchConfig, name: str, **settings: Any) -> list[np.ndarray]:
     """Scores of bundled questions by the bundled model."""
-    defaults = {"model": MODEL, "questions": QUESTIONS_PATH, "out": config.folder / "runs" / name}
+    defaults: dict[str, Any] = {
+        "model": MODEL,
+        "questions": QUESTIONS_PATH,
+        "out": config.folder / "runs" / name,
+    }
     defaults |= {"limit": 2 if config.tiny else 16, "head": "letters", "probe": False, "overwrite": True}
     run = score_questions(ScoreConfig.from_flags(**(defaults | settings)))
     return [row.scores for row in run.scores]
@@ -186,11 +190,11 @@ def _random_delays(seed: str) -> Iterator[None]:
 
 
 CORRECT = (
-    Stage(name="environment", run=examine_card, limit_s=20),
-    Stage(name="pinned_memory", run=check_pinned_memory, limit_s=20, ends_all=False),
-    Stage(name="peer_copies", run=check_peer_copies, limit_s=20, ends_all=False),
-    Stage(name="attention", run=check_attention, limit_s=60),
-    Stage(name="scores", run=check_scores, limit_s=120),
-    Stage(name="order", run=check_order, limit_s=120),
-    Stage(name="gpu_tests", run=run_gpu_tests, limit_s=TESTS_LIMIT_S, ends_all=False),
+    AcceptanceStage(name="environment", run=examine_card, limit_s=20),
+    AcceptanceStage(name="pinned_memory", run=check_pinned_memory, limit_s=20, ends_all=False),
+    AcceptanceStage(name="peer_copies", run=check_peer_copies, limit_s=20, ends_all=False),
+    AcceptanceStage(name="attention", run=check_attention, limit_s=60),
+    AcceptanceStage(name="scores", run=check_scores, limit_s=120),
+    AcceptanceStage(name="order", run=check_order, limit_s=120),
+    AcceptanceStage(name="gpu_tests", run=run_gpu_tests, limit_s=TESTS_LIMIT_S, ends_all=False),
 )

@@ -26,7 +26,7 @@ from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, pre
 from strata.scripts.bench.calibrate.storage_runs import measure_copies
 from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.gpu.config import GpuBenchConfig
-from strata.scripts.bench.gpu.stages import Figures, Stage
+from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.bench.steps import BenchSteps
 from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
@@ -212,9 +212,9 @@ def _clocks() -> str | None:
 
 
 FAST = (
-    Stage(name="ceilings", run=measure_ceilings, limit_s=45, ends_all=False),
-    Stage(name="layer", run=time_layer, limit_s=90, ends_all=False),
-    Stage(name="attention", run=time_attention, limit_s=20, ends_all=False),
-    Stage(name="sweep", run=time_sweep, limit_s=180, ends_all=False),
-    Stage(name="calibration", run=calibrate, limit_s=150, ends_all=False),
+    AcceptanceStage(name="ceilings", run=measure_ceilings, limit_s=45, ends_all=False),
+    AcceptanceStage(name="layer", run=time_layer, limit_s=90, ends_all=False),
+    AcceptanceStage(name="attention", run=time_attention, limit_s=20, ends_all=False),
+    AcceptanceStage(name="sweep", run=time_sweep, limit_s=180, ends_all=False),
+    AcceptanceStage(name="calibration", run=calibrate, limit_s=150, ends_all=False),
 )

@@ -15,11 +15,11 @@ from strata.engine.types import InputError
 from strata.scripts.bench.gpu.config import GpuBenchConfig, GpuPart
 from strata.scripts.bench.gpu.correct import CORRECT
 from strata.scripts.bench.gpu.fast import FAST
-from strata.scripts.bench.gpu.stages import Stage, run_stages
+from strata.scripts.bench.gpu.stages import AcceptanceStage, run_stages
 from strata.scripts.bench.record import print_environment, run_identity
 
 BUDGET_S = 520.0
-STAGES: dict[GpuPart, tuple[Stage, ...]] = {"correct": CORRECT, "fast": FAST}
+STAGES: dict[GpuPart, tuple[AcceptanceStage, ...]] = {"correct": CORRECT, "fast": FAST}
 
 
 def run_gpu_bench(config: GpuBenchConfig) -> int:

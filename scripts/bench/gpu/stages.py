@@ -19,7 +19,7 @@ Figures = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class AcceptanceStage:
     """A stage by name.
 
     Attributes:
@@ -36,7 +36,11 @@ class Stage:
 
 
 def run_stages(
-    stages: Sequence[Stage], config: GpuBenchConfig, path: Path, about: Mapping[str, Any], budget_s: float
+    stages: Sequence[AcceptanceStage],
+    config: GpuBenchConfig,
+    path: Path,
+    about: Mapping[str, Any],
+    budget_s: float,
 ) -> bool:
     """Runs stages, prints a line each, and writes all figures to a file after each of them.
 
@@ -68,7 +72,7 @@ def run_stages(
     return is_right
 
 
-def _run(stage: Stage, config: GpuBenchConfig) -> Figures:
+def _run(stage: AcceptanceStage, config: GpuBenchConfig) -> Figures:
     started = time.perf_counter()
     try:
         figures = stage.run(config)

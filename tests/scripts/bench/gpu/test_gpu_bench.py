@@ -8,7 +8,7 @@ import json
 import pytest
 
 from strata.scripts.bench.gpu.config import GpuBenchConfig
-from strata.scripts.bench.gpu.stages import Stage, run_stages
+from strata.scripts.bench.gpu.stages import AcceptanceStage, run_stages
 from strata.scripts.cli import main
 
 
@@ -27,7 +27,7 @@ RUNS = {
 def run(tmp_path, *names: str, limits: tuple[float, ...] = (), ends_all: bool = True, budget_s: float = 100):
     limits = limits or (1.0,) * len(names)
     stages = [
-        Stage(name=f"{index} {name}", run=RUNS[name], limit_s=limit, ends_all=ends_all)
+        AcceptanceStage(name=f"{index} {name}", run=RUNS[name], limit_s=limit, ends_all=ends_all)
         for index, (name, limit) in enumerate(zip(names, limits, strict=True))
     ]
     path = tmp_path / "found.json"
@@ -71,7 +71,10 @@ def test_what_is_known_is_on_disk_when_the_next_stage_begins(tmp_path):
         seen.extend(json.loads((tmp_path / "found.json").read_text())["stages"])
         return {}
 
-    stages = [Stage(name="first", run=RUNS["right"], limit_s=1), Stage(name="second", run=look, limit_s=1)]
+    stages = [
+        AcceptanceStage(name="first", run=RUNS["right"], limit_s=1),
+        AcceptanceStage(name="second", run=look, limit_s=1),
+    ]
     run_stages(stages, GpuBenchConfig(), tmp_path / "found.json", {}, 100)
     assert seen == ["first"]
 
