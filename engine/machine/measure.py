@@ -28,21 +28,21 @@ def measure_quickly(
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.2) -> float:
     """Best FLOP/s of [rows, width] times [2 width, width] transposed; int8 sums in int32."""
-    return GemmProduct.of_width(device, dtype, width).best_flop_per_s(seconds)
+    return GemmProduct.of_width(device, dtype, width, 2 * width).best_flop_per_s(seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GemmProduct:
-    """Two matrices to multiply, [rows, width] and [2 width, width], as a decoder layer would."""
+    """Two matrices to multiply, [rows, width] and [outputs, width], as a decoder layer would."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
 
     @classmethod
-    def of_width(cls, device: torch.device, dtype: torch.dtype, width: int) -> GemmProduct:
+    def of_width(cls, device: torch.device, dtype: torch.dtype, width: int, outputs: int) -> GemmProduct:
         """As many rows as a micro-batch usually has on the device."""
         rows = 512 if device.type == "cpu" else 4096
-        return cls(hidden=_ramp(rows, width, device, dtype), weight=_ramp(2 * width, width, device, dtype))
+        return cls(hidden=_ramp(rows, width, device, dtype), weight=_ramp(outputs, width, device, dtype))
 
     @property
     def flops(self) -> int:

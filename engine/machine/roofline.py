@@ -62,7 +62,6 @@ class RooflineProbe:
     sampled_flops: float = 0.0
     sampled_s: float = 0.0
     between_s: float = 0.0
-    _product: GemmProduct | None = None
     _longest_s: float = SAMPLE_S
     _started: float = field(default_factory=perf_counter)
 
@@ -103,7 +102,6 @@ class RooflineProbe:
         """Samples once more: every sweep has a roofline of its own."""
         least, most = FINAL_S
         self._sample(min(max(least, LARGEST_SHARE * (perf_counter() - self._started)), most))
-        self._product = None
 
     @property
     def seen(self) -> SeenRoofline | None:
@@ -117,10 +115,11 @@ class RooflineProbe:
         )
 
     def _sample(self, seconds: float) -> None:
-        self._product = self._product or GemmProduct.of_width(self.device, self.dtype, self.width)
-        calls = self._product.call_seconds(seconds)
+        # Made anew each time: a sweep near its budget has no memory to spare for long.
+        product = GemmProduct.of_width(self.device, self.dtype, self.width, self.width)
+        calls = product.call_seconds(seconds)
         self.num_samples += 1
-        self.sampled_flops += len(calls) * self._product.flops
+        self.sampled_flops += len(calls) * product.flops
         self.sampled_s += sum(calls)
 
 

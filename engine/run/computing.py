@@ -38,8 +38,8 @@ def recorded_products(out: Path) -> ProductRates | None:
     plan = read_json_object(record).get("plan")
     for part in _plans(plan if isinstance(plan, Mapping) else {}):
         if PRODUCTS in part:
-            check_schema(RecordedRates, {PRODUCTS: part[PRODUCTS]}, f"{record}: plan")
-            return ProductRates(flop_per_s=dict(part[PRODUCTS]))
+            kept = check_schema(RecordedRates, {PRODUCTS: part[PRODUCTS]}, f"{record}: plan")
+            return ProductRates(flop_per_s=kept.product_flop_per_s.model_dump())
     return None
 
 

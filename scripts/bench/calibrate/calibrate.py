@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,8 @@ def measure_machine(
     device = calibrated_device()
     on_cuda, activations = device.type == "cuda", fast_dtype(device)
     compute = {
-        name: load_compute(steps.run(name, lambda way=way: dump_compute(measure_compute(*way, device))))
-        for name, way in ways.items()
+        name: load_compute(steps.run(name, partial(measure_way, dtype, linear, device)))
+        for name, (dtype, linear) in ways.items()
     }
     other = {
         "disks": lambda: measure_disks(folder),
@@ -166,6 +167,11 @@ def measure_machine(
 def fast_dtype(device: torch.device) -> torch.dtype:
     """What a device computes a bfloat16 checkpoint in by its own choice."""
     return resolve_dtype("auto", torch.bfloat16, (str(device),))
+
+
+def measure_way(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> dict[str, Any]:
+    """What `measure_compute` finds, as JSON."""
+    return dump_compute(measure_compute(dtype, linear, device))
 
 
 def dump_compute(rates: ComputeRates) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -127,8 +127,8 @@ def run_plan_error(config: PlanErrorConfig) -> int:
     results = []
     with keep_steps("plan-error", config.folder / KEPT, asked, total=len(cases)) as steps:
         for case in cases:
-            run = partial(run_case, case, make_checkpoint(case, config), profile, config)
-            results.append(CaseResult(**steps.run(case.name, lambda run=run: asdict(run()))))
+            run = partial(measure_case, case, profile, config)
+            results.append(CaseResult(**steps.run(case.name, run)))
             print(f"{case.name}: {results[-1].error:+.1%}", flush=True)
     print_table([asdict(result) | {"error": f"{result.error:+.1%}"} for result in results])
     append_result("plan_error", summarize(results, config, profile), RESULTS)
@@ -150,6 +150,11 @@ def make_checkpoint(case: SweepCase, config: PlanErrorConfig) -> Path:
     shape = replace(TINYLLAMA_1B, num_layers=config.num_layers)
     folder = config.folder / f"plan-error-{config.num_layers}-{case.storage or 'bf16'}"
     return make_random_checkpoint(shape, folder, storage=case.storage)
+
+
+def measure_case(case: SweepCase, profile: MachineProfile, config: PlanErrorConfig) -> dict[str, Any]:
+    """What `run_case` finds on the checkpoint that is made for it, as JSON."""
+    return asdict(run_case(case, make_checkpoint(case, config), profile, config))
 
 
 def run_case(

@@ -50,10 +50,12 @@ def fit_bench(config: SweepBenchConfig, flop_per_s: float | None = None) -> Fitt
     chosen = next(fitting, smaller[-1])
     if chosen == smaller[0]:
         return FittedBench(config=chosen, notice="")
+    lasts = bench_flops(chosen) / (rate * USUAL_SHARE) / 60
+    in_time = f"to end in about {config.minutes:g} minutes (--minutes)"
+    ends = in_time if lasts <= config.minutes else f"the least there is: about {lasts:.0f} minutes"
     notice = (
         f"GEMMs reach {rate / 1e9:,.0f} GFLOP/s: {chosen.num_layers} of {SHAPES[config.shape].num_layers} "
-        f"layers, {chosen.num_questions} questions and {chosen.rounds} round(s), to end in about "
-        f"{config.minutes:g} minutes (--minutes)"
+        f"layers, {chosen.num_questions} questions and {chosen.rounds} round(s), {ends}"
     )
     return FittedBench(config=chosen, notice=notice)
 

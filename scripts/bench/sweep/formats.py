@@ -66,9 +66,7 @@ def run_formats_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> di
     return results
 
 
-def measure_rounds(
-    config: SweepBenchConfig, shape: ModelShape, name: str
-) -> list[dict[str, dict[str, float]]]:
+def measure_rounds(config: SweepBenchConfig, shape: ModelShape, name: str) -> list[dict[str, dict[str, Any]]]:
     """All rounds of a format, on a checkpoint that is made for it."""
     checkpoint = make_format(shape, config.folder / f"format-{name}", name)
     try:

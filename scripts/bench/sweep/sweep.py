@@ -22,7 +22,7 @@ from strata.scripts.bench.record import (
     run_identity,
     run_parts,
 )
-from strata.scripts.bench.steps import BenchSteps, keep_steps
+from strata.scripts.bench.steps import keep_steps
 from strata.scripts.bench.sweep.agreement import HEADS, run_agreement_part
 from strata.scripts.bench.sweep.core import NUM_KINDS, bench_shape, run_core_part
 from strata.scripts.bench.sweep.fitted import FittedBench, fit_bench
@@ -31,7 +31,7 @@ from strata.scripts.bench.sweep.peers import run_peers_part
 from strata.scripts.bench.sweep.throttle import PERCENTS, run_throttle_part
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
-Part = Callable[[SweepBenchConfig, BenchSteps], dict[str, object]]
+Part = Callable[..., dict[str, object]]
 KEPT = "sweep.partial.json"
 SIZES = (
     "num_layers",

@@ -97,7 +97,7 @@ def test_sweeps_one_after_the_other_have_a_roofline_together():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_a_product_is_really_timed(dtype):
-    product = GemmProduct.of_width(torch.device("cpu"), dtype, 64)
+    product = GemmProduct.of_width(torch.device("cpu"), dtype, 64, 128)
     assert product.weight.shape == (128, 64)
     assert 1e6 < product.best_flop_per_s(0.0) < 1e16
 

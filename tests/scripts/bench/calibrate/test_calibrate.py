@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -13,14 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from strata.engine.machine import product_rates
-from strata.engine.machine.profile import (
-    ComputeRates,
-    calibrated_path,
-    describe_machine,
-    load_profile,
-    read_profile,
-)
+from strata.engine.machine.profile import calibrated_path, describe_machine, load_profile, read_profile
 from strata.engine.machine.rates import LayerRates, MachineRates
 from strata.engine.model.decoder import build_decoder
 from strata.engine.model.weight_routes import route_layers
@@ -31,7 +23,7 @@ from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.formats.gguf import KINDS
-from strata.scripts.bench.calibrate import calibrate, decode_runs, plan_error, storage_runs
+from strata.scripts.bench.calibrate import calibrate, decode_runs, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (
     LayerSample,
@@ -283,25 +275,3 @@ def test_an_interrupted_calibration_goes_on(small_machine, tmp_path, monkeypatch
 
 def interrupt(folder: Path) -> None:
     raise KeyboardInterrupt
-
-
-def test_nothing_is_calibrated_that_float32_is_faster_than(monkeypatch):
-    rates = {"float32": 1.4e11, "bfloat16": 7e9, "int8": 6e9}
-    monkeypatch.setattr(
-        product_rates, "_product_rates", lambda *where: product_rates.ProductRates(flop_per_s=rates)
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert calibrate.ways_of_computing() == {"float32": (torch.float32, "dense")}
-    profile = load_profile("cpu")
-    known = {"float32": profile.compute["float32"]}
-    cases = plan_error.cases_of(replace(profile, compute=known))
-    assert {case.dtype for case in cases} == {"float32"}
-    assert len(cases) == len([case for case in plan_error.CASES if case.dtype != "int8"])
-
-
-def test_rates_without_a_limit_survive_json():
-    rates = ComputeRates(
-        gemm_flop_per_s=1e11, layer=LayerRates(linear_flop_per_s=1e11, attention_flop_per_s=5e10)
-    )
-    kept = json.loads(json.dumps(calibrate.dump_compute(rates), allow_nan=False))
-    assert calibrate.load_compute(kept) == rates

@@ -30,6 +30,12 @@ def test_a_slow_machine_measures_what_ends_in_ten_minutes(flop_per_s):
     assert "to end in about 10 minutes (--minutes)" in fitted.notice
 
 
+def test_what_cannot_end_in_time_is_said():
+    fitted = fit_bench(SweepBenchConfig(), 1e10)
+    assert fitted.config.num_layers == 2
+    assert "the least there is: about " in fitted.notice
+
+
 def test_rounds_go_first_and_layers_last():
     asked = SweepBenchConfig()
     whole = bench_flops(fit_bench(asked, 1e20).config)
