@@ -59,11 +59,14 @@ class KernelCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operator, and counts it."""
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         result = func(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         name = func._schema.name.removeprefix("aten::")
-        is_view = any(
-            out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns
+        given = {tensor.untyped_storage()._cdata for tensor in inputs}
+        # An operator that may copy, as reshape does, is a view only if it gave the memory that it got.
+        is_view = not func._schema.is_mutable and all(
+            tensor.untyped_storage()._cdata in given for tensor in outputs
         )
         if is_view or name in WITHOUT_KERNEL or not any(tensor.device == META for tensor in outputs):
             return result
