@@ -105,7 +105,7 @@ def test_what_is_not_ours_names_what_is_there(command: Command) -> None:
         done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     elif program.endswith("pip"):
-        extras = re.findall(r"\[([a-z,]+)\]", str(command))
+        extras = re.findall(r"\[([a-z,-]+)\]", str(command))
         known = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         assert extras
         for extra in extras[0].split(","):

@@ -17,7 +17,7 @@ from strata.scripts.docs.plan_tables import MACHINES, SHAPES, USES, plans_page, 
 from .sources import ROOT, VALUE, texts_of_sources
 
 DOCS = ROOT / "docs"
-MAY_BE_ABSENT = {"kaggle.md", "lm-eval.md", "cross-encoder.md", "api.md"}
+MAY_BE_ABSENT = {"kaggle.md", "bridges.md", "api.md"}
 """Pages whose place in the navigation is kept."""
 FETCHES = re.compile(r"<(?:script|img|iframe)[^>]*\bsrc=\"?(?:https?:)?//|<link[^>]*\bhref=\"?(?:https?:)?//")
 MESSAGES = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
@@ -49,6 +49,16 @@ def test_the_page_of_plans_has_every_size() -> None:
     assert len(rows) == len(USES) * len(MACHINES) * len(SHAPES) * 6
     for stored in ("fp16", "int8", "nf4"):
         assert sum(f"B | {stored} |" in row for row in rows) == len(rows) / 3
+
+
+def test_the_readme_says_what_the_page_of_plans_says() -> None:
+    """Hours of questions with contexts, from fp16 and computed in 16 bits: a column a machine."""
+    contexts = page("plans.md").split(f"## {USES[1].title}")[1]
+    for size in SHAPES:
+        found = re.findall(rf"^\| {size} \| fp16 \| b?float16 \| ([0-9.,]+) ", contexts, re.M)
+        assert len(found) == len(MACHINES)
+        row = " | ".join(f"{hours} h" for hours in found)
+        assert f"| {size} in fp16 | {row} |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
