@@ -187,25 +187,21 @@ class ScoreConfig:
             InputError: a broken strata.json.
         """
         # --help shows these settings, and loads nothing that checks files.
-        from strata.engine.adapters.trained_settings import read_trained_settings
+        from strata.engine.adapters.trained_settings import take_settings
 
+        if self.adapter_settings == "ignore":
+            return {adapter: {} for adapter in self.adapter}
         is_given = {
             "head": self.head != AUTO or self.task == "classify",
             "template": self.template is not None,
             "max_tokens": self.max_tokens is not None,
             "normalize": self.normalize is not None,
-            "chat": self.chat or self.template is not None,
-            "system": self.system is not None or self.template is not None,
+            "chat": self.chat,
+            "system": self.system is not None,
             "debias": self.debias != "none",
         }
-        found: dict[Path, dict[str, Any]] = {}
-        for adapter in self.adapter:
-            trained = read_trained_settings(adapter) if self.adapter_settings == "use" else None
-            settings = trained.differing() if trained is not None else {}
-            if settings.get("head") == CLASSIFY:
-                del settings["head"]
-            found[adapter] = {name: value for name, value in settings.items() if not is_given[name]}
-        return found
+        given = [name for name, is_so in is_given.items() if is_so]
+        return {adapter: take_settings(adapter, given) for adapter in self.adapter}
 
 
 @dataclass(frozen=True, kw_only=True)

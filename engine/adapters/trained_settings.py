@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -16,6 +17,10 @@ from strata.engine.files import write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json
 
 SETTINGS_NAME = "strata.json"
+TEXT_CLASSIFIER = "classify"
+"""A head that goes with another kind of question file: the user names it as the task."""
+OF_THE_TEMPLATE = ("chat", "system")
+"""Settings that another template than the trained one leaves without a meaning."""
 
 
 class TrainedSettings(Schema):
@@ -84,3 +89,21 @@ def read_trained_settings(folder: Path) -> TrainedSettings | None:
     if settings.template is not None and (folder / settings.template).is_file():
         return settings.model_copy(update={"template": str(folder / settings.template)})
     return settings
+
+
+def take_settings(folder: Path, given: Collection[str]) -> dict[str, str | int | bool]:
+    """The settings of an adapter's folder that its user has not given.
+
+    Args:
+        folder: the adapter's.
+        given: names of the settings that somebody has chosen.
+
+    Raises:
+        InputError: a broken strata.json.
+    """
+    trained = read_trained_settings(folder)
+    settings = {} if trained is None else trained.differing()
+    if settings.get("head") == TEXT_CLASSIFIER:
+        del settings["head"]
+    kept = {*given, *(OF_THE_TEMPLATE if "template" in given else ())}
+    return {name: value for name, value in settings.items() if name not in kept}

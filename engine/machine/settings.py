@@ -18,7 +18,7 @@ class MachineSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Compute dtype; auto is the checkpoint's own where the device is fast in it; int8 takes weights (a
     scale a channel) and activations (a scale a token) of all linear layers to 8 bits, and measures what that
-    does to scores."""
+    does to scores. On a CPU a short measurement tells what is fast, of int8 as well."""
     memory_gib: float | None = None
     """Budget for weights and activations on a device (on CPU: beyond what the libraries take)."""
     host_memory_gib: float | None = None

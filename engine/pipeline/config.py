@@ -7,10 +7,11 @@ no model and no index.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from strata.engine.adapters.trained_settings import take_settings
 from strata.engine.deadline import parse_duration_s
 from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
@@ -139,27 +140,32 @@ def _member(
     if given.context not in known:
         raise file.error((*keys, "context"), f"expected one of {', '.join(known)}, found {given.context!r}")
     shots = () if given.shots is None else _named(file, (*keys, "shots"), lambda: _shots(section, given))
-    return PipelineMember(
-        member=Member(
-            model=Path(given.model),
-            adapter=None if given.adapter is None else Path(given.adapter),
-            head=given.head,
-            template=given.template,
-            debias=given.debias,
-            debiasing=DebiasSettings(
-                num_orders=given.debias_orders, sample=given.debias_sample, seed=given.debias_seed
-            ),
-            normalize=given.normalize,
-            max_tokens=given.max_tokens,
-            context=given.context,
-            chat=given.chat,
-            system=given.system,
-            shots=shots,
-            num_shots=given.num_shots if shots else None,
-            label=name,
-            layers=given.layers,
-            layers_norm=given.layers_norm,
+    adapter = None if given.adapter is None else Path(given.adapter)
+    taken: dict[str, Any] = {}
+    if adapter is not None and given.adapter_settings == "use":
+        taken = take_settings(adapter, given.model_fields_set)
+    member = Member(
+        model=Path(given.model),
+        adapter=adapter,
+        head=given.head,
+        template=given.template,
+        debias=given.debias,
+        debiasing=DebiasSettings(
+            num_orders=given.debias_orders, sample=given.debias_sample, seed=given.debias_seed
         ),
+        normalize=given.normalize,
+        max_tokens=given.max_tokens,
+        context=given.context,
+        chat=given.chat,
+        system=given.system,
+        shots=shots,
+        num_shots=given.num_shots if shots else None,
+        label=name,
+        layers=given.layers,
+        layers_norm=given.layers_norm,
+    )
+    return PipelineMember(
+        member=replace(member, **taken),
         machine=_machine(section.machine, given.machine),
         weight=given.weight,
     )

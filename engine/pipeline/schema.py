@@ -51,6 +51,7 @@ class MemberSection(Section):
 
     model: str
     adapter: str | None = None
+    adapter_settings: Literal["use", "ignore"] = "use"
     head: str = "auto"
     template: str | None = None
     debias: DebiasName = "none"

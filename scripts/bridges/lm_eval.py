@@ -63,7 +63,7 @@ class StrataLM(TemplateLM):
         session = Session(folder=Path(tempfile.gettempdir()), shows_progress=True)
         self.scorer = Scorer.open([self.arguments.member()], self.arguments.machine(), session=session)
         opened = self.scorer.decoder
-        self.tokenizer = opened.tokenizer
+        self.tokenizer: Any = opened.tokenizer
         if self.arguments.add_bos_token is not None:
             self.tokenizer.add_bos_token = self.arguments.add_bos_token
         self._max_length = self._choose_max_length(opened.model.checkpoint.config, opened.prompting.window)

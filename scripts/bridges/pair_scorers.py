@@ -19,11 +19,12 @@ from strata.engine.jobs.job import Session
 from strata.engine.machine.devices import resolve_devices, resolve_dtype
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
+from strata.engine.model.embedding import check_token_ids
 from strata.engine.model_files.library_errors import one_line
 from strata.engine.model_files.opening import OPENING
 from strata.engine.prompts.texts import pooled_position
 from strata.engine.scorer import Scorer
-from strata.engine.types import Branch, Prompt, Question, Target
+from strata.engine.types import Branch, InputError, Prompt, Question, Target
 from strata.engine.weights.checkpoint_folder import read_config
 from strata.scripts.bridges.cross_encoder_folder import RerankerFolder
 
@@ -69,20 +70,24 @@ class DecoderPairs:
 
     def logits(self, pairs: EncodedPairs, batch_size: int) -> Scored:
         """See `PairScorer`; micro-batches are planned, whatever the batch size."""
+        if not pairs:
+            return
         prompts = [self._build_prompt(place, pair["input_ids"]) for place, pair in enumerate(pairs)]
-        for rows in self._scorer.prepare(prompts).groups(Deadline()) if prompts else ():
+        check_token_ids(self._scorer.decoder.model.checkpoint, prompts)
+        for rows in self._scorer.prepare(prompts).groups(Deadline()):
             yield {int(row.question.id): torch.from_numpy(row.scores.astype(np.float32)) for row in rows}
 
     def _build_prompt(self, place: int, ids: Sequence[int]) -> Prompt:
+        if not ids:
+            raise InputError(f"inputs[{place}]: the pair becomes no token; expected at least one")
         question = Question(id=str(place), prompt="", options=self._scorer.labels or ("",))
-        if self._tokens is None:
-            position = pooled_position(ids, self._pad_token_id)
-            branches = (_branch(ids[: position + 1], Target(position=position, token_id=None)),)
-        else:
-            branches = tuple(
-                _branch(ids, Target(position=len(ids), token_id=token)) for token in self._tokens
-            )
-        return Prompt(question=question, branches=branches)
+        return Prompt(question=question, branches=self._branches(ids))
+
+    def _branches(self, ids: Sequence[int]) -> tuple[Branch, ...]:
+        if self._tokens is not None:
+            return tuple(_branch(ids, Target(position=len(ids), token_id=token)) for token in self._tokens)
+        position = pooled_position(ids, self._pad_token_id)
+        return (_branch(ids[: position + 1], Target(position=position, token_id=None)),)
 
     def close(self) -> None:
         """See `PairScorer`."""

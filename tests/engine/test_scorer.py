@@ -58,6 +58,16 @@ def test_nothing_is_left_or_printed(checkpoint, asked, tmp_path, monkeypatch, ca
     assert capfd.readouterr() == ("", "")
 
 
+def test_progress_is_told_on_stderr_where_it_is_asked_for(checkpoint, asked, monkeypatch, capsys):
+    monkeypatch.setattr("strata.engine.progress.LINE_EVERY_S", 0.0)
+    with Scorer.open([Member(model=checkpoint("llama-gqa"))], FLOAT32, progress=True) as scorer:
+        rows = scorer.score(asked)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("sweep: 100%")
+    assert rows._repr_html_().count("<tr>") == 1 + len(asked)
+
+
 @pytest.mark.parametrize("resident", [None, 1])
 def test_a_second_call_reads_no_resident_layer_again(checkpoint, asked, tmp_path, resident):
     session = session_of(tmp_path, resident_layers=resident)

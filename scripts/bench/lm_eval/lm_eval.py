@@ -54,7 +54,7 @@ def run_lm_eval_bench(config: LMEvalBenchConfig) -> int:
             for shots in config.shots or SHOTS:
                 rows.append({"model": name, **compare(model, task, shots, config)})
                 print(rows[-1], flush=True)
-    print_table(rows)
+    print_table([{key: value for key, value in row.items() if key != "hf_trials_s"} for row in rows])
     suffix = "" if config.sampler == "default" else f"_{config.sampler}"
     figures = {
         f"lm_eval_speedup_{row['model']}_{row['task']}_{row['shots']}{suffix}": row["speedup"] for row in rows

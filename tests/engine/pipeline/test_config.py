@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from strata.engine.adapters.trained_settings import TrainedSettings, write_trained_settings
 from strata.engine.pipeline.config import Pipeline, read_pipeline
 from strata.engine.types import InputError
 
@@ -92,3 +93,19 @@ def test_what_does_not_fit(tmp_path, setting, message):
         read(tmp_path, WHOLE, setting)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ("letters", 700, True)),
+        (", head: auto, max_tokens: 9", ("auto", 9, True)),
+        (", template: letters", ("letters", 700, False)),
+        (", adapter_settings: ignore", ("auto", None, False)),
+    ],
+)
+def test_an_adapter_is_asked_as_it_was_trained(given, expected, tmp_path):
+    write_trained_settings(tmp_path, TrainedSettings(head="letters", max_tokens=700, chat=True))
+    pipeline = read(tmp_path, f"members: {{a: {{model: x, adapter: {tmp_path}{given}}}}}\n")
+    member = pipeline.members["a"].member
+    assert (member.head, member.max_tokens, member.chat) == expected

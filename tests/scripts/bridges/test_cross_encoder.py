@@ -102,7 +102,7 @@ def test_scores(kind, both):
         {"batch_size": 2},
         {"prompt": "Say: "},
     ],
-    ids=str,
+    ids=lambda settings: next(iter(settings)),
 )
 def test_what_calls_may_ask_for(kind, settings, both):
     ours, theirs = both(kind)

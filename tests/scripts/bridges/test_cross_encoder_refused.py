@@ -78,6 +78,21 @@ def test_settings_that_mean_nothing(model, settings, message):
         model.predict([("a", "b")], **settings)
 
 
+def test_a_pair_without_a_token(model):
+    with pytest.raises(InputError, match=r"inputs\[1\]: the pair becomes no token"):
+        model.predict([("a", "b"), ("", "")])
+
+
+def test_tokens_that_the_model_does_not_have(built, tmp_path):
+    folder = shutil.copytree(built["causal"], tmp_path / "other")
+    edit(folder, "1_LogitScore/config.json", true_token_id=10**6)
+    with (
+        StrataCrossEncoder(folder, machine=FLOAT32) as model,
+        pytest.raises(InputError, match="token id 1000000; expected ids below 384"),
+    ):
+        model.predict([("a", "b")])
+
+
 def test_settings_without_effect_are_told(model, caplog):
     model.predict([("a", "b")], device="cpu", chunk_size=3)
     assert "device has no effect" in caplog.text
