@@ -12,15 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from strata.engine import ray_cluster
 from strata.engine.deadline import Deadline
-from strata.engine.machine.devices import GIB
-from strata.engine.machine.settings import MachineSettings
-from strata.engine.machine.shared_memory import divide_memory
 from strata.engine.ray_cluster import Node, RaySettings
 from strata.engine.run.cluster import cluster
 from strata.engine.run.cluster.job import cut_batches
@@ -256,24 +252,6 @@ def test_batches_are_of_nearly_one_size() -> None:
     assert [list(batch) for batch in cut_batches(range(7), 3, 2)] == [[0, 1], [2, 3], [4, 5, 6]]
     assert [len(batch) for batch in cut_batches(range(5000), 2000, 2)] == [1666, 1667, 1667]
     assert [len(batch) for batch in cut_batches(range(2), 2000, 3)] == [1, 1]
-
-
-def test_engines_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = MachineSettings(devices="cpu", memory_gib=12, host_memory_gib=30)
-    assert divide_memory(given, 1) is given
-    third = divide_memory(given, 3)
-    assert (third.memory_gib, third.host_memory_gib) == (pytest.approx(4), pytest.approx(10))
-    free = SimpleNamespace(available=100 * GIB)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    half = divide_memory(MachineSettings(devices="cpu"), 2)
-    assert (half.memory_gib, half.host_memory_gib) == (pytest.approx(40), pytest.approx(40))
-
-
-def test_a_card_is_an_engines_own_while_host_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    given = MachineSettings(devices="cuda:0", memory_gib=14, host_memory_gib=30)
-    half = divide_memory(given, 2)
-    assert (half.memory_gib, half.host_memory_gib) == (14, pytest.approx(15))
 
 
 @pytest.mark.parametrize(
