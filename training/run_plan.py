@@ -16,7 +16,6 @@ from strata.training.base_model import open_base
 from strata.training.config import TrainConfig
 from strata.training.data.batch_order import BatchOrder
 from strata.training.data.training_set import TrainingSet
-from strata.training.readers.decoder_reader import DecoderReader
 from strata.training.readers.devices import choose_device, choose_dtype
 from strata.training.readers.memory_plan import (
     MemoryPlan,
@@ -26,6 +25,7 @@ from strata.training.readers.memory_plan import (
     shape_of,
 )
 from strata.training.readers.packed_batch import count_tokens, pack_examples
+from strata.training.readers.resident_reader import ResidentReader
 from strata.training.types import Example
 from strata.training.work_plan import BatchWork, WorkPlan, plan_work
 
@@ -52,7 +52,7 @@ def plan_run(config: TrainConfig, data: TrainingSet) -> RunPlan:
     checkpoint = open_base(config)
     dtype = choose_dtype(config, checkpoint.stored_dtype, device)
     shape = shape_of(config, checkpoint, dtype)
-    reader = DecoderReader(config, checkpoint, shape.skeleton, device)
+    reader = ResidentReader(config, checkpoint, shape.skeleton, device)
     order = BatchOrder(num_examples=len(data.train), batch_size=config.batch_questions, seed=config.seed)
     _, indices = order.batch(0)
     examples = data.train.read(reader, indices, epoch=0)

@@ -16,7 +16,7 @@ SHAPES = {"7B": "llama2-7b", "13B": "llama2-13b", "32B": "qwen3-32b", "70B": "ll
 MACHINES = {
     "kaggle-2xt4": "Two T4 of 15 GiB, 29 GiB of RAM (Kaggle)",
     "card-24gb": "One card of 24 GB, 64 GB of RAM (an RTX 3090)",
-    "cpu": "Two cores of a Zen 4 server, 24 GB of RAM",
+    "cpu-zen4": "Two cores of a Zen 4 server, 24 GB of RAM",
 }
 COLUMNS = (
     *("model", "stored", "computed", "hours", "questions/h", "bound by"),
