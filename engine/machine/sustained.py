@@ -29,7 +29,7 @@ def sustained_gemm_rate(
         width: of the model.
         seconds: how long.
     """
-    products = [GemmProduct.of_width(device, dtype, width) for device in devices]
+    products = [GemmProduct.of_width(device, dtype, width, 2 * width) for device in devices]
     with ThreadPoolExecutor(max_workers=len(products)) as pool:
         rates = list(pool.map(partial(_settled_rate, seconds=seconds), products))
     return min(rates)
