@@ -17,8 +17,6 @@ from strata.scripts.docs.plan_tables import MACHINES, SHAPES, USES, plans_page, 
 from .sources import ROOT, VALUE, texts_of_sources
 
 DOCS = ROOT / "docs"
-MAY_BE_ABSENT = {"kaggle.md", "bridges.md", "api.md"}
-"""Pages whose place in the navigation is kept."""
 FETCHES = re.compile(r"<(?:script|img|iframe)[^>]*\bsrc=\"?(?:https?:)?//|<link[^>]*\bhref=\"?(?:https?:)?//")
 MESSAGES = re.findall(r"^### `(.*)`$", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
 
@@ -89,8 +87,7 @@ def test_the_navigation_has_every_page() -> None:
     listed = [name for section in settings["nav"] for names in section.values() for name in names]
     there = {path.name for path in DOCS.glob("*.md")}
     assert len(listed) == len(set(listed))
-    assert there <= set(listed)
-    assert set(listed) - there <= MAY_BE_ABSENT
+    assert set(listed) == there
 
 
 def test_the_figure_fetches_nothing() -> None:
