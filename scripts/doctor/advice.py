@@ -14,11 +14,10 @@ from strata.engine.machine.devices import (
     resolve_devices,
     resolve_dtype,
 )
-from strata.engine.results.machine_facts import read_cpuinfo
+from strata.engine.machine.product_rates import ProductRates, product_rates
 from strata.scripts.doctor.devices import DeviceFacts
 from strata.scripts.kaggle.cells import Places
 
-FAST_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
 FAST_INT8_CAPABILITY = 8.0
 """From here on cuBLAS multiplies 8 bits faster than 16; on a T4 (7.5) it takes 1.7 times as long."""
 
@@ -62,23 +61,20 @@ def advise(found: list[DeviceFacts], places: Places | None) -> Advice:
     )
 
 
-def int8_advice(capabilities: list[float], cpuinfo: str | None = None) -> str:
-    """Whether 8-bit products are faster than 16-bit ones.
+def int8_advice(capabilities: list[float], products: ProductRates | None = None) -> str:
+    """Whether 8-bit products are faster than those of the best floating dtype.
 
     Args:
         capabilities: of the CUDA devices in use; none for the CPU.
-        cpuinfo: as Linux lists it; this machine's by default.
+        products: what decides on a CPU; None: this machine's, measured once.
     """
     if capabilities:
         oldest = min(capabilities)
         if oldest >= FAST_INT8_CAPABILITY:
             return f"worth a try: compute capability {oldest} multiplies 8 bits faster than 16"
         return f"no: compute capability {oldest} has no fast 8-bit product in cuBLAS"
-    flags = (read_cpuinfo() if cpuinfo is None else cpuinfo).split()
-    fast = [flag for flag in FAST_INT8_FLAGS if flag in flags]
-    if fast:
-        return f"worth a try: this CPU has {', '.join(fast)}"
-    return f"no: this CPU has none of {', '.join(FAST_INT8_FLAGS)}"
+    products = products or product_rates()
+    return f"{'worth a try' if products.int8_is_fast else 'no'}: measured {products}"
 
 
 def temporary_folder() -> Path:

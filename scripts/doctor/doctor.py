@@ -165,7 +165,7 @@ def _extra_rows(extras: list[ExtraFacts]) -> list[tuple[str, str]]:
 def _folders(places: Places | None) -> tuple[Path, ...]:
     if places is not None:
         return places.input, places.working, places.scratch
-    return Path.cwd(), temporary_folder()
+    return tuple(dict.fromkeys((Path.cwd(), temporary_folder())))
 
 
 def _parts(version: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from strata.engine.machine.product_rates import ProductRates
 from strata.scripts.cli import main
 from strata.scripts.doctor import disks
 from strata.scripts.doctor.advice import int8_advice
@@ -81,17 +82,18 @@ def test_troubles():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "cpuinfo", "begins"),
+    ("capabilities", "int8", "begins"),
     [
-        ([7.5, 7.5], "", "no"),
-        ([8.0], "", "worth"),
-        ([8.0, 7.5], "", "no"),
-        ([], "flags: avx2 avx512_vnni", "worth"),
-        ([], "flags: avx2 avx512f", "no"),
+        ([7.5, 7.5], 1, "no: compute"),
+        ([8.0], 1, "worth"),
+        ([8.0, 7.5], 1, "no: compute"),
+        ([], 3e11, "worth a try: measured float32 100, bfloat16 200, int8 300 GFLOP/s"),
+        ([], 9e9, "no: measured float32 100, bfloat16 200, int8 9 GFLOP/s"),
     ],
 )
-def test_whether_int8_is_worth_a_try(capabilities, cpuinfo, begins):
-    assert int8_advice(capabilities, cpuinfo).startswith(begins)
+def test_whether_int8_is_worth_a_try(capabilities, int8, begins):
+    products = ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 2e11, "int8": int8})
+    assert int8_advice(capabilities, products).startswith(begins)
 
 
 def test_a_disk_is_measured_and_left_as_it_was(tmp_path):
