@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from math import ceil
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -35,8 +34,8 @@ INT8 = "int8"
 NUM_INPUTS = 2048
 SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 1024
 """Of a product that tells what is out of the question, and of one as long as a layer's are."""
-TOKENS_OF_FOUR_THREADS = 64
-"""Rows of the product grow with the threads: none of them should measure the cost of a call."""
+NUM_TOKENS = 64
+"""Rows of the product, as of a small micro-batch."""
 HOPELESS = 0.25
 """Share of the fastest rate below which a way is not timed on the larger product."""
 SLOW_INT8 = 0.8
@@ -53,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ProductRates:
-    """FLOP/s of a linear layer by way of computing it: "float32", "bfloat16", "int8" (scales included).
+    """FLOP/s of a thread in a linear layer, by what computes it: "float32", "bfloat16", "int8" (with scales).
 
     `is_steady`: rounds took about equally long, so that they are worth keeping.
     """
@@ -77,7 +76,10 @@ class ProductRates:
         return ProductRates(flop_per_s=dict(self.flop_per_s) | {INT8: rate})
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in self.flop_per_s.items()) + " GFLOP/s"
+        return (
+            ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in self.flop_per_s.items())
+            + " GFLOP/s a thread"
+        )
 
 
 class WaysSchema(Schema):
@@ -143,18 +145,25 @@ def read_product_rates(path: Path, measured_on: Mapping[str, object]) -> Product
 
 
 def measure_product_rates() -> ProductRates:
-    """Times one product in every way, in turns, so that a busy moment of the machine meets all of them."""
-    rates, _ = _time_products(SMALL_OUTPUTS, (*FLOATS, INT8))
-    fastest = max(rates.values())
-    likely = [name for name, rate in rates.items() if rate > HOPELESS * fastest]
-    refined, is_steady = _time_products(LARGE_OUTPUTS, likely)
+    """Times one product in every way, in turns, so that a busy moment of the machine meets all of them.
+
+    On one thread: on a busy machine several would wait for each other, and all ways look alike.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates, _ = _time_products(SMALL_OUTPUTS, (*FLOATS, INT8))
+        fastest = max(rates.values())
+        likely = [name for name, rate in rates.items() if rate > HOPELESS * fastest]
+        refined, is_steady = _time_products(LARGE_OUTPUTS, likely)
+    finally:
+        torch.set_num_threads(num_threads)
     return ProductRates(flop_per_s=rates | refined, is_steady=is_steady)
 
 
 def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, float], bool]:
     """Best FLOP/s of a product in each of some ways, and whether their medians are about as good."""
-    num_tokens = TOKENS_OF_FOUR_THREADS * ceil(torch.get_num_threads() / 4)
-    runs = _products(num_tokens, num_outputs)
+    runs = _products(NUM_TOKENS, num_outputs)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for name in ways:
@@ -165,7 +174,7 @@ def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, flo
                 break
             for name in ways:
                 seconds[name].append(_seconds(runs[name]))
-    flops = 2 * num_tokens * NUM_INPUTS * num_outputs
+    flops = 2 * NUM_TOKENS * NUM_INPUTS * num_outputs
     is_steady = all(median(found) < STEADY * min(found) for found in seconds.values())
     return {name: flops / min(found) for name, found in seconds.items()}, is_steady
 

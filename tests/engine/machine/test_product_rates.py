@@ -68,7 +68,7 @@ def test_slow_int8_becomes_the_fast_float_with_a_warning(stored, score, set_mach
     assert (plan["linear"], plan["dtype"]) == ("dense", "float32")
     assert plan["product_flop_per_s"] == AVX2.flop_per_s
     assert any("--dtype int8" in line and "computed in float32" in line for line in messages)
-    assert "computing in float32 (measured: float32 140, bfloat16 7, int8 6 GFLOP/s)" in shown
+    assert "computing in float32 (measured: float32 140, bfloat16 7, int8 6 GFLOP/s a thread)" in shown
     assert "warning: --dtype int8" in shown
     assert "int8_check" not in run.record["measured"]
     np.testing.assert_array_equal(scores_of(run), scores_of(score(model=stored, dtype="float32")))
