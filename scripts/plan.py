@@ -74,7 +74,7 @@ def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
     sharing, budgets = job.prefix_sharing, machine.budgets
     saved = sharing.tokens_per_option_run / sharing.trie_nodes
     return [
-        ("model", str(job.opened.model.checkpoint.path)),
+        ("model", job.opened.model.checkpoint.path.resolve().name),
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),
         ("tokens", f"{plan.tokens:,} ({saved:.1f}x fewer than one path at a time)"),
         ("groups", f"{plan.num_groups} sweep(s) over the weights"),

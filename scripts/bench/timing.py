@@ -8,8 +8,6 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from strata.engine.progress import progress_bar
-
 if TYPE_CHECKING:
     import torch
 
@@ -49,6 +47,10 @@ def time_in_turns(
         rounds: How often each is run.
         device: Whose queued work is waited for.
     """
+    from strata.engine.progress import (
+        progress_bar,
+    )  # peers' runners use this module in interpreters of theirs
+
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     with progress_bar("rounds", rounds * len(runs), shown=True) as advance:
         for _ in range(rounds):

@@ -91,4 +91,5 @@ def test_changes_in_int8(name, settings_of, score, tmp_path):
             assert farthest(found, expected) <= moved_by_int8, change.__name__
     for layout in LAYOUTS:
         found = scores_of(score, tmp_path, ROWS, **settings, **layout)
-        assert farthest(found, expected) <= moved_by_int8, layout
+        # What is an outlier depends on who shares a micro-batch: two roundings, each so far from exact.
+        assert farthest(found, expected) <= 2 * moved_by_int8, layout

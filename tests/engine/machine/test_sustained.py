@@ -33,7 +33,9 @@ def test_the_slowest_device_counts(monkeypatch):
     made = iter([torch.float64, torch.float32])
     original = GemmProduct.of_width
     monkeypatch.setattr(
-        GemmProduct, "of_width", lambda device, dtype, width: original(device, next(made), width)
+        GemmProduct,
+        "of_width",
+        lambda device, dtype, width, outputs: original(device, next(made), width, outputs),
     )
     assert sustained.sustained_gemm_rate([CPU, CPU], torch.float32, 16, seconds=0.01) == slow
 
