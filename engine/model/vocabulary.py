@@ -178,11 +178,15 @@ class _WholeVocabulary:
 
     def see(self, part: slice, logits: torch.Tensor, first_id: int) -> None:
         """Takes in the logits [s, B] of some rows and of B tokens from `first_id` on."""
-        self.log_sum[part] = torch.logaddexp(self.log_sum[part], torch.logsumexp(logits, dim=1).cpu())
-        best, place = (found.cpu() for found in logits.max(dim=1))
-        better = best > self._best[part]
-        self._best[part] = torch.where(better, best, self._best[part])
-        self.best_id[part] = torch.where(better, place + first_id, self.best_id[part])
+        best = logits.amax(dim=1)
+        # torch's log_softmax is fused, its logsumexp is not.
+        log_sum = best - logits.log_softmax(dim=1).amax(dim=1)
+        self.log_sum[part] = torch.logaddexp(self.log_sum[part], log_sum.cpu())
+        # The place takes far longer to find than the value.
+        better = (best.cpu() > self._best[part]).nonzero()[:, 0]
+        rows = better + part.start
+        self._best[rows] = best.cpu()[better]
+        self.best_id[rows] = logits[better.to(logits.device)].max(dim=1).indices.cpu() + first_id
 
 
 def _blocks(

@@ -8,7 +8,7 @@ window either, unless siblings are above them, whose positions do not follow one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -90,7 +90,12 @@ def _cut_tiles(
         for part in _split_segment(whole, cut.max_rows)
     )
     if cut.joins:
-        return _join_tiles(tree, parts, key_space, cut.max_rows, window)
+        return tuple(
+            _build_tile(tree, group, key_space, window)
+            if len(group) > 1 or cut.joined_rows is None
+            else _build_sequence(tree, group[0], key_space, window)
+            for group in _join_segments(parts, cut)
+        )
     return tuple(_build_sequence(tree, part, key_space, window) for part in parts)
 
 
@@ -121,29 +126,26 @@ def _build_sequence(tree: PrefixTree, part: RowSegment, key_space: Intervals, wi
     )
 
 
-def _join_tiles(
-    tree: PrefixTree,
-    segments: Iterable[RowSegment],
-    key_space: Intervals,
-    max_rows: int | None,
-    window: int | None,
-) -> tuple[Tile, ...]:
-    tiles: list[Tile] = []
+def _join_segments(segments: Iterable[RowSegment], cut: TileCut) -> Iterator[list[RowSegment]]:
+    """Segments that follow one another, together while that computes few scores in vain."""
+    most_rows = cut.joined_rows or cut.max_rows
     group: list[RowSegment] = []
     keys: Intervals = ()
     rows, apart = 0, 0
     for segment in segments:
         joined = union(keys, segment.path)
         cost = segment.num_rows * count(segment.path)
-        fits = max_rows is None or rows + segment.num_rows <= max_rows
-        if group and not (fits and (rows + segment.num_rows) * count(joined) <= WASTE_LIMIT * (apart + cost)):
-            tiles.append(_build_tile(tree, group, key_space, window))
+        fits = (most_rows is None or rows + segment.num_rows <= most_rows) and (
+            cut.joined_keys is None or count(joined) <= cut.joined_keys
+        )
+        allowed = WASTE_LIMIT * (apart + cost) + cut.tile_scores * len(group)
+        if group and not (fits and (rows + segment.num_rows) * count(joined) <= allowed):
+            yield group
             group, joined, rows, apart = [], segment.path, 0, 0
         group.append(segment)
         keys, rows, apart = union(joined), rows + segment.num_rows, apart + cost
     if group:
-        tiles.append(_build_tile(tree, group, key_space, window))
-    return tuple(tiles)
+        yield group
 
 
 def _build_tile(tree: PrefixTree, group: list[RowSegment], key_space: Intervals, window: int | None) -> Tile:

@@ -1,11 +1,12 @@
-"""Prefix attention through torch's FlashAttention for CPUs, without masks: the way in bfloat16 where AMX is.
+"""Prefix attention through torch's FlashAttention for CPUs: the way in bfloat16 where AMX is.
 
 torch knows causal attention from the top left alone, of as many rows as keys. So a sequence (see tile.py)
 with few keys before its rows gets rows of zeros in their place, whose results are dropped. One with many is
 attended in two parts, what is before its rows and the rows themselves, which the log-sum-exps of both weigh:
     out = out_before + (out_own - out_before) * sigmoid(lse_own - lse_before)
 The first part needs no mask, so the heads that share a kv head are folded into the rows, and so are the rows
-of all branches under one path: what they share is read once. Tiles with masks or windows go to `blocked`.
+of all branches under one path: what they share is read once. Short branches under few keys share a tile with
+a mask, and many such tiles a call (see `padded`): a call takes as long as the scores of dozens of tokens.
 Legend: T query rows, N query heads, K kv heads, G = N / K, C key space, H head dim; of the branches under one
 path, B branches, S rows of all, R rows of the longest.
 Source: Dao et al. 2022, FlashAttention; merging two parts: Rabe & Staats 2021, Self-attention does not need
@@ -15,22 +16,25 @@ O(n^2) memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from strata.kernels.prefix_attention.backend import (
-    SEQUENCE_CUT,
     AttentionRequest,
     AttentionSettings,
     TileSize,
 )
-from strata.kernels.prefix_attention.blocked import BLOCKED_ON_CPU
-from strata.kernels.prefix_attention.tile import Tile, TileCut
+from strata.kernels.prefix_attention.padded import WASTE, PaddedTiles, attend_padded, pad_tiles
+from strata.kernels.prefix_attention.tile import Tile, TileCut, made_once
 
 ADDED_ROWS = 64
 """Rows of zeros are added if that costs each row no more scores than this: what merging two parts costs."""
+
+JOINED_KEYS = 512
+"""Short branches under more keys than this share what is before them instead of a mask."""
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -39,7 +43,9 @@ class FlashOnCpu:
     """A call of torch's flash attention a long sequence, two for all short branches under one path."""
 
     name: ClassVar[str] = "flash-cpu"
-    cut: ClassVar[TileCut] = SEQUENCE_CUT
+    cut: ClassVar[TileCut] = TileCut(
+        max_rows=None, joins=True, joined_rows=128, joined_keys=JOINED_KEYS, tile_scores=4096
+    )
 
     def takes(self, request: AttentionRequest) -> bool:
         """bfloat16 on CPUs with AMX; elsewhere `blocked` is faster."""
@@ -50,7 +56,10 @@ class FlashOnCpu:
     def scratch_bytes(self, size: TileSize, request: AttentionRequest) -> int:
         """Keys and values as the kernel packs them for each head, and both parts of the result."""
         packed = 2 * (size.num_heads + size.num_kv_heads) * size.keys * size.head_dim * size.itemsize
-        return packed + size.num_heads * size.rows * size.head_dim * (3 * size.itemsize + 8)
+        results = size.num_heads * size.rows * size.head_dim * (3 * size.itemsize + 8)
+        masked_keys = min(size.keys, JOINED_KEYS)
+        masks = WASTE * size.num_heads // size.num_kv_heads * size.rows * masked_keys * 2 * size.itemsize
+        return packed + results + int(masks)
 
     def attend(
         self,
@@ -62,13 +71,11 @@ class FlashOnCpu:
     ) -> torch.Tensor:
         """Attention [T, N, H] of query [N, T, H] over the key space [K, C, H]; see `Backend.attend`."""
         assert settings.softcap is None, "torch's flash attention has no soft cap"
-        plain = [tile for tile in tiles if tile.is_sequence and tile.window is None]
-        others = [tile for tile in tiles if not (tile.is_sequence and tile.window is None)]
-        if others:
-            output_TNH = BLOCKED_ON_CPU.attend(query, keys, values, others, settings)
-        else:
-            output_TNH = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        for branches in _under_one_path(plain):
+        plan = made_once(tiles, self.name, lambda: _plan_calls(tiles))
+        output_TNH = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+        for padded in plan.padded:
+            attend_padded(query, keys, values, padded, settings.scaling, out=output_TNH)
+        for branches in plan.sequences:
             rows = slice(branches[0].rows[0], branches[-1].rows[1])
             (first, *rest), num_before = branches, _num_before(branches[0])
             if not rest and num_before**2 <= ADDED_ROWS * first.num_rows:
@@ -76,6 +83,21 @@ class FlashOnCpu:
             else:
                 output_TNH[rows] = _attend_parts(query, keys, values, branches, settings.scaling)
         return output_TNH
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Calls:
+    """How some tiles are computed: sequences, those under one path together, and padded tiles with masks."""
+
+    sequences: tuple[tuple[Tile, ...], ...]
+    padded: tuple[PaddedTiles, ...]
+
+
+def _plan_calls(tiles: Sequence[Tile]) -> _Calls:
+    plain = [tile for tile in tiles if tile.is_sequence and tile.window is None]
+    masked = [tile for tile in tiles if not (tile.is_sequence and tile.window is None)]
+    sequences = tuple(tuple(branches) for branches in _under_one_path(plain))
+    return _Calls(sequences=sequences, padded=pad_tiles(masked))
 
 
 def _under_one_path(tiles: Sequence[Tile]) -> Iterator[list[Tile]]:

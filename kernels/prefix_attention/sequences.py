@@ -16,7 +16,7 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from strata.kernels.prefix_attention.tile import PlannedTiles, Tile
+from strata.kernels.prefix_attention.tile import Tile, made_once
 
 GATHERED_KEYS = 65_536
 
@@ -76,9 +76,7 @@ def plan_sequences(tiles: Sequence[Tile], device: torch.device, *, windows: bool
         others = tuple(tile for tile, taken in zip(tiles, is_taken, strict=True) if not taken)
         return SequencePlan(calls=tuple(_build_call(call, device) for call in calls), others=others)
 
-    if isinstance(tiles, PlannedTiles):
-        return tiles.made(f"sequences on {device}, windows {windows}", build)
-    return build()
+    return made_once(tiles, f"sequences on {device}, windows {windows}", build)
 
 
 def _group(tiles: Iterable[Tile]) -> list[list[Tile]]:

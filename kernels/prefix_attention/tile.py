@@ -7,7 +7,7 @@ trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -25,10 +25,18 @@ class TileCut:
         max_rows: the most query rows of a tile, None for any number.
         joins: whether short branches may share a tile, which then needs a mask. Otherwise a tile is rows that
             follow one another on one path: a sequence, causal from the bottom right.
+        joined_rows: the most rows of a tile that branches share; a branch with as many has its own. None for
+            `max_rows`.
+        joined_keys: the most keys of a tile that branches share, None for any number.
+        tile_scores: scores of a head that take as long as a tile more: so many are computed in vain for each
+            tile that joining saves.
     """
 
     max_rows: int | None
     joins: bool
+    joined_rows: int | None = None
+    joined_keys: int | None = None
+    tile_scores: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,6 +105,11 @@ class PlannedTiles(tuple[Tile, ...]):
             self.__dict__[key] = make()
         found: Made = self.__dict__[key]
         return found
+
+
+def made_once(tiles: Sequence[Tile], key: str, make: Callable[[], Made]) -> Made:
+    """What `make` gives for some tiles; of `PlannedTiles` what it gave the first time."""
+    return tiles.made(key, make) if isinstance(tiles, PlannedTiles) else make()
 
 
 def gather_keys(states: torch.Tensor, tile: Tile) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,6 +21,14 @@ from .test_prefix_tree import ancestors
 CPU = torch.device("cpu")
 quick = settings(deadline=None, max_examples=60)
 cuts = st.builds(TileCut, max_rows=st.sampled_from((1, 2, 3, 5, 8, 64)), joins=st.booleans())
+limited = st.builds(
+    TileCut,
+    max_rows=st.sampled_from((4, 64)),
+    joins=st.just(True),
+    joined_rows=st.sampled_from((2, 4)),
+    joined_keys=st.sampled_from((1, 4, 12)),
+    tile_scores=st.sampled_from((0, 8, 1_000)),
+)
 windows = st.sampled_from((None, 1, 2, 4, 9))
 
 
@@ -54,7 +63,7 @@ def mask_of_tiles(tiles: tuple[Tile, ...], num_rows: int, num_keys: int) -> np.n
 
 
 @quick
-@given(packed_trees(), cuts, windows)
+@given(packed_trees(), st.one_of(cuts, limited), windows)
 def test_tiles_show_each_row_what_it_sees_once(packed, cut, window):
     for batch in batches_of(packed):
         tiles = build_tiles(packed.tree, batch, cut, window)
@@ -75,7 +84,7 @@ def test_scored_tiles_show_scored_rows_what_they_see_once(packed, cut, window):
 
 
 @quick
-@given(packed_trees(), cuts, windows)
+@given(packed_trees(), st.one_of(cuts, limited), windows)
 def test_tiles_are_well_formed(packed, cut, window):
     for batch in batches_of(packed):
         tiles = build_tiles(packed.tree, batch, cut, window)
@@ -108,6 +117,30 @@ def test_mask_bits_are_packed_and_needed(packed, cut, window):
             masked = in_order(tile.key_ranges)[tile.num_unmasked :]
             seen_by_all = visible.all(dim=0).tolist()
             assert {key for key, seen in zip(masked, seen_by_all, strict=True) if seen} <= own
+
+
+@quick
+@given(packed_trees(), limited)
+def test_joined_tiles_keep_their_limits_and_others_are_sequences(packed, cut):
+    for batch in batches_of(packed):
+        for tile in build_tiles(packed.tree, batch, cut):
+            if not tile.is_sequence:
+                assert tile.num_rows <= cut.joined_rows
+                assert tile.num_keys <= cut.joined_keys
+
+
+@quick
+@given(packed_trees())
+def test_what_a_tile_costs_is_spent_on_joining(packed):
+    """Where a tile more costs a lot, tiles are only as many as their rows need."""
+    cut = TileCut(max_rows=64, joins=True, joined_rows=4, tile_scores=1_000_000)
+    for batch in batches_of(packed):
+        tiles = build_tiles(packed.tree, batch, cut)
+        for one, following in pairwise(tiles):
+            first = next(
+                part for part in segments_of(packed.tree, batch.rows) if part.row == following.rows[0]
+            )
+            assert one.num_rows + first.end - first.start > 4
 
 
 @quick
