@@ -35,7 +35,7 @@ ROWS = {
         "run probe smoothquant",
         "pipeline",
     ),
-    "kernels": ("prefix_attention dequant int8_linear",),
+    "kernels": ("triton_support", "prefix_attention dequant int8_linear elementwise"),
     "training": (
         "types loss_scale",
         "tasks",

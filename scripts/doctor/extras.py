@@ -25,6 +25,7 @@ USES = {
     "ray": "search over a cluster",
     "retrieval": "strata index, strata search, context sources of strata run",
     "train": "strata train",
+    "triton": "fused kernels on cards; torch for CUDA brings it",
 }
 
 

@@ -1,0 +1,96 @@
+"""Every Triton kernel compiles for sm75, sm80 and sm90 without a card, and spills no register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux alone")
+
+from strata.kernels.elementwise import triton_kernels as elementwise
+from strata.kernels.triton_support import probe
+
+from .compiling import CAPABILITIES, compile_launch
+
+CARDS = ((75, torch.float16), (75, torch.float32), (80, torch.bfloat16), (90, torch.bfloat16))
+"""A T4 has no bfloat16."""
+MOST_REGISTERS = 128
+"""With these a multiprocessor holds 512 threads, which is enough to hide the latency of memory."""
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def norm(width: int, rounds_first: bool, has_residual: bool = False) -> Callable[[torch.dtype], object]:
+    def launch(dtype: torch.dtype) -> object:
+        x, weight = meta(8192, width, dtype=dtype), meta(width, dtype=dtype)
+        residual = meta(8192, width, dtype=dtype) if has_residual else None
+        return elementwise.launch_rms_norm(x, residual, weight, 1e-6, float(not rounds_first), rounds_first)
+
+    return launch
+
+
+def rotation(head_dim: int, width: int) -> Callable[[torch.dtype], object]:
+    def launch(dtype: torch.dtype) -> object:
+        query, key = (meta(1, 8192, heads, head_dim, dtype=dtype).transpose(1, 2) for heads in (64, 8))
+        tables = meta(1, 8192, width, dtype=dtype), meta(1, 8192, width, dtype=dtype)
+        return elementwise.launch_rotate(query, key, *tables)
+
+    return launch
+
+
+def gate(activation: str) -> Callable[[torch.dtype], object]:
+    def launch(dtype: torch.dtype) -> object:
+        return elementwise.launch_gated(
+            meta(8192, 28672, dtype=dtype), meta(8192, 28672, dtype=dtype), activation
+        )
+
+    return launch
+
+
+ELEMENTWISE = {
+    "norm-llama-8192": norm(8192, rounds_first=True),
+    "norm-gemma-3584": norm(3584, rounds_first=False),
+    "norm-heads-128": norm(128, rounds_first=True),
+    "norm-widest-16384": norm(16384, rounds_first=True),
+    "norm-residual-8192": norm(8192, rounds_first=True, has_residual=True),
+    "norm-residual-16384": norm(16384, rounds_first=False, has_residual=True),
+    "rotate-128": rotation(128, 128),
+    "rotate-256": rotation(256, 256),
+    "rotate-partial-96-of-128": rotation(128, 96),
+    "silu": gate("silu"),
+    "gelu-tanh": gate("gelu_tanh"),
+    "gelu": gate("gelu"),
+}
+
+
+@pytest.mark.parametrize(("capability", "dtype"), CARDS, ids=str)
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_kernels_do_not_spill(
+    name: str,
+    capability: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    compiled = compile_launch(lambda: ELEMENTWISE[name](dtype), elementwise, capability, monkeypatch)
+    record_property("registers", compiled.registers)
+    assert compiled.stack_bytes == 0
+    assert compiled.registers <= MOST_REGISTERS
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_probe_compiles(capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = meta(3, dtype=torch.float32)
+    assert compile_launch(lambda: probe.launch_add_one(x), probe, capability, monkeypatch).stack_bytes == 0
+
+
+def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 65,536 numbers in one warp cannot lie in registers."""
+    monkeypatch.setattr(elementwise, "norm_tile", lambda width: (1, 65536, 1))
+    launch = ELEMENTWISE["norm-llama-8192"]
+    compiled = compile_launch(lambda: launch(torch.float32), elementwise, 80, monkeypatch)
+    assert compiled.stack_bytes > 0
