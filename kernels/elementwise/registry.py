@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from strata.kernels.elementwise.functions import FusedFunctions
+from strata.kernels.elementwise.fused_cpu import FUSED_ON_CPU
 from strata.kernels.elementwise.operators import TRITON
 
-FUNCTIONS: list[FusedFunctions] = [TRITON]
+FUNCTIONS: list[FusedFunctions] = [TRITON, FUSED_ON_CPU]
 """In order of preference."""
 
 
