@@ -10,7 +10,7 @@ from strata.engine.plan.sweep_job import SweepJob
 
 def describe_sweep(sweep: SweepJob, machine: Machine) -> dict[str, object]:
     """The plan, what is swept, and the machine it is for."""
-    plan = sweep.plan
+    plan, decoder = sweep.plan, sweep.model.decoders[0]
     return {
         **asdict(plan),
         "tokens_computed": plan.tokens,
@@ -18,6 +18,8 @@ def describe_sweep(sweep: SweepJob, machine: Machine) -> dict[str, object]:
         "members": list(sweep.members),
         "num_layers": sweep.model.checkpoint.num_layers,
         "final_norm": sweep.model.normalizes,
+        "fused_modules": sorted(decoder.fused),
+        "unfused_because": decoder.unfused_because,
         "num_micro_batches": sweep.num_micro_batches,
         "budgets": asdict(machine.budgets),
         "rates": asdict(machine.rates),

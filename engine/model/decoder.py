@@ -24,8 +24,10 @@ from strata.engine.model.families import (
     refuse_unsupported,
     refuse_what_transformers_cannot,
 )
+from strata.engine.model.fused.modules import fuse_modules
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.types import InputError
+from strata.kernels.elementwise.functions import FusedFunctions
 
 AttentionInterface.register(ATTENTION_NAME, attend_prefix_tree)
 
@@ -49,6 +51,10 @@ class Decoder:
     """A model without weights: one layer module a layer, embedding, final norm and rotary tables.
 
     Every worker owns one, since assigning weights changes the modules.
+
+    Attributes:
+        fused: names of the module classes that compute by fused functions.
+        unfused_because: why there are none, where that was looked into.
     """
 
     config: PreTrainedConfig
@@ -56,6 +62,8 @@ class Decoder:
     layers: Sequence[nn.Module]
     rope_tables: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     activations: SharedActivations = field(default_factory=SharedActivations)
+    fused: frozenset[str] = frozenset()
+    unfused_because: str | None = None
 
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of a layer's dense weights."""
@@ -79,6 +87,11 @@ class Decoder:
         """
         for number, layer in enumerate(self.layers):
             quantize_linears(layer, self.activations, (dense or {}).get(number, frozenset()))
+
+    def fuse(self, functions: FusedFunctions, device: torch.device, dtype: torch.dtype) -> None:
+        """Makes modules compute by a device's fused functions, those for which it is the same."""
+        modules = (*self.layers, self.base.get_submodule("norm"))
+        self.fused = fuse_modules(modules, functions, device, dtype)
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
         """Makes tables of cos and sin [max_position + 1, H] for every kind of layer, on a device.

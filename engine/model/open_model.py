@@ -16,12 +16,13 @@ from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.adapters.lora_linear import set_active, wrap_linears
 from strata.engine.model.decoder import Decoder
 from strata.engine.model.layer_loader import LayerLoader, Weights, make_loader
-from strata.engine.model.rehearsal import build_rehearsed
+from strata.engine.model.rehearsal import build_rehearsed, fuse_rehearsed
 from strata.engine.model_files.config_file import CONFIG_FILE
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.formats.stored_weight import ChannelInt8Weight, PlainWeight
 from strata.engine.weights.tensor_reader import TensorReader
+from strata.kernels.elementwise.registry import choose_functions, refusals
 
 BASE_MEMBER = "base"
 
@@ -129,7 +130,8 @@ def open_model(
         InputError: a family that strata cannot run, weights that are missing or of another shape, or adapters
             that do not fit.
     """
-    decoders = tuple(_build(checkpoint, computing) for _ in computing.devices)
+    devices = tuple(torch.device(name) for name in computing.devices)
+    decoders = tuple(_build(checkpoint, computing, device) for device in devices)
     shapes = [decoders[0].layer_shapes(layer) for layer in range(checkpoint.num_layers)]
     for adapter in adapters:
         for layer, layer_shapes in enumerate(shapes):
@@ -149,19 +151,24 @@ def open_model(
     return OpenModel(
         checkpoint=checkpoint,
         dtype=computing.dtype,
-        devices=tuple(torch.device(name) for name in computing.devices),
+        devices=devices,
         decoders=decoders,
         members=members,
         loader=loader,
     )
 
 
-def _build(checkpoint: Checkpoint, computing: Computing) -> Decoder:
+def _build(checkpoint: Checkpoint, computing: Computing, device: torch.device) -> Decoder:
     try:
         decoder = build_rehearsed(checkpoint.config, computing.dtype)
     except InputError as error:
         where = checkpoint.path / CONFIG_FILE if checkpoint.path.is_dir() else checkpoint.path
         raise InputError(f"{where}: {error}") from None
+    functions = choose_functions(device, computing.dtype)
+    if functions is None:
+        decoder.unfused_because = "; ".join(refusals(device, computing.dtype))
+    else:
+        decoder.unfused_because = fuse_rehearsed(decoder, functions, device, computing.dtype)
     if computing.int8:
         decoder.quantize_linears(kept_out_of_int8(checkpoint))
     return decoder

@@ -40,6 +40,7 @@ from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import tile_finder
 from strata.engine.types import InputError
 from strata.engine.weights.first_layers import cut_settings
+from strata.kernels.elementwise.functions import FusedFunctions
 from strata.kernels.prefix_attention.tile import TileCut
 
 TOLERANCE = 2e-4
@@ -50,27 +51,30 @@ NUM_SHARED, NUM_OWN = 7, 6
 
 MICRO_BATCH_TOKENS = 11
 
-_rehearsed: dict[str, set[LayerKind]] = {}
-"""The kinds of layers that were rehearsed, by all settings of a config that do not list layers."""
+_rehearsed: dict[tuple[str, str | None], set[LayerKind]] = {}
+"""The kinds of layers that were rehearsed, by all settings of a config that do not list layers, and by the
+name of the fused functions."""
 
 
-def rehearse(decoder: Decoder) -> None:
+def rehearse(decoder: Decoder, functions: FusedFunctions | None = None) -> None:
     """Raises InputError unless strata computes what transformers computes for a decoder's family.
 
     Args:
         decoder: its config says what is rehearsed, its modules of which kinds the layers are.
+        functions: by which modules compute, on the CPU, where they can; None for the family's own forwards.
 
     Raises:
         InputError: the family's layers, or what surrounds them, differ, or cannot be run.
     """
-    known = _rehearsed.setdefault(_settings_key(decoder.config), set())
+    key = (_settings_key(decoder.config), functions and functions.name)
+    known = _rehearsed.setdefault(key, set())
     kinds = layer_kinds(decoder.layers, getattr(decoder.config, "layer_types", None))
     if known.issuperset(kinds):
         return
     with torch.inference_mode():
         theirs = _small_model(decoder)
         with refuse_what_transformers_cannot(decoder.config):
-            _compare(theirs)
+            _compare(theirs, functions)
     known.update(kinds)
 
 
@@ -83,6 +87,28 @@ def build_rehearsed(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     decoder = build_decoder(config, dtype)
     rehearse(decoder)
     return decoder
+
+
+def fuse_rehearsed(
+    decoder: Decoder, functions: FusedFunctions, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Makes a decoder compute by fused functions, if it then is still what transformers computes.
+
+    Args:
+        decoder: of a family that was rehearsed without them.
+        functions: of the device.
+        device: where it will run.
+        dtype: of activations and dense weights.
+
+    Returns:
+        Why nothing is fused; None where modules are.
+    """
+    try:
+        rehearse(decoder, functions)
+    except InputError as error:
+        return f"with fused functions ({functions.name}): {error}"
+    decoder.fuse(functions, device, dtype)
+    return None
 
 
 def _settings_key(config: PreTrainedConfig) -> str:
@@ -108,11 +134,13 @@ def _running_model(config: PreTrainedConfig, num_layers: int, *, is_narrow: bool
     return model
 
 
-def _compare(theirs: nn.Module) -> None:
+def _compare(theirs: nn.Module, functions: FusedFunctions | None) -> None:
     """Raises UnsupportedFamilyError where strata's decoder differs from transformers' model."""
     config = copy.deepcopy(theirs.config)
     assert isinstance(config, PreTrainedConfig)
     ours = build_decoder(config)
+    if functions is not None:
+        ours.fuse(functions, torch.device("cpu"), torch.float32)
     _assign(ours, base_of(theirs))
     ours.prepare_rope(NUM_SHARED + NUM_OWN, torch.device("cpu"), torch.float32)
     generator = np.random.default_rng(0)

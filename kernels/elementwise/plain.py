@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from strata.kernels.elementwise.functions import Activation
+from strata.kernels.elementwise.functions import Activation, FusedFunctions, NormSettings, Projection
 
 WIDENED = torch.float32
 
@@ -68,3 +68,17 @@ def activate(gate: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "silu":
         return functional.silu(gate)
     return functional.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def _norm(x: torch.Tensor, weight: torch.Tensor, settings: NormSettings) -> torch.Tensor:
+    return rms_norm(x, weight, settings.eps, settings.offset, settings.rounds_first)
+
+
+def _gated(x: torch.Tensor, gate: Projection, up: Projection, activation: Activation) -> torch.Tensor:
+    return gated(gate(x), up(x), activation)
+
+
+PLAIN = FusedFunctions(
+    name="plain", refusal=lambda device, dtype: None, rms_norm=_norm, rotate=rotate, gated=_gated
+)
+"""What modules are recognised by; nothing is gained by computing with it."""

@@ -23,6 +23,8 @@ def why_no_triton(device: torch.device) -> str | None:
     """Why no Triton kernel can run on a device, in words; None where one ran and computed what it should."""
     if device.type != "cuda":
         return f"there are no Triton kernels for {device.type}"
+    if (device.index or 0) >= torch.cuda.device_count():
+        return f"torch sees no {device}"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_CAPABILITY:
         return f"Triton kernels want compute capability 7.5, {device} has {capability[0]}.{capability[1]}"

@@ -2,7 +2,8 @@
 
 The layer runs on the meta device, where tensors have shapes and no elements, and every operator that would
 launch a kernel on a card is counted; what is done on the way from files to a layer is not. Attention is the
-variable-length one of a T4 ("efficient"), of later cards ("flash"), or SDPA a sequence ("sdpa").
+variable-length one of a T4 ("efficient"), of later cards ("flash"), or SDPA a sequence ("sdpa"); norms,
+rotation and gates are the fused ones.
 Knows no rates: it counts.
 """
 
@@ -24,6 +25,7 @@ from strata.engine.tree.intervals import indexes
 from strata.engine.tree.lanes import MicroBatch, split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree, count_visible
 from strata.engine.tree.tiles import tile_finder
+from strata.kernels.elementwise.operators import TRITON
 from strata.kernels.prefix_attention.backend import Backend
 from strata.kernels.prefix_attention.sdpa import SdpaBackend
 from strata.kernels.prefix_attention.sequences import plan_sequences
@@ -95,6 +97,7 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
     tree, batch = _second_micro_batch(config, shape)
     decoder = build_decoder(to_llama_config(shape), torch.float16)
     decoder.prepare_rope(int(tree.position_ids.max()), META, torch.float16)
+    decoder.fuse(TRITON, torch.device("cpu"), torch.float16)
     layer, tiles_of = decoder.layers[0].half(), tile_finder(tree, batch, scored=False)
     position_ids = torch.empty(batch.num_rows, dtype=torch.int64, device=META)
     hidden_TD = torch.empty(batch.num_rows, shape.hidden_size, dtype=torch.float16, device=META)

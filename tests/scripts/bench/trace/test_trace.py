@@ -13,7 +13,7 @@ from strata.kernels.prefix_attention.sdpa import SdpaBackend
 from strata.scripts.bench.trace import trace
 from strata.scripts.bench.trace.config import TraceBenchConfig
 
-KERNELS_PER_LAYER = {"efficient": 54, "flash": 46}
+KERNELS_PER_LAYER = {"efficient": 30, "flash": 22}
 SMALL = TraceBenchConfig(shape="tiny", micro_batch_tokens=64, prefix_tokens=30, option_tokens=4)
 
 
