@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import BPE
 from transformers import AutoTokenizer
 
 from strata.engine.model_files.library_errors import one_line
@@ -95,6 +96,9 @@ class JointTokenizer:
         self._backend = Tokenizer.from_str(whole)
         self._backend.no_truncation()
         self._backend.no_padding()
+        if isinstance(self._backend.model, BPE):
+            # tokenizers 0.23 never frees the words that this cache held: 250 bytes of memory a question.
+            self._backend.model._resize_cache(0)
         self._backend.encode_special_tokens = bool(getattr(tokenizer, "split_special_tokens", False))
         self._num_appended = self._count_appended()
         self._start = self._find_start()

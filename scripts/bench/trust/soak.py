@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Sample:
 
     num_questions: int
     resident_mib: float
+    in_use_mib: float | None
+    """What malloc has given out; what is resident beyond it is kept for later. None without glibc."""
     num_handles: int
     num_threads: int
 
@@ -50,16 +53,19 @@ def describe_soak(samples: Sequence[Sample]) -> dict[str, float | int]:
     """Growth over the rounds after the first ones: memory by least squares, handles and threads in all."""
     settled = samples[int(SETTLED_AFTER * len(samples)) :]
     questions = [sample.num_questions for sample in settled]
-    slope = (
-        np.polyfit(questions, [sample.resident_mib for sample in settled], 1)[0] if len(settled) > 1 else 0
-    )
+    in_use = [sample.in_use_mib for sample in settled if sample.in_use_mib is not None]
     return {
         "soak_questions": samples[-1].num_questions,
         "soak_rss_mib": samples[-1].resident_mib,
-        "soak_rss_slope_mib_per_1k": float(slope) * 1000,
+        "soak_rss_slope_mib_per_1k": _slope_per_1k(questions, [each.resident_mib for each in settled]),
+        **({"soak_in_use_slope_mib_per_1k": _slope_per_1k(questions, in_use)} if in_use else {}),
         "soak_new_handles": settled[-1].num_handles - settled[0].num_handles,
         "soak_new_threads": settled[-1].num_threads - settled[0].num_threads,
     }
+
+
+def _slope_per_1k(questions: Sequence[int], mib: Sequence[float]) -> float:
+    return 1000 * float(np.polyfit(questions, mib, 1)[0]) if len(mib) > 1 else 0.0
 
 
 def _question(number: int) -> Question:
@@ -73,6 +79,28 @@ def _take_sample(num_questions: int) -> Sample:
     return Sample(
         num_questions=num_questions,
         resident_mib=process.memory_info().rss / MIB,
+        in_use_mib=_in_use_mib(),
         num_handles=process.num_fds(),
         num_threads=process.num_threads(),
     )
+
+
+class _MallInfo2(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+            "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _in_use_mib() -> float | None:
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return None
+    mallinfo2.restype = _MallInfo2
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / MIB
