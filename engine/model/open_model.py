@@ -14,9 +14,9 @@ import torch
 from strata.engine.adapters.adapter_file import check_shapes
 from strata.engine.adapters.lora import Adapter, LoraWeights
 from strata.engine.adapters.lora_linear import set_active, wrap_linears
-from strata.engine.model.decoder import Decoder
+from strata.engine.model.decoder import Decoder, build_decoder
 from strata.engine.model.layer_loader import LayerLoader, Weights, make_loader
-from strata.engine.model.rehearsal import build_rehearsed, fuse_rehearsed
+from strata.engine.model.rehearsal import rehearse, rehearse_fused
 from strata.engine.model_files.config_file import CONFIG_FILE
 from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
@@ -159,16 +159,17 @@ def open_model(
 
 
 def _build(checkpoint: Checkpoint, computing: Computing, device: torch.device) -> Decoder:
+    functions = choose_functions(device, computing.dtype)
     try:
-        decoder = build_rehearsed(checkpoint.config, computing.dtype)
+        decoder = build_decoder(checkpoint.config, computing.dtype)
+        if functions is None:
+            rehearse(decoder)
+            decoder.unfused_because = "; ".join(refusals(device, computing.dtype))
+        else:
+            decoder.unfused_because = rehearse_fused(decoder, functions, device, computing.dtype)
     except InputError as error:
         where = checkpoint.path / CONFIG_FILE if checkpoint.path.is_dir() else checkpoint.path
         raise InputError(f"{where}: {error}") from None
-    functions = choose_functions(device, computing.dtype)
-    if functions is None:
-        decoder.unfused_because = "; ".join(refusals(device, computing.dtype))
-    else:
-        decoder.unfused_because = fuse_rehearsed(decoder, functions, device, computing.dtype)
     if computing.int8:
         decoder.quantize_linears(kept_out_of_int8(checkpoint))
     return decoder

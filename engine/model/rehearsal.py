@@ -89,23 +89,27 @@ def build_rehearsed(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     return decoder
 
 
-def fuse_rehearsed(
+def rehearse_fused(
     decoder: Decoder, functions: FusedFunctions, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Makes a decoder compute by fused functions, if it then is still what transformers computes.
+    """Makes a decoder compute by fused functions if it then is what transformers computes; rehearses it anyway.
 
     Args:
-        decoder: of a family that was rehearsed without them.
+        decoder: not rehearsed yet.
         functions: of the device.
         device: where it will run.
         dtype: of activations and dense weights.
 
     Returns:
         Why nothing is fused; None where modules are.
+
+    Raises:
+        InputError: see `rehearse`; without fused functions, too.
     """
     try:
         rehearse(decoder, functions)
     except InputError as error:
+        rehearse(decoder)
         return f"with fused functions ({functions.name}): {error}"
     decoder.fuse(functions, device, dtype)
     return None

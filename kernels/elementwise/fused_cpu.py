@@ -77,7 +77,7 @@ def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"{device} is no CPU"
     if dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
-        return "products take far longer than what is between them, but in bfloat16 with AMX"
+        return "on CPUs only bfloat16 with AMX is fused"
     return None
 
 

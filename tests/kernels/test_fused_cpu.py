@@ -1,4 +1,4 @@
-"""Fused functions of CPUs against the float64 oracle: within twice the error of what transformers computes."""
+"""Fused functions of CPUs against the float64 oracle: within twice the error of transformers' own."""
 
 from __future__ import annotations
 

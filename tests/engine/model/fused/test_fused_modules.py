@@ -17,7 +17,7 @@ from strata.engine.model.fused.modules import fuse_modules
 from strata.engine.model.fused.patterns import recognize
 from strata.engine.model.int8_linears import Int8Linear
 from strata.engine.model.open_model import Computing, open_model
-from strata.engine.model.rehearsal import fuse_rehearsed, rehearse
+from strata.engine.model.rehearsal import rehearse, rehearse_fused
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
 from strata.kernels.elementwise import registry
@@ -43,7 +43,7 @@ def fused_kinds(names: frozenset[str]) -> set[str]:
 def test_a_family_is_fused_and_still_what_transformers_computes(family: str) -> None:
     """Plain torch stands for the kernels; `rehearse` compares every layer with transformers'."""
     decoder = build_decoder(CONFIGS[family]())
-    assert fuse_rehearsed(decoder, TRITON, CPU, torch.float32) is None
+    assert rehearse_fused(decoder, TRITON, CPU, torch.float32) is None
     expected = {"RMSNorm", "Attention"} | (set() if family in EXPERTS_STAY else {"MLP"})
     assert fused_kinds(decoder.fused) == expected
 
@@ -122,7 +122,7 @@ def test_a_rehearsal_that_fails_with_fused_functions_leaves_the_family_as_it_is(
     wrong = dataclasses.replace(PLAIN, name="wrong", rms_norm=lambda x, weight, settings: 1.01 * x)
     monkeypatch.setattr("strata.engine.model.fused.modules._is_close", lambda own, fused: True)
     decoder = build_decoder(CONFIGS["llama-gqa"]())
-    reason = fuse_rehearsed(decoder, wrong, CPU, torch.float32)
+    reason = rehearse_fused(decoder, wrong, CPU, torch.float32)
     assert reason is not None
     assert "with fused functions (wrong)" in reason
     assert not decoder.fused
@@ -165,5 +165,8 @@ def test_off_cards_nothing_is_fused_and_the_reason_is_told(checkpoint) -> None:
     computing = Computing(devices=("cpu",), dtype=torch.float32)
     (decoder,) = open_model(open_checkpoint(checkpoint("llama-gqa")), (), computing, TensorReader()).decoders
     assert decoder.fused == frozenset()
-    assert decoder.unfused_because == "there are no Triton kernels for cpu"
+    assert (
+        decoder.unfused_because
+        == "there are no Triton kernels for cpu; on CPUs only bfloat16 with AMX is fused"
+    )
     assert "forward" not in vars(decoder.layers[0].mlp)
