@@ -92,7 +92,7 @@ def build_rehearsed(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
 def rehearse_fused(
     decoder: Decoder, functions: FusedFunctions, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Makes a decoder compute by fused functions if it then is what transformers computes; rehearses it anyway.
+    """Makes a decoder compute by fused functions if it is then what transformers computes; rehearses it.
 
     Args:
         decoder: not rehearsed yet.
