@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
+from strata.engine.ensembles.named_scores import scores_of_member
 from strata.engine.jobs.job import Job, KnownAnswer, Measured, OpenMembers
 from strata.engine.machine.machine import Machine
 from strata.engine.machine.roofline import join_seen
-from strata.engine.members.ensemble import average_members, scores_of_member
+from strata.engine.members.ensemble import average_heard
 from strata.engine.members.labels import check_shared
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import Prompt, Question, QuestionScores
@@ -81,18 +82,14 @@ class EnsembleMembers:
         """Every model's, averaged again; see `OpenMembers`."""
         if not self.waits_for_all:
             return list(rows)
-        found: list[dict[str, list[QuestionScores]]] = [{} for _ in rows]
+        found: list[dict[str, QuestionScores]] = [{} for _ in rows]
         for part in self.parts:
-            asked = [index for index, row in enumerate(rows) if self._has_scored(part, row)]
+            # A deadline may have kept some of the models from a question.
+            asked = [index for index, row in enumerate(rows) if part.members[0] in row.member_scores]
             for name, finished in finish_members(part, [rows[index] for index in asked]).items():
                 for index, row in zip(asked, finished, strict=True):
-                    found[index][name] = [row]
-        return [average_members(by_member)[0] for by_member in found]
-
-    def _has_scored(self, part: OpenMembers, row: QuestionScores) -> bool:
-        """A row without its members' scores is the last model's: a deadline kept the others from it."""
-        alone = not any(name in row.member_scores for name in self.members)
-        return part is self.parts[-1] if alone else part.members[0] in row.member_scores
+                    found[index][name] = row
+        return [average_heard(by_member) for by_member in found]
 
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """Those of all models."""
@@ -119,9 +116,7 @@ def finish_members(part: OpenMembers, rows: Sequence[QuestionScores]) -> dict[st
         finished = part.finish(rows)
         return {name: [scores_of_member(row, name) for row in finished] for name in part.members}
     (name,) = part.members
-    return {
-        name: part.finish([scores_of_member(row, name) if name in row.member_scores else row for row in rows])
-    }
+    return {name: part.finish([scores_of_member(row, name) for row in rows])}
 
 
 def parts_of(prompt: Prompt) -> tuple[Prompt, ...]:
@@ -181,13 +176,13 @@ def average_of_parts(parts: Sequence[OpenMembers], rows: Sequence[QuestionScores
         parts: opened members.
         rows: what each part says; None for one that a deadline cut off, which does not count.
     """
-    by_member: dict[str, list[QuestionScores]] = {}
+    by_member: dict[str, QuestionScores] = {}
     for part, row in zip(parts, rows, strict=True):
         if row is None:
             continue
         for name in part.members:
-            by_member[name] = [scores_of_member(row, name) if len(part.members) > 1 else row]
-    return average_members(by_member)[0]
+            by_member[name] = scores_of_member(row, name) if len(part.members) > 1 else row
+    return average_heard(by_member)
 
 
 def join_measured(found: Sequence[Measured]) -> Measured:
