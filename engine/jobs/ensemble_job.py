@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
 from strata.engine.ensembles.named_scores import scores_of_member
-from strata.engine.jobs.job import Job, KnownAnswer, Measured, OpenMembers
+from strata.engine.jobs.job import (
+    Job,
+    KnownAnswer,
+    Measured,
+    OpenMembers,
+    PrefixSharing,
+    WeightStream,
+)
 from strata.engine.machine.machine import Machine
 from strata.engine.machine.roofline import join_seen
 from strata.engine.members.ensemble import average_heard
@@ -162,7 +169,8 @@ class EnsembleJob:
 
     def measure(self) -> Measured:
         """What all took together."""
-        return join_measured([job.measure() for job in self.jobs])
+        found = [job.measure() for job in self.jobs]
+        return join_measured(found, found[-1].num_questions)
 
     def _average(self, last: QuestionScores, known: Sequence[dict[str, QuestionScores]]) -> QuestionScores:
         rows = [*(scores.get(last.question.id) for scores in known), last]
@@ -185,10 +193,15 @@ def average_of_parts(parts: Sequence[OpenMembers], rows: Sequence[QuestionScores
     return average_heard(by_member)
 
 
-def join_measured(found: Sequence[Measured]) -> Measured:
-    """What several jobs on the same questions took together."""
+def join_measured(found: Sequence[Measured], num_questions: int) -> Measured:
+    """What several jobs took together; nothing where a deadline let none begin.
+
+    Args:
+        found: what each took.
+        num_questions: scored by all of them.
+    """
     return Measured(
-        num_questions=found[-1].num_questions,
+        num_questions=num_questions,
         tokens_computed=sum(one.tokens_computed for one in found),
         flops=sum(one.flops for one in found),
         bytes_read=sum(one.bytes_read for one in found),
@@ -196,5 +209,29 @@ def join_measured(found: Sequence[Measured]) -> Measured:
         overflow="; ".join(one.overflow for one in found if one.overflow),
         halved_micro_batches=sum(one.halved_micro_batches for one in found),
         halving="; ".join(one.halving for one in found if one.halving),
+        prefix_sharing=join_sharing([one.prefix_sharing for one in found]),
+        weight_stream=_join_streams([one.weight_stream for one in found]),
         roofline=join_seen([(one.flops, one.roofline) for one in found]),
+    )
+
+
+def join_sharing(found: Sequence[PrefixSharing | None]) -> PrefixSharing | None:
+    """What several trees save; None where one of the jobs has none."""
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    return PrefixSharing(
+        trie_nodes=sum(one.trie_nodes for one in known),
+        tokens_per_option_run=sum(one.tokens_per_option_run for one in known),
+    )
+
+
+def _join_streams(found: Sequence[WeightStream | None]) -> WeightStream | None:
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    return WeightStream(
+        weights_wait_s=sum(one.weights_wait_s for one in known),
+        weights_read_s=sum(one.weights_read_s for one in known),
+        bytes_verified=sum(one.bytes_verified for one in known),
     )
