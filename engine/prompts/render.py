@@ -6,7 +6,7 @@ hold any character of what the head scores, a label or the option; one that stra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -126,24 +126,30 @@ def render_prompts(
     warn_of_settings(settings, warnings)
     if not writer.uses_context and any(question.context for question in questions):
         warnings.say(f"template {settings.template.name} does not show the contexts that the questions have")
+    prompts = []
+    for one in _fit_all(questions, settings, writer, joint_tokenizer):
+        _report_length(one, settings, source, warnings)
+        report_lost_options(one, joint_tokenizer.unknown_id, source, warnings)
+        prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
+    _warn_of_starts(settings, joint_tokenizer, warnings)
+    return prompts
+
+
+def _fit_all(
+    questions: Sequence[Question], settings: PromptSettings, writer: DraftWriter, tokenizer: JointTokenizer
+) -> Iterator[FittedQuestion]:
+    """The questions in their orders, tokenized and fitted batch by batch."""
     planned = settings.debias.plan_orders if settings.debias.suits(settings.head) else stated_orders
     orders = planned(questions)
-    prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_QUESTIONS):
         batch = slice(first, first + _BATCH_QUESTIONS)
-        fitted = fit_questions(
+        yield from fit_questions(
             questions[batch],
             orders[batch],
             writer=writer,
-            tokenizer=joint_tokenizer,
+            tokenizer=tokenizer,
             limit_tokens=settings.limit_tokens,
         )
-        for one in fitted:
-            _report_length(one, settings, source, warnings)
-            report_lost_options(one, joint_tokenizer.unknown_id, source, warnings)
-            prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
-    _warn_of_starts(settings, joint_tokenizer, warnings)
-    return prompts
 
 
 def _warn_of_starts(settings: PromptSettings, tokenizer: JointTokenizer, warnings: RunWarnings) -> None:
