@@ -188,11 +188,12 @@ class _Values:
 
     def _mappings_in(self, node: yaml.Node) -> list[yaml.MappingNode]:
         """What `<<` names: a mapping, or a list of them, of which the first counts most."""
-        named = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for one in named:
+        mappings = []
+        for one in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(one, yaml.MappingNode):
                 raise InputError(f"{self._where(one)}: expected a mapping, or a list of them, behind <<")
-        return named
+            mappings.append(one)
+        return mappings
 
     def _where(self, node: yaml.Node) -> str:
         return f"{self._path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

@@ -7,6 +7,7 @@ folder -> the same file with `fitted: runs/valid/fitted.json`, on any questions.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,10 @@ def settle_fitted(pipeline: Pipeline, num_answered: int) -> Fitted:
     return fitted
 
 
+Fit = Callable[[Fitted, Pipeline, Scoreboard], Fitted]
+"""Adds one part to what is fitted."""
+
+
 def fit_on_answers(pipeline: Pipeline, board: Scoreboard, warnings: RunWarnings) -> Fitted:
     """Fits what the file asks for on the questions whose answer is known; the board gets the weights.
 
@@ -137,10 +142,12 @@ def fit_on_answers(pipeline: Pipeline, board: Scoreboard, warnings: RunWarnings)
     then the answers are there. Calibration comes last, on what the fitted weights make of the members.
     """
     fitted = Fitted()
-    shares = (
-        (f"share of {stage.name}", partial(_with_share, index)) for index, stage in enumerate(pipeline.stages)
-    )
-    for what, fit in (("weights", _with_weights), *shares, ("calibration", _with_calibration)):
+    fits: list[tuple[str, Fit]] = [
+        ("weights", _with_weights),
+        *((f"share of {stage.name}", partial(_with_share, n)) for n, stage in enumerate(pipeline.stages)),
+        ("calibration", _with_calibration),
+    ]
+    for what, fit in fits:
         try:
             fitted = fit(fitted, pipeline, board)
         except InputError as error:
