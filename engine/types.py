@@ -130,9 +130,11 @@ class QuestionScores:
 
     @property
     def margin(self) -> float:
-        """Probability of the best option minus that of the second."""
-        ranked = np.sort(self.probabilities)[::-1]
-        return float(ranked[0] - ranked[1])
+        """Probability of the best option minus that of the second; 1 where there is one option alone."""
+        if len(self.probabilities) == 1:
+            return 1.0
+        second, best = np.sort(self.probabilities)[-2:]
+        return float(best - second)
 
 
 @dataclass(kw_only=True)

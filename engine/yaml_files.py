@@ -7,7 +7,7 @@ Data flow: text -> `read_yaml`: values, and a place for every key and item -> `o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,8 @@ def override(file: YamlFile, settings: Sequence[str]) -> YamlFile:
             raise InputError(f"--set {setting!r}: expected KEY.KEY=VALUE")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        # A date that is none raises the latter.
+        except (yaml.YAMLError, ValueError):
             raise InputError(f"--set {setting!r}: {text!r} is no YAML value") from None
         values = _put(values, name.split("."), value, setting)
     return replace(file, values=values)
@@ -132,6 +133,7 @@ class _Values:
         self._constructor = yaml.constructor.SafeConstructor()
         self._places: dict[Keys, tuple[int, int]] = {}
         self._num_nodes = 0
+        self._merged: dict[yaml.Node, dict[str, yaml.Node]] = {}
 
     def of(self, node: yaml.Node | None) -> tuple[Any, dict[Keys, tuple[int, int]]]:
         """The value of the whole document, None for an empty one, and the places of all values in it."""
@@ -139,12 +141,12 @@ class _Values:
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
         self._num_nodes += 1
-        where = f"{self._path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+        where = self._where(node)
         if self._num_nodes > MAX_NODES or len(keys) > MAX_DEPTH:
             raise InputError(f"{where}: expected at most {MAX_NODES:,} values and {MAX_DEPTH} levels")
         self._places[keys] = (node.start_mark.line + 1, node.start_mark.column + 1)
         if isinstance(node, yaml.MappingNode):
-            return {key: self._value(value, (*keys, key)) for key, value in self._items(node)}
+            return {key: self._value(value, (*keys, key)) for key, value in self._items(node).items()}
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*keys, place)) for place, item in enumerate(node.value)]
         return self._scalar(node, where)
@@ -158,16 +160,40 @@ class _Values:
             return value
         return node.value  # dates and the like stay as they are written
 
-    def _items(self, node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node]]:
-        """The keys of a mapping, as text; those that are merged in go behind its own."""
-        named = [key for key, _ in node.value if key.tag != MERGE_TAG]
-        first = {str(key.value): key for key in reversed(named)}
-        twice = next((key for key in named if first[str(key.value)] is not key), None)
-        if twice is not None:
-            mark = twice.start_mark
-            raise InputError(
-                f"{self._path}:{mark.line + 1}:{mark.column + 1}: the key {shown(twice.value)} is there twice"
-            )
-        self._constructor.flatten_mapping(node)
-        items = {str(key.value): value for key, value in node.value}
-        yield from items.items()
+    def _items(self, node: yaml.MappingNode) -> dict[str, yaml.Node]:
+        """A mapping's items by key, as text, its own before those merged in.
+
+        Each mapping is merged once, however often it is named: else a few lines could expand without end.
+        """
+        if node not in self._merged:
+            # A mapping that merges itself finds nothing there.
+            self._merged[node] = {}
+            found = self._own_items(node)
+            for merge in (value for key, value in node.value if key.tag == MERGE_TAG):
+                for mapping in self._mappings_in(merge):
+                    for name, value in self._items(mapping).items():
+                        found.setdefault(name, value)
+            self._merged[node] = found
+        return self._merged[node]
+
+    def _own_items(self, node: yaml.MappingNode) -> dict[str, yaml.Node]:
+        items: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.tag == MERGE_TAG:
+                continue
+            if str(key.value) in items:
+                raise InputError(f"{self._where(key)}: the key {shown(key.value)} is there twice")
+            items[str(key.value)] = value
+        return items
+
+    def _mappings_in(self, node: yaml.Node) -> list[yaml.MappingNode]:
+        """What `<<` names: a mapping, or a list of them, of which the first counts most."""
+        mappings = []
+        for one in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(one, yaml.MappingNode):
+                raise InputError(f"{self._where(one)}: expected a mapping, or a list of them, behind <<")
+            mappings.append(one)
+        return mappings
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{self._path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

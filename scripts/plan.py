@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +11,9 @@ from rich.table import Table
 from strata.engine.config import PlanConfig
 from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderJob
-from strata.engine.jobs.job import Session
+from strata.engine.jobs.ensemble_job import join_sharing
+from strata.engine.jobs.job import Job, Session
+from strata.engine.jobs.shared_sweep import SharedSweepJob
 from strata.engine.machine.profile import load_profile
 from strata.engine.machine.provenance import assumption_of
 from strata.engine.progress import human_time
@@ -43,9 +46,8 @@ def run_plan(config: PlanConfig) -> int:
     session = Session(warnings=warnings, overrides=config.plan, folder=config.out)
     with open_run(config, session, config.profile) as (questions, scorer):
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
-        assert isinstance(job, DecoderJob)
         console = Console(highlight=False)
-        console.print(tabulate_plan(job))
+        console.print(tabulate_plan(parts_of_sweep(job)))
         for adapter, taken in config.settings_of_adapters().items():
             if taken:
                 console.print(describe_adapter_settings(str(adapter), taken), markup=False, soft_wrap=True)
@@ -57,22 +59,29 @@ def run_plan(config: PlanConfig) -> int:
     return 0
 
 
-def tabulate_plan(job: DecoderJob) -> Table:
-    """One row a decision or prediction."""
-    title = f"{len(job.prompts)} question(s), head {job.opened.head.name}"
-    table = Table(title=title, title_justify="left")
+def parts_of_sweep(job: Job) -> Sequence[DecoderJob]:
+    """The jobs that a sweep does: one, or of members that are asked differently one each."""
+    parts = job.jobs if isinstance(job, SharedSweepJob) else [job]
+    return [part for part in parts if isinstance(part, DecoderJob)]
+
+
+def tabulate_plan(parts: Sequence[DecoderJob]) -> Table:
+    """One row a decision or prediction, of the jobs of a sweep."""
+    heads = ", ".join(dict.fromkeys(part.opened.head.name for part in parts))
+    table = Table(title=f"{len(parts[0].prompts)} question(s), head {heads}", title_justify="left")
     table.add_column("what", no_wrap=True)
     table.add_column("plan")
-    for name, text in plan_rows(job):
+    for name, text in plan_rows(parts):
         table.add_row(name, text)
     return table
 
 
-def plan_rows(job: DecoderJob) -> list[tuple[str, str]]:
-    """Name and text of every row."""
+def plan_rows(parts: Sequence[DecoderJob]) -> list[tuple[str, str]]:
+    """Name and text of every row; the plan of each part is that of the whole sweep."""
+    job, sharing = parts[0], join_sharing([part.prefix_sharing for part in parts])
+    assert sharing is not None, "decoders share prefixes"
     plan, num_layers, machine = job.sweep.plan, job.opened.model.checkpoint.num_layers, job.machine
-    sharing, budgets = job.prefix_sharing, machine.budgets
-    saved = sharing.tokens_per_option_run / sharing.trie_nodes
+    budgets, saved = machine.budgets, sharing.tokens_per_option_run / sharing.trie_nodes
     return [
         ("model", job.opened.model.checkpoint.path.resolve().name),
         ("devices, dtype", f"{', '.join(plan.devices)}; {plan.dtype}{' and int8' * (plan.linear == 'int8')}"),

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from strata.engine.config import ScoreConfig
 from strata.engine.report.members import member_names, member_table, rows_by_member
-from strata.engine.report.summary import describe_int8_check, describe_speed
+from strata.engine.report.summary import describe_int8_check, describe_speed, resolved
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
 from strata.engine.types import as_one_line
@@ -43,7 +43,8 @@ def print_summary(run: ScoreRun) -> None:
         line = f"{row.question.id}: {best_names(row)}  margin {row.margin:.3f}"
         console.print(as_one_line(line), markup=False)
     if len(run.scores) > NUM_SHOWN:
-        console.print(f"... {len(run.scores)} questions, head {plan['head']}, {plan['dtype']}", markup=False)
+        head, dtype = (resolved(run.record, name) for name in ("head", "dtype"))
+        console.print(f"... {len(run.scores)} questions, head {head}, {dtype}", markup=False)
     for adapter, taken in plan.get("adapter_settings", {}).items():
         console.print(describe_adapter_settings(adapter, taken), markup=False, soft_wrap=True)
     if "normalize" in plan:

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from strata.engine.calibration.answered import MIN_LOG_PROBABILITY
 from strata.engine.ensembles.aligned import AlignedQuestion, align_members
+from strata.engine.ensembles.named_scores import name_scores
 from strata.engine.heads.probabilities import log_softmax
 from strata.engine.json_files import Schema, check_schema, shown
 from strata.engine.types import InputError, QuestionScores
@@ -134,8 +135,7 @@ def combine_members(
 ) -> list[QuestionScores]:
     """One result a question from several members, each question once, in the order in which they come up.
 
-    Each member's scores are kept under its name, what its head gives beside them under `<name>_<what>`, as
-    `average_members` of the room `members` does.
+    Each member's scores are kept by `name_scores`.
 
     Raises:
         InputError: a member has no weight, two members differ in a question's options, or no member has it.
@@ -150,9 +150,9 @@ def combine_members(
 
 def _combine_question(aligned: AlignedQuestion, combination: Combination) -> QuestionScores:
     scores = combine_scores({name: row.scores for name, row in aligned.rows.items()}, combination)
-    kept = {name: row.scores for name, row in aligned.rows.items()}
-    for name, row in aligned.rows.items():
-        kept |= {f"{name}_{beside}": values for beside, values in row.member_scores.items()}
     return QuestionScores(
-        question=aligned.question, scores=scores, probabilities=np.exp(scores), member_scores=kept
+        question=aligned.question,
+        scores=scores,
+        probabilities=np.exp(scores),
+        member_scores=name_scores(aligned.rows),
     )

@@ -75,8 +75,8 @@ def count_taken(share: float, num_questions: int) -> int:
 
 def doubts(rows: Sequence[QuestionScores], by: Measure) -> np.ndarray:
     """[Q] float64, larger where a member is less sure: minus margin or probability, or the entropy."""
-    doubt = {"margin": _minus_margin, "probability": _minus_probability, "entropy": normalised_entropy}[by]
-    return np.array([doubt(row.probabilities) for row in rows], dtype=np.float64)
+    doubt = {"margin": _minus_margin, "probability": _minus_probability, "entropy": _entropy}[by]
+    return np.array([doubt(row) for row in rows], dtype=np.float64)
 
 
 def hardest_first(found: np.ndarray) -> list[int]:
@@ -92,12 +92,13 @@ def normalised_entropy(probabilities: np.ndarray) -> float:
     return float(-(some * np.log(some)).sum() / np.log(len(probabilities)))
 
 
-def _minus_margin(probabilities: np.ndarray) -> float:
-    if len(probabilities) == 1:
-        return -1.0
-    second, best = np.sort(probabilities)[-2:]
-    return float(second - best)
+def _minus_margin(row: QuestionScores) -> float:
+    return -row.margin
 
 
-def _minus_probability(probabilities: np.ndarray) -> float:
-    return -float(probabilities.max())
+def _minus_probability(row: QuestionScores) -> float:
+    return -float(row.probabilities.max())
+
+
+def _entropy(row: QuestionScores) -> float:
+    return normalised_entropy(row.probabilities)

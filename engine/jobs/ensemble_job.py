@@ -11,10 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
-from strata.engine.jobs.job import Job, KnownAnswer, Measured, OpenMembers
+from strata.engine.ensembles.named_scores import scores_of_member
+from strata.engine.jobs.job import (
+    Job,
+    KnownAnswer,
+    Measured,
+    OpenMembers,
+    PrefixSharing,
+    WeightStream,
+)
 from strata.engine.machine.machine import Machine
 from strata.engine.machine.roofline import join_seen
-from strata.engine.members.ensemble import average_members, scores_of_member
+from strata.engine.members.ensemble import average_heard
 from strata.engine.members.labels import check_shared
 from strata.engine.plan.overrides import GroupGoal
 from strata.engine.types import Prompt, Question, QuestionScores
@@ -81,18 +89,14 @@ class EnsembleMembers:
         """Every model's, averaged again; see `OpenMembers`."""
         if not self.waits_for_all:
             return list(rows)
-        found: list[dict[str, list[QuestionScores]]] = [{} for _ in rows]
+        found: list[dict[str, QuestionScores]] = [{} for _ in rows]
         for part in self.parts:
-            asked = [index for index, row in enumerate(rows) if self._has_scored(part, row)]
+            # A deadline may have kept some of the models from a question.
+            asked = [index for index, row in enumerate(rows) if part.members[0] in row.member_scores]
             for name, finished in finish_members(part, [rows[index] for index in asked]).items():
                 for index, row in zip(asked, finished, strict=True):
-                    found[index][name] = [row]
-        return [average_members(by_member)[0] for by_member in found]
-
-    def _has_scored(self, part: OpenMembers, row: QuestionScores) -> bool:
-        """A row without its members' scores is the last model's: a deadline kept the others from it."""
-        alone = not any(name in row.member_scores for name in self.members)
-        return part is self.parts[-1] if alone else part.members[0] in row.member_scores
+                    found[index][name] = row
+        return [average_heard(by_member) for by_member in found]
 
     def check_known_answers(self, prompts: Sequence[Prompt]) -> list[KnownAnswer]:
         """Those of all models."""
@@ -119,9 +123,7 @@ def finish_members(part: OpenMembers, rows: Sequence[QuestionScores]) -> dict[st
         finished = part.finish(rows)
         return {name: [scores_of_member(row, name) for row in finished] for name in part.members}
     (name,) = part.members
-    return {
-        name: part.finish([scores_of_member(row, name) if name in row.member_scores else row for row in rows])
-    }
+    return {name: part.finish([scores_of_member(row, name) for row in rows])}
 
 
 def parts_of(prompt: Prompt) -> tuple[Prompt, ...]:
@@ -167,7 +169,8 @@ class EnsembleJob:
 
     def measure(self) -> Measured:
         """What all took together."""
-        return join_measured([job.measure() for job in self.jobs])
+        found = [job.measure() for job in self.jobs]
+        return join_measured(found, found[-1].num_questions)
 
     def _average(self, last: QuestionScores, known: Sequence[dict[str, QuestionScores]]) -> QuestionScores:
         rows = [*(scores.get(last.question.id) for scores in known), last]
@@ -181,19 +184,24 @@ def average_of_parts(parts: Sequence[OpenMembers], rows: Sequence[QuestionScores
         parts: opened members.
         rows: what each part says; None for one that a deadline cut off, which does not count.
     """
-    by_member: dict[str, list[QuestionScores]] = {}
+    by_member: dict[str, QuestionScores] = {}
     for part, row in zip(parts, rows, strict=True):
         if row is None:
             continue
         for name in part.members:
-            by_member[name] = [scores_of_member(row, name) if len(part.members) > 1 else row]
-    return average_members(by_member)[0]
+            by_member[name] = scores_of_member(row, name) if len(part.members) > 1 else row
+    return average_heard(by_member)
 
 
-def join_measured(found: Sequence[Measured]) -> Measured:
-    """What several jobs on the same questions took together."""
+def join_measured(found: Sequence[Measured], num_questions: int) -> Measured:
+    """What several jobs took together; nothing where a deadline let none begin.
+
+    Args:
+        found: what each took.
+        num_questions: scored by all of them.
+    """
     return Measured(
-        num_questions=found[-1].num_questions,
+        num_questions=num_questions,
         tokens_computed=sum(one.tokens_computed for one in found),
         flops=sum(one.flops for one in found),
         bytes_read=sum(one.bytes_read for one in found),
@@ -201,5 +209,29 @@ def join_measured(found: Sequence[Measured]) -> Measured:
         overflow="; ".join(one.overflow for one in found if one.overflow),
         halved_micro_batches=sum(one.halved_micro_batches for one in found),
         halving="; ".join(one.halving for one in found if one.halving),
+        prefix_sharing=join_sharing([one.prefix_sharing for one in found]),
+        weight_stream=_join_streams([one.weight_stream for one in found]),
         roofline=join_seen([(one.flops, one.roofline) for one in found]),
+    )
+
+
+def join_sharing(found: Sequence[PrefixSharing | None]) -> PrefixSharing | None:
+    """What several trees save; None where one of the jobs has none."""
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    return PrefixSharing(
+        trie_nodes=sum(one.trie_nodes for one in known),
+        tokens_per_option_run=sum(one.tokens_per_option_run for one in known),
+    )
+
+
+def _join_streams(found: Sequence[WeightStream | None]) -> WeightStream | None:
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    return WeightStream(
+        weights_wait_s=sum(one.weights_wait_s for one in known),
+        weights_read_s=sum(one.weights_read_s for one in known),
+        bytes_verified=sum(one.bytes_verified for one in known),
     )

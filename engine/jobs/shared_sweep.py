@@ -120,11 +120,16 @@ class SharedSweepJob:
 
     def measure(self) -> Measured:
         """What the sweep took."""
-        plan = self.jobs[0].sweep.plan
-        found = join_measured([job.measure() for job in self.jobs])
-        flops = plan.flops * found.tokens_computed / plan.tokens
-        seen = None if self.probe is None else self.probe.seen
-        return replace(found, bytes_read=self.bytes_read, flops=flops, roofline=seen)
+        plan, parts = self.jobs[0].sweep.plan, [job.measure() for job in self.jobs]
+        found = join_measured(parts, parts[-1].num_questions)
+        return replace(
+            found,
+            bytes_read=self.bytes_read,
+            flops=plan.flops * found.tokens_computed / plan.tokens,
+            # One base is read and verified for all, and the first job tells how long its sweep has waited.
+            weight_stream=parts[0].weight_stream,
+            roofline=None if self.probe is None else self.probe.seen,
+        )
 
     def _hear(self, rows: Sequence[Sequence[QuestionScores]]) -> list[QuestionScores]:
         """Takes down what each group of members says; returns the questions of which all have spoken."""

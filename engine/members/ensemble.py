@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
+from strata.engine.ensembles.named_scores import name_scores, scores_of_member
 from strata.engine.heads.probabilities import average_probabilities, option_probabilities
 from strata.engine.types import QuestionScores
 
 
-def average_members(members: dict[str, list[QuestionScores]]) -> list[QuestionScores]:
-    """One result a question from several members: their mean probabilities.
-
-    Each member's scores are kept under its name, what its head gives beside them under `<name>_<what>`.
-    """
+def average_members(members: Mapping[str, list[QuestionScores]]) -> list[QuestionScores]:
+    """One result a question from several members: their mean probabilities; a lone member's as it is."""
     if len(members) == 1:
         return next(iter(members.values()))
-    averaged = []
-    for rows in zip(*members.values(), strict=True):
-        scores = average_probabilities(row.scores for row in rows)
-        by_member = {name: row.scores for name, row in zip(members, rows, strict=True)}
-        for name, row in zip(members, rows, strict=True):
-            by_member |= {f"{name}_{beside}": values for beside, values in row.member_scores.items()}
-        averaged.append(
-            QuestionScores(
-                question=rows[0].question,
-                scores=scores,
-                probabilities=option_probabilities(scores),
-                member_scores=by_member,
-            )
-        )
-    return averaged
+    rows = zip(*members.values(), strict=True)
+    return [average_heard(dict(zip(members, of_question, strict=True))) for of_question in rows]
+
+
+def average_heard(rows: Mapping[str, QuestionScores]) -> QuestionScores:
+    """One question's mean over those of several members that have scored it, each kept by its name."""
+    scores = average_probabilities(row.scores for row in rows.values())
+    return QuestionScores(
+        question=next(iter(rows.values())).question,
+        scores=scores,
+        probabilities=option_probabilities(scores),
+        member_scores=name_scores(rows),
+    )
 
 
 def finish_each(
@@ -42,13 +37,3 @@ def finish_each(
     if len(names) == 1:
         return finish(rows)
     return average_members({name: finish([scores_of_member(row, name) for row in rows]) for name in names})
-
-
-def scores_of_member(row: QuestionScores, name: str) -> QuestionScores:
-    """What one of the members that were averaged into a result said itself."""
-    beside = {
-        key.removeprefix(f"{name}_"): values
-        for key, values in row.member_scores.items()
-        if key.startswith(f"{name}_")
-    }
-    return replace(row, scores=row.member_scores[name], member_scores=beside)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from strata.engine.heads.debias import BY_PLACE, STATED_ORDER
 from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.debiasing.registry import DebiasName
-from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, SUMS, Normalization
 from strata.engine.types import InputError, Question
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ FROM_QUESTION, NO_CONTEXT = "question", "none"
 """What `Member.context` may say beside the name of a source."""
 BASE_NAME = "base"
 """What a member without an adapter is called where it is the only one."""
+BESIDE_SCORES = (STATED_ORDER, BY_PLACE, SUMS)
+"""What heads call further scores of a question, which results keep as `<member>_<what>`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,6 @@ def name_members(members: Sequence[Member]) -> list[Member]:
 
     The paths are the given ones, so that a symlink's name counts; `runs/r1/adapter` and `runs/r2/adapter`
     become `r1/adapter` and `r2/adapter`.
-
     """
     num_called = Counter(member.name for member in members)
     alike: dict[str, list[Path]] = {}
@@ -145,10 +147,22 @@ def group_members(members: Sequence[Member]) -> list[list[Member]]:
     if twice is not None:
         what = "adapters" if all(member.adapter for member in members) else "members"
         raise InputError(f"--adapter: two {what} are called {twice!r}; expected different ones")
+    check_names(names)
     groups: dict[tuple[Member, bool], list[Member]] = {}
     for member in members:
         groups.setdefault((member.prompting, member.adapter is None), []).append(member)
     return list(groups.values())
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises InputError where a member is called as results call what another's head gives beside scores."""
+    kept_as = {f"{name}_{beside}": name for name in names for beside in BESIDE_SCORES}
+    clash = next((name for name in names if name in kept_as), None)
+    if clash is not None:
+        raise InputError(
+            f"member {clash!r}: results call so what member {kept_as[clash]!r} has beside its scores; "
+            "expected another name"
+        )
 
 
 def group_bases(groups: Sequence[list[Member]]) -> list[list[list[Member]]]:

@@ -16,7 +16,7 @@ from strata.engine.deadline import parse_duration_s
 from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.registry import AUTO, CLASSIFY, HEADS
 from strata.engine.machine.settings import MachineSettings
-from strata.engine.members.member import FROM_QUESTION, NO_CONTEXT, Member
+from strata.engine.members.member import FROM_QUESTION, NO_CONTEXT, Member, check_names
 from strata.engine.pipeline.schema import (
     EnsembleSection,
     InputSection,
@@ -104,6 +104,7 @@ def read_pipeline(path: Path, settings: Sequence[str] = ()) -> Pipeline:
         name: _member(file, section, name, member, index)
         for index, (name, member) in enumerate(section.members.items())
     }
+    _named(file, ("members",), lambda: check_names(list(members)))
     stages = _stages(file, section)
     if section.deadline is not None:
         _named(file, ("deadline",), lambda: parse_duration_s("expected a duration", str(section.deadline)))

@@ -7,7 +7,9 @@ folder -> the same file with `fitted: runs/valid/fitted.json`, on any questions.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from strata.engine.files import to_json, write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json
 from strata.engine.pipeline.config import Pipeline
 from strata.engine.pipeline.scoreboard import Scoreboard
-from strata.engine.types import InputError, QuestionScores
+from strata.engine.types import InputError, QuestionScores, RunWarnings
 
 FILE_NAME = "fitted.json"
 
@@ -129,44 +131,69 @@ def settle_fitted(pipeline: Pipeline, num_answered: int) -> Fitted:
     return fitted
 
 
-def fit_on_answers(pipeline: Pipeline, board: Scoreboard) -> Fitted:
+Fit = Callable[[Fitted, Pipeline, Scoreboard], Fitted]
+"""Adds one part to what is fitted."""
+
+
+def fit_on_answers(pipeline: Pipeline, board: Scoreboard, warnings: RunWarnings) -> Fitted:
     """Fits what the file asks for on the questions whose answer is known; the board gets the weights.
 
-    Calibration comes last, on what the fitted weights make of the members. It is told before and after.
-
-    Raises:
-        InputError: a member has no answered question.
+    What there is nothing to fit on, since a deadline came before a member or stage, is left out and told: by
+    then the answers are there. Calibration comes last, on what the fitted weights make of the members.
     """
-    account: dict[str, Any] = {}
-    weights: dict[str, float] = {}
-    if pipeline.ensemble.weights == "fit":
-        said = {name: list(board.by_member.get(name, {}).values()) for name in pipeline.members}
-        found = fit_weights(said, over=pipeline.ensemble.over)
-        weights, account["weights"] = dict(found.combination.weights), found.as_dict()
-        board.weights = weights
-    samples = {}
-    for index, stage in enumerate(pipeline.stages):
-        if stage.rule is not None and stage.rule.risk is not None:
-            sample = _sample_of(board, index, stage.rule.by)
-            share, is_certified = certify_share(
-                sample, sample.doubts, risk=stage.rule.risk, replaces=stage.replaces
-            )
-            samples[stage.name] = sample
-            account[f"share of {stage.name}"] = {
-                "risk": stage.rule.risk,
-                "share": share,
-                "is_certified": is_certified,
-                "num_questions": len(sample.doubts),
-            }
-    calibration = None
-    if pipeline.calibration != "none":
-        answers = board.answers()
-        calibration = fit_calibration(pipeline.calibration, answers)
-        account["calibration"] = {
-            "before": describe_reliability(answers),
-            "after": describe_reliability(calibrate(calibration, answers)),
-        }
-    return Fitted(weights=weights, calibration=calibration, samples=samples, account=account)
+    fitted = Fitted()
+    fits: list[tuple[str, Fit]] = [
+        ("weights", _with_weights),
+        *((f"share of {stage.name}", partial(_with_share, n)) for n, stage in enumerate(pipeline.stages)),
+        ("calibration", _with_calibration),
+    ]
+    for what, fit in fits:
+        try:
+            fitted = fit(fitted, pipeline, board)
+        except InputError as error:
+            warnings.say(f"{what} not fitted: {error}")
+    return fitted
+
+
+def _with_weights(fitted: Fitted, pipeline: Pipeline, board: Scoreboard) -> Fitted:
+    if pipeline.ensemble.weights != "fit":
+        return fitted
+    said = {name: list(board.by_member.get(name, {}).values()) for name in pipeline.members}
+    found = fit_weights(said, over=pipeline.ensemble.over)
+    board.weights = dict(found.combination.weights)
+    return replace(fitted, weights=board.weights, account=fitted.account | {"weights": found.as_dict()})
+
+
+def _with_share(index: int, fitted: Fitted, pipeline: Pipeline, board: Scoreboard) -> Fitted:
+    stage = pipeline.stages[index]
+    if stage.rule is None or stage.rule.risk is None:
+        return fitted
+    sample = _sample_of(board, index, stage.rule.by)
+    share, is_certified = certify_share(sample, sample.doubts, risk=stage.rule.risk, replaces=stage.replaces)
+    told = {
+        "risk": stage.rule.risk,
+        "share": share,
+        "is_certified": is_certified,
+        "num_questions": len(sample.doubts),
+    }
+    return replace(
+        fitted,
+        samples=fitted.samples | {stage.name: sample},
+        account=fitted.account | {f"share of {stage.name}": told},
+    )
+
+
+def _with_calibration(fitted: Fitted, pipeline: Pipeline, board: Scoreboard) -> Fitted:
+    """It is told before and after; guesses of what nobody has scored have no part in it."""
+    if pipeline.calibration == "none":
+        return fitted
+    scored = [board.answer(question) for question in board.questions if board.is_scored(question)]
+    calibration = fit_calibration(pipeline.calibration, scored)
+    told = {
+        "before": describe_reliability(scored),
+        "after": describe_reliability(calibrate(calibration, scored)),
+    }
+    return replace(fitted, calibration=calibration, account=fitted.account | {"calibration": told})
 
 
 def _sample_of(board: Scoreboard, index: int, by: Any) -> CascadeSample:

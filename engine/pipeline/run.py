@@ -44,6 +44,7 @@ from strata.engine.run.artefacts import (
     remove_artefacts,
     write_artefacts,
 )
+from strata.engine.run.computing import recorded_products
 from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
 
@@ -121,7 +122,13 @@ def _run(
 ) -> PipelineRun:
     check_unfinished(settings.out, may_replace=settings.overwrite or settings.resume)
     warnings, out = RunWarnings(strict=settings.strict), settings.out
-    session = Session(warnings=warnings, timer=PhaseTimer(), folder=out, shows_progress=settings.progress)
+    session = Session(
+        warnings=warnings,
+        timer=PhaseTimer(),
+        folder=out,
+        shows_progress=settings.progress,
+        products=recorded_products(out) if settings.resume else None,
+    )
     config = asdict(settings) | {"pipeline": pipeline.file.values}
     with RunRecord(out / "run.json", config, warnings) as record, PeakMemory() as memory:
         questions = _read(pipeline, settings, session)
@@ -130,7 +137,7 @@ def _run(
         record.plan = {"units": [_as_record(one) for one in forecasts]}
         record.begin()
         if not settings.resume:
-            remove_artefacts(out)
+            _remove_former(out, pipeline)
         shelf = ContextShelf(
             questions=questions,
             finders=finders,
@@ -172,6 +179,14 @@ def _read(pipeline: Pipeline, settings: RunSettings, session: Session) -> list[Q
             limit=settings.num_questions,
             warnings=session.warnings,
         )
+
+
+def _remove_former(out: Path, pipeline: Pipeline) -> None:
+    """Removes what an earlier run left, but for the fitted values that this one goes by."""
+    remove_artefacts(out)
+    former = out / FILE_NAME
+    if pipeline.fitted is None or pipeline.fitted.resolve() != former.resolve():
+        former.unlink(missing_ok=True)
 
 
 def _final(pipeline: Pipeline, started: float) -> Deadline:
@@ -239,7 +254,7 @@ def _next_model(work: _Work, position: int) -> Path | None:
 def _finish(work: _Work, record: RunRecord) -> list[QuestionScores]:
     """Fits what is to be fitted, calibrates, and leaves the answers."""
     board, pipeline, out = work.board, work.pipeline, work.settings.out
-    fitted = fit_on_answers(pipeline, board) if pipeline.fits else work.fitted
+    fitted = fit_on_answers(pipeline, board, work.session.warnings) if pipeline.fits else work.fitted
     board.weights = _weights(pipeline, fitted)
     scores = board.answers()
     if fitted.calibration is not None:

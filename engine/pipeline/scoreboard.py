@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from strata.engine.ensembles.combine import Combination, combine_scores
-from strata.engine.members.ensemble import scores_of_member
+from strata.engine.ensembles.named_scores import name_scores, scores_of_member
 from strata.engine.pipeline.config import Pipeline
 from strata.engine.questions.metrics import evaluate
 from strata.engine.results.tables import write_label_submission, write_submission
@@ -40,15 +40,23 @@ class Scoreboard:
     by_member: dict[str, dict[str, QuestionScores]] = field(default_factory=dict)
 
     def add(self, names: Sequence[str], rows: Iterable[QuestionScores]) -> None:
-        """Takes down what members that were scored together say; their rows are averages of several."""
+        """Takes down what members that were scored together say; their rows are averages of several.
+
+        Of a sweep that a deadline cut short, rows may be of some of the members.
+        """
         for row in rows:
-            for name in names:
-                said = scores_of_member(row, name) if len(names) > 1 else row
+            is_one = len(names) == 1
+            for name in names if is_one else [name for name in names if name in row.member_scores]:
+                said = row if is_one else scores_of_member(row, name)
                 self.by_member.setdefault(name, {})[row.question.id] = said
 
     def is_reached(self, question: Question, stage: int) -> bool:
         """Whether a member of the stage has scored the question."""
         return any(question.id in self.by_member.get(n, {}) for n in self.pipeline.stages[stage].members)
+
+    def is_scored(self, question: Question) -> bool:
+        """Whether any member has scored the question; else its answer is a guess."""
+        return any(question.id in rows for rows in self.by_member.values())
 
     def answer(self, question: Question, last_stage: int | None = None) -> QuestionScores:
         """The answer to a question after some stages.
@@ -86,7 +94,7 @@ class Scoreboard:
 
     def warn_of_unreached(self, warnings: RunWarnings) -> None:
         """Lists the questions whose answers are guesses."""
-        missing = [q.id for q in self.questions if not any(q.id in rows for rows in self.by_member.values())]
+        missing = [question.id for question in self.questions if not self.is_scored(question)]
         if missing:
             warnings.rows[UNREACHED] = missing
 
@@ -102,22 +110,15 @@ class Scoreboard:
         }
 
     def _combine(self, question: Question, heard: dict[str, QuestionScores]) -> QuestionScores:
-        beside = {
-            f"{name}_{what}": values
-            for name, row in heard.items()
-            for what, values in row.member_scores.items()
-        }
-        everyone = {
-            name: rows[question.id].scores for name, rows in self.by_member.items() if question.id in rows
-        }
+        first = replace(next(iter(heard.values())), question=question)
+        if len(self.pipeline.members) == 1:
+            return first
+        everyone = {name: rows[question.id] for name, rows in self.by_member.items() if question.id in rows}
+        named = name_scores(everyone)
         if len(heard) == 1:
-            row = replace(next(iter(heard.values())), question=question)
-            return replace(row, member_scores=everyone | beside if len(self.pipeline.members) > 1 else beside)
+            return replace(first, member_scores=named)
         combination = Combination(over=self.pipeline.ensemble.over, weights=self.weights)
         scores = combine_scores({name: row.scores for name, row in heard.items()}, combination)
         return QuestionScores(
-            question=question,
-            scores=scores,
-            probabilities=np.exp(scores),
-            member_scores=everyone | beside,
+            question=question, scores=scores, probabilities=np.exp(scores), member_scores=named
         )

@@ -6,7 +6,7 @@ hold any character of what the head scores, a label or the option; one that stra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,8 +49,8 @@ class PromptSettings:
         num_shots: see `shots`.
 
     Raises:
-        InputError: a way to debias that the head cannot be asked in, a bound below 1, or a system message
-            outside of a chat.
+        InputError: a way to debias that the head cannot be asked in, a bound below 1, a system message
+            outside of a chat, or a chat or examples for a head that reads texts.
     """
 
     template: Template
@@ -69,6 +69,11 @@ class PromptSettings:
             raise InputError(f"--max-tokens {self.max_tokens}: expected at least 1")
         if self.system is not None and not self.chat:
             raise InputError(f"--system {self.system!r}: expected --chat with it")
+        for flag, given in (("--chat", self.chat), ("--shots", bool(self.shots))):
+            if given and self.head.needs == "prompt":
+                raise InputError(
+                    f"{flag}: head {self.head.name} reads a text as it is; expected a run without it"
+                )
 
     @property
     def limit_tokens(self) -> int | None:
@@ -118,27 +123,33 @@ def render_prompts(
         num_shots=settings.num_shots,
     )
     joint_tokenizer = JointTokenizer(tokenizer, add_special_tokens=not settings.chat)
-    _warn_of_settings(settings, warnings)
+    warn_of_settings(settings, warnings)
     if not writer.uses_context and any(question.context for question in questions):
         warnings.say(f"template {settings.template.name} does not show the contexts that the questions have")
+    prompts = []
+    for one in _fit_all(questions, settings, writer, joint_tokenizer):
+        _report_length(one, settings, source, warnings)
+        report_lost_options(one, joint_tokenizer.unknown_id, source, warnings)
+        prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
+    _warn_of_starts(settings, joint_tokenizer, warnings)
+    return prompts
+
+
+def _fit_all(
+    questions: Sequence[Question], settings: PromptSettings, writer: DraftWriter, tokenizer: JointTokenizer
+) -> Iterator[FittedQuestion]:
+    """The questions in their orders, tokenized and fitted batch by batch."""
     planned = settings.debias.plan_orders if settings.debias.suits(settings.head) else stated_orders
     orders = planned(questions)
-    prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_QUESTIONS):
         batch = slice(first, first + _BATCH_QUESTIONS)
-        fitted = fit_questions(
+        yield from fit_questions(
             questions[batch],
             orders[batch],
             writer=writer,
-            tokenizer=joint_tokenizer,
+            tokenizer=tokenizer,
             limit_tokens=settings.limit_tokens,
         )
-        for one in fitted:
-            _report_length(one, settings, source, warnings)
-            report_lost_options(one, joint_tokenizer.unknown_id, source, warnings)
-            prompts.append(_build_prompt(one, joint_tokenizer.unknown_id, warnings))
-    _warn_of_starts(settings, joint_tokenizer, warnings)
-    return prompts
 
 
 def _warn_of_starts(settings: PromptSettings, tokenizer: JointTokenizer, warnings: RunWarnings) -> None:
@@ -158,7 +169,8 @@ def _choose_layout(settings: PromptSettings, tokenizer: PreTrainedTokenizerBase)
     return ChatLayout(tokenizer, system=settings.system, chat_template=settings.template.frame)
 
 
-def _warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:
+def warn_of_settings(settings: PromptSettings, warnings: RunWarnings) -> None:
+    """Says which of the user's settings have no effect."""
     head, max_tokens, window = settings.head, settings.max_tokens, settings.window
     if not settings.debias.suits(head):
         name = settings.debias.name

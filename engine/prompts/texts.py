@@ -15,7 +15,7 @@ import numpy as np
 from strata.engine.heads.head import Draft
 from strata.engine.prompts.drafts import DraftWriter
 from strata.engine.prompts.layouts import PlainLayout
-from strata.engine.prompts.render import PromptSettings
+from strata.engine.prompts.render import PromptSettings, warn_of_settings
 from strata.engine.types import Branch, InputError, Prompt, Question, RunWarnings, Target
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def render_texts(
         questions: texts; where any has a context that the template does not show, all are pairs.
         settings: head, template and bounds.
         tokenizer: its special tokens are added as it does by itself.
-        warnings: where texts go that were cut.
+        warnings: where settings without effect go, and texts that were cut.
         pad_token_id: of the model's config: a token that a text is never read at.
         source: the name of the file, for messages.
 
@@ -49,6 +49,7 @@ def render_texts(
         InputError: a text that becomes no token, or a template that does not fit.
     """
     writer = DraftWriter(settings.template, head=settings.head, layout=PlainLayout())
+    warn_of_settings(settings, warnings)
     pairs = not writer.uses_context and any(question.context for question in questions)
     prompts: list[Prompt] = []
     for first in range(0, len(questions), _BATCH_TEXTS):

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from strata.engine.heads.debias import STATED_ORDER
 from strata.engine.heads.probabilities import option_probabilities
 from strata.engine.questions.metrics import evaluate
 from strata.engine.report.summary import plans_of
 from strata.engine.report.values import distinct, file_name, format_value, plain, section
 from strata.engine.types import QuestionScores
-
-STATED_ORDER = "stated_order"
-"""What heads call a member's scores before debiasing, beside those after it."""
 
 Rows = list[QuestionScores]
 

@@ -21,7 +21,7 @@ from strata.engine.results.tables import (
     write_submission,
 )
 from strata.engine.run.collapse import describe_collapse, find_collapse
-from strata.engine.types import LETTERS, InputError, Prompt, QuestionScores, RunWarnings
+from strata.engine.types import InputError, Prompt, QuestionScores, RunWarnings
 from strata.engine.weights.byte_sources import ByteSource
 from strata.engine.weights.read_cache import CachedSource
 
@@ -133,11 +133,10 @@ def describe_prompts(prompts: Sequence[Prompt]) -> dict[str, int]:
 def describe_answers(
     scores: Sequence[QuestionScores], head: object, debias: str, warnings: RunWarnings
 ) -> dict[str, object]:
-    """How many questions have each option first; a warning where one position is answered throughout."""
-    collapse = find_collapse(scores)
-    if collapse is not None and head in MAY_COLLAPSE and debias == "none":
+    """How many questions have each option (label) first; a warning where one position is throughout."""
+    if head in MAY_COLLAPSE and debias == "none" and (collapse := find_collapse(scores)) is not None:
         warnings.say(describe_collapse(collapse, str(head)))
-    counts = Counter(LETTERS[row.order[0]] for row in scores)
+    counts = Counter(row.question.name_of(row.order[0]) for row in scores)
     return {"best_option_counts": dict(sorted(counts.items()))}
 
 

@@ -44,6 +44,11 @@ def recorded_products(out: Path) -> ProductRates | None:
 
 
 def _plans(plan: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """A job's plan, or those of its parts."""
-    parts = plan.get("parts")
-    return [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, list) else [plan]
+    """A job's plan, or those of its parts, or of a pipeline's units."""
+    of_units = [unit.get("plan") for unit in _mappings(plan.get("units"))]
+    inner = _mappings(of_units) or _mappings(plan.get("parts"))
+    return [part for one in inner for part in _plans(one)] if inner else [plan]
+
+
+def _mappings(values: object) -> list[Mapping[str, object]]:
+    return [one for one in values if isinstance(one, Mapping)] if isinstance(values, list) else []

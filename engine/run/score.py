@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline
@@ -38,11 +39,12 @@ from strata.engine.run.artefacts import (
 )
 from strata.engine.run.computing import recorded_products, tell_computing
 from strata.engine.run.opening import open_run
-from strata.engine.run.place import open_place
+from strata.engine.run.place import Place, open_place
 from strata.engine.run.position_bias import describe_position_bias
 from strata.engine.run.unreached import UNREACHED, collect_scores
+from strata.engine.scorer import Scorer
 from strata.engine.sweep.kept_states import Pending
-from strata.engine.types import Prompt, QuestionScores, RunWarnings
+from strata.engine.types import Prompt, Question, QuestionScores, RunWarnings
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,6 +76,29 @@ def score_questions(config: ScoreConfig, products: ProductRates | None = None) -
         return _score_questions(config, started, products)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Asked:
+    """A run's questions as prompts, and what of them an interrupted run has scored.
+
+    Attributes:
+        prompts: of all questions.
+        fingerprint: of all that decides their scores.
+        kept: where scores are made safe.
+        done: scores of an interrupted run, by question id.
+    """
+
+    prompts: Sequence[Prompt]
+    fingerprint: str
+    kept: PartialScores
+    done: dict[str, QuestionScores]
+
+    @property
+    def left(self) -> Sequence[Prompt]:
+        """The prompts still to score; were all done, the last: a run has something to measure."""
+        left = [prompt for prompt in self.prompts if prompt.question.id not in self.done]
+        return left or self.prompts[-1:]
+
+
 def _score_questions(config: ScoreConfig, started: float, products: ProductRates | None) -> ScoreRun:
     check_unfinished(config.out, may_replace=config.overwrite or config.resume)
     if config.resume and products is None:
@@ -89,20 +114,9 @@ def _score_questions(config: ScoreConfig, started: float, products: ProductRates
     )
     with RunRecord(out / "run.json", config.as_flags(), warnings) as record, PeakMemory() as memory:
         deadline = Deadline.after(started, config.deadline)
-        config.check()
-        check_out(config.out)
         with open_run(config, session) as (questions, scorer), open_place(config, scorer) as place:
-            prompts = scorer.render(questions, str(config.questions))
-            kept = PartialScores(out, scorer.fingerprint(prompts))
-            done = kept.read(questions) if config.resume else {}
-            left = _left(prompts, done)
-            session.states.open(
-                out / "states",
-                scorer.fingerprint(prompts),
-                [prompt.question.id for prompt in left] if config.resume else None,
-                warnings.say,
-            )
-            job = place.prepare(left, group_goal_of(config, session.states.pending))
+            asked = _ask(config, questions, scorer)
+            job = _prepare(config, asked, place, session)
             record.plan = job.describe() | describe_adapter_settings(config)
             if config.progress:
                 tell_computing(job.machine)
@@ -110,22 +124,20 @@ def _score_questions(config: ScoreConfig, started: float, products: ProductRates
             checked = place.check(job, deadline)
             remove_artefacts(out)
             reset_device_peaks(job.machine.devices)
-            found = done | _run(job, kept, deadline, resume=config.resume)
-            by_id = {row.question.id: row for row in scorer.finish(list(found.values()))}
-            scores = collect_scores(questions, by_id, warnings)
-            record.metrics = evaluate_labels(scores) if scorer.labels else evaluate(scores)
-            if record.metrics is not None and not scorer.labels:
-                record.metrics["position_bias"] = describe_position_bias(scores)
+            found = asked.done | _run(job, asked.kept, deadline, resume=config.resume)
+            reached = scorer.finish(list(found.values()))
+            scores = collect_scores(questions, reached, warnings)
+            record.metrics = _evaluate(scores, are_labels=bool(scorer.labels))
             with session.timer.phase("write"):
-                texts = scorer.with_texts(prompts) if config.save_prompts else None
+                texts = scorer.with_texts(asked.prompts) if config.save_prompts else None
                 write_artefacts(out, scores, texts, config.submission)
                 if not warnings.rows.get(UNREACHED):
-                    kept.remove()
-            record.measured = describe_measured(job, session.timer, memory) | describe_prompts(prompts)
-            reached = list(by_id.values())
-            record.measured |= describe_answers(reached, record.plan.get("head"), config.debias, warnings)
-            record.measured |= (
-                {"resumed_questions": len(done), "resumed_layers": session.states.resumed_layers}
+                    asked.kept.remove()
+            record.measured = (
+                describe_measured(job, session.timer, memory)
+                | describe_prompts(asked.prompts)
+                | describe_answers(reached, record.plan.get("head"), config.debias, warnings)
+                | {"resumed_questions": len(asked.done), "resumed_layers": session.states.resumed_layers}
                 | describe_cache(scorer.source, warnings)
                 | checked
             )
@@ -135,6 +147,31 @@ def _score_questions(config: ScoreConfig, started: float, products: ProductRates
     return ScoreRun(scores=scores, record=finished, out=out)
 
 
+def _ask(config: ScoreConfig, questions: Sequence[Question], scorer: Scorer) -> _Asked:
+    """Renders the questions, and reads what an interrupted run has scored of them."""
+    prompts = scorer.render(questions, str(config.questions))
+    fingerprint = scorer.fingerprint(prompts)
+    kept = PartialScores(config.out, fingerprint)
+    done = kept.read(questions) if config.resume else {}
+    return _Asked(prompts=prompts, fingerprint=fingerprint, kept=kept, done=done)
+
+
+def _prepare(config: ScoreConfig, asked: _Asked, place: Place, session: Session) -> Job:
+    """Plans what is left, cut as before where hidden states of it were kept."""
+    left = asked.left
+    ids = [prompt.question.id for prompt in left] if config.resume else None
+    session.states.open(config.out / "states", asked.fingerprint, ids, session.warnings.say)
+    return place.prepare(left, group_goal_of(config, session.states.pending))
+
+
+def _evaluate(scores: Sequence[QuestionScores], *, are_labels: bool) -> dict[str, Any] | None:
+    """Metrics where answers are known."""
+    if are_labels:
+        return evaluate_labels(scores)
+    metrics = evaluate(scores)
+    return None if metrics is None else metrics | {"position_bias": describe_position_bias(scores)}
+
+
 def group_goal_of(config: ScoreConfig, pending: Pending | None = None) -> GroupGoal:
     """How finely a run is cut that may end early; one that has hidden states to go on from as it was."""
     if pending is not None:
@@ -142,11 +179,6 @@ def group_goal_of(config: ScoreConfig, pending: Pending | None = None) -> GroupG
     if config.deadline is not None:
         return BEFORE_DEADLINE
     return RESUMABLE if config.resume else GroupGoal()
-
-
-def _left(prompts: Sequence[Prompt], done: dict[str, QuestionScores]) -> Sequence[Prompt]:
-    """The prompts still to score. Were all done, the last is scored again: a run has something to measure."""
-    return [prompt for prompt in prompts if prompt.question.id not in done] or prompts[-1:]
 
 
 def _run(job: Job, kept: PartialScores, deadline: Deadline, *, resume: bool) -> dict[str, QuestionScores]:

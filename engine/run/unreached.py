@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,9 +14,10 @@ UNREACHED = "not scored before the deadline"
 
 
 def collect_scores(
-    questions: Sequence[Question], by_id: Mapping[str, QuestionScores], warnings: RunWarnings
+    questions: Sequence[Question], reached: Sequence[QuestionScores], warnings: RunWarnings
 ) -> list[QuestionScores]:
     """Scores in the file's order, guesses for the questions that the deadline left out."""
+    by_id = {row.question.id: row for row in reached}
     missing = [question.id for question in questions if question.id not in by_id]
     if missing:
         warnings.rows[UNREACHED] = missing

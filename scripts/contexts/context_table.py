@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from strata.engine.files import read_utf8, write_atomically
+from strata.engine.files import write_atomically
 from strata.engine.questions.records import read_records
+from strata.engine.questions.source_file import open_source
 from strata.engine.types import LETTERS, Question
 
 Columns = Mapping[str, Sequence[str]]
@@ -75,7 +76,8 @@ def _csv_rows(path: Path, num_rows: int) -> list[dict[str, Any]]:
 
 
 def _jsonl_rows(path: Path, num_rows: int) -> list[dict[str, Any]]:
-    lines = [line for line in read_utf8(path).split("\n") if line.strip()]
+    text, _ = open_source(path).read_text()
+    lines = [line for line in text.split("\n") if line.strip()]
     return [json.loads(line) for line in lines[:num_rows]]
 
 

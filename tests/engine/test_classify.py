@@ -213,6 +213,7 @@ def test_resume_goes_on_with_the_same_labels_only(classifier, classify, tmp_path
 
 REFUSED = [
     ({"head": "letters"}, TEXTS, "--head letters: --task classify has a head of its own; expected auto"),
+    ({"chat": True}, TEXTS, "--chat: head classify reads a text as it is; expected a run without it"),
     ({}, [{"id": "a", "text": "x", "label": "lake"}], "'lake' is no label; expected a name such as 'sea'"),
     ({}, [{"id": "a", "text": "x", "label": 5}], "5 is no label"),
     (
@@ -231,6 +232,14 @@ def test_refused(settings, rows, message, classifier, classify):
     with pytest.raises(InputError, match=message) as error:
         classify(classifier, rows, **settings)
     assert "\n" not in str(error.value)
+
+
+def test_settings_without_effect_are_told(classifier, classify):
+    told = classify(classifier, debias="rotate", max_tokens=10**6).record["warnings"]["messages"]
+    assert [line.partition(" of ")[0] for line in told] == [
+        "--debias rotate has no effect on head classify, which does not number the options",
+        "--max-tokens 1000000 exceeds the model's window",
+    ]
 
 
 def test_models_without_such_a_classifier(checkpoint, classify, score, classifier):

@@ -14,10 +14,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from strata.engine.deadline import Deadline
+from strata.engine.ensembles.named_scores import scores_of_member
 from strata.engine.jobs.job import Session
 from strata.engine.jobs.shared_sweep import SharedSweepJob
 from strata.engine.machine.settings import MachineSettings
-from strata.engine.members.ensemble import scores_of_member
 from strata.engine.members.member import Member
 from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.questions.question_file import read_questions
@@ -134,6 +134,10 @@ def test_what_a_deadline_cuts_off_does_not_count(members, asked, tmp_path):
             if scored.question.id == row.question.id
         ]
         assert any(np.allclose(row.probabilities, one, atol=1e-5) for one in (np.mean(said, axis=0), *said))
+        heard = [name for name in alone if name in row.member_scores]
+        assert heard, "every row tells which members it is of"
+        expected = np.mean([scores_of_member(row, name).probabilities for name in heard], axis=0)
+        np.testing.assert_allclose(row.probabilities, expected, atol=1e-9)
 
 
 def test_a_second_job_keeps_the_layers_of_the_first(members, asked, tmp_path):

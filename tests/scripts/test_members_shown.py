@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from strata.engine.adapters.trained_settings import TrainedSettings, write_trained_settings
 from strata.scripts.cli import main
 
 pytestmark = pytest.mark.usefixtures("fixed_rates")
@@ -51,3 +52,21 @@ def test_each_member_is_shown_with_what_it_reaches_alone(given, out, adapters, c
         assert row[-2:] == figures
         place = cells.index(name)
         assert cells[place + 4 : place + 6] == figures
+
+
+def test_members_that_were_trained_to_be_asked_differently(given, out, adapters, capsys):
+    """They share a sweep: what `strata plan` says of it is what `strata score` computes."""
+    for adapter, head in zip(adapters, ("letters", "yes-no"), strict=True):
+        write_trained_settings(adapter, TrainedSettings(head=head), None)
+    model, questions = (given[given.index(flag) + 1] for flag in ("--model", "--questions"))
+    both = [flag for adapter in adapters for flag in ("--adapter", str(adapter))]
+    asked = ["--model", model, "--questions", questions, *both]
+    assert main(["plan", *asked]) == 0
+    planned = capsys.readouterr().out
+    assert "head letters, yes-no" in planned
+    assert main(["score", *asked, "--out", str(out), "--overwrite"]) == 0
+    told, measured = capsys.readouterr().out, json.loads((out / "run.json").read_text())["measured"]
+    (tokens,) = re.findall(r"([\d,]+) \(([\d.]+)x fewer than one path at a time\)", planned)
+    assert tokens[0] == f"{measured['tokens_computed']:,}"
+    assert f"one path at a time would compute {tokens[1]}x as many" in told
+    assert measured["trie_nodes"] == measured["tokens_computed"]

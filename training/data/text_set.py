@@ -14,9 +14,8 @@ import numpy as np
 from strata.engine.questions.text_file import read_label_columns, read_texts
 from strata.engine.types import InputError, Question, RunWarnings
 from strata.training.config import TrainConfig
-from strata.training.data.batch_order import hold_out
 from strata.training.data.soft_labels import apply_temperature, mix_labels, read_soft_labels
-from strata.training.data.training_set import LabeledQuestions, TrainingSet
+from strata.training.data.training_set import LabeledQuestions, TrainingSet, hold_out_share
 from strata.training.label_names import label_names
 
 
@@ -92,13 +91,10 @@ def _split(
         return texts, valid
     if not config.valid_share:
         return texts, None
-    if len(texts) < 2:
-        raise InputError(f"--valid-share: {config.questions} has one text; expected two or more to split")
-    kept, held_out = hold_out(len(texts), config.valid_share, config.seed)
-    valid = [texts[index] for index in held_out]
     assert config.questions is not None
+    kept, valid = hold_out_share(texts, config, "text")
     _check_labeled(valid, config.questions)
-    return [texts[index] for index in kept], valid
+    return kept, valid
 
 
 def _check_labeled(texts: Sequence[Question], path: Path) -> None:

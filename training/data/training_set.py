@@ -189,13 +189,24 @@ def _split(
         return questions, _read_valid(questions, config.valid, config, warnings)
     if not config.valid_share:
         return questions, None
-    if len(questions) < 2:
-        raise InputError(f"--valid-share: {config.questions} has one question; expected two or more to split")
-    kept, held_out = hold_out(len(questions), config.valid_share, config.seed)
-    valid = [questions[index] for index in held_out]
     assert config.questions is not None
+    kept, valid = hold_out_share(questions, config, "question")
     _check_answers(valid, config.questions)
-    return [questions[index] for index in kept], valid
+    return kept, valid
+
+
+def hold_out_share(
+    questions: Sequence[Question], config: TrainConfig, what: str
+) -> tuple[list[Question], list[Question]]:
+    """What is trained on, and the --valid-share that is held out; `what` names one in the message.
+
+    Raises:
+        InputError: there is one alone.
+    """
+    if len(questions) < 2:
+        raise InputError(f"--valid-share: {config.questions} has one {what}; expected two or more to split")
+    kept, held_out = hold_out(len(questions), config.valid_share, config.seed)
+    return [questions[index] for index in kept], [questions[index] for index in held_out]
 
 
 def _read_valid(

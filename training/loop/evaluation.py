@@ -56,8 +56,9 @@ class Evaluator:
         Raises:
             FloatingPointError: a score is not finite.
         """
-        share = self._reader.score(share_of(self.examples, self._processes))
-        scores = gather_shares(share, self._processes)
+        share = share_of(self.examples, self._processes)
+        # More processes than examples leave some without any.
+        scores = gather_shares(self._reader.score(share) if share else [], self._processes)
         for example, found in zip(self.examples, scores, strict=True):
             if not np.isfinite(found).all():
                 raise FloatingPointError(

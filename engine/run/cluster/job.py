@@ -15,7 +15,7 @@ from typing import Any
 
 from strata.engine.deadline import Deadline
 from strata.engine.jobs.ensemble_job import join_measured
-from strata.engine.jobs.job import Measured, PrefixSharing, Session, WeightStream
+from strata.engine.jobs.job import Measured, Session
 from strata.engine.machine.machine import Machine
 from strata.engine.progress import Advance, progress_bar
 from strata.engine.ray_cluster import Node, lost_errors, one_line
@@ -77,12 +77,7 @@ class ClusterJob:
     def measure(self) -> Measured:
         """What all batches took together, on all nodes."""
         found = [batch.measured for _, batch in self.scored]
-        return replace(
-            join_measured(found),
-            num_questions=sum(one.num_questions for one in found),
-            prefix_sharing=_join_sharing([one.prefix_sharing for one in found]),
-            weight_stream=_join_streams([one.weight_stream for one in found]),
-        )
+        return join_measured(found, sum(one.num_questions for one in found))
 
     def _batches_done(self, deadline: Deadline, advance: Advance) -> Iterator[list[QuestionScores]]:
         waiting, idle = deque(self.batches), list(self.engines)
@@ -158,24 +153,3 @@ def _get(reference: Any) -> Any:
         return error.cause
     except lost_errors() as error:
         return error
-
-
-def _join_sharing(found: Sequence[PrefixSharing | None]) -> PrefixSharing | None:
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
-        return None
-    return PrefixSharing(
-        trie_nodes=sum(one.trie_nodes for one in known),
-        tokens_per_option_run=sum(one.tokens_per_option_run for one in known),
-    )
-
-
-def _join_streams(found: Sequence[WeightStream | None]) -> WeightStream | None:
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
-        return None
-    return WeightStream(
-        weights_wait_s=sum(one.weights_wait_s for one in known),
-        weights_read_s=sum(one.weights_read_s for one in known),
-        bytes_verified=sum(one.bytes_verified for one in known),
-    )

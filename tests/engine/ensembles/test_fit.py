@@ -102,6 +102,21 @@ def test_members_with_gaps():
     assert fitted.combination.weights["noise"] < fitted.combination.weights["complement"]
 
 
+@pytest.mark.parametrize("has_own_question", [False, True])
+def test_a_member_without_a_use_is_left_out_unless_it_is_all_a_question_has(has_own_question):
+    """Else that question would be answered by weights that are 0."""
+    right, wrong = [8.0, 0.0, 0.0], [0.0, 4.0, 4.0]
+    members = {
+        "good": [make_row(right, 0, str(number)) for number in range(40)],
+        "bad": [make_row(wrong, 0, str(number)) for number in range(40)],
+    }
+    if has_own_question:
+        members["bad"].append(make_row(wrong, 0, "its own"))
+    found = fit_weights(members)
+    assert found.is_fitted
+    assert (found.combination.weights["bad"] > 0) == has_own_question
+
+
 def test_equal_weights_where_fitted_ones_are_no_better():
     """Members that are equal but for chance: what is fitted to their noise is worse on other questions."""
     generator = np.random.default_rng(0)

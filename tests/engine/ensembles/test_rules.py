@@ -53,12 +53,13 @@ def test_entropy_like_scipy_and_alike_for_all_sizes():
     assert normalised_entropy(np.array([1.0, 0, 0])) == 0
 
 
-def test_margins_are_those_of_the_rows():
-    assert doubts(ROWS, "margin") == pytest.approx([-row.margin for row in ROWS])
+def test_margins_by_hand():
+    assert doubts(ROWS, "margin") == pytest.approx([-0.4, -0.1, 0.0, -0.94])
 
 
 def test_one_option_is_sure():
     rows = [make_row([0.0]), make_row([5.0, 0.0])]
+    assert rows[0].margin == 1
     for by in ("margin", "probability", "entropy"):
         assert hardest_first(doubts(rows, by)) == [1, 0]
 

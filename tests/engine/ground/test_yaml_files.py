@@ -98,6 +98,28 @@ def test_aliases_that_multiply_are_refused(tmp_path):
         read(tmp_path, "\n".join(lines))
 
 
+def test_merges_that_multiply_take_no_time(tmp_path):
+    """Ten to the power of twelve items for a parser that expands them; here they are one key."""
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 13)]
+    assert read(tmp_path, "\n".join(lines)).values["a12"] == {"k": 1}
+
+
+MERGES = """\
+base: &base {model: m, weight: 1, head: h}
+first: &first {<<: *base, model: other}
+again: *first
+both: {<<: [{weight: 3}, *first], head: own}
+"""
+
+
+def test_merges_are_those_of_pyyaml(tmp_path):
+    """Of a mapping that overrides what it merges, and is named twice, too."""
+    assert read(tmp_path, MERGES).values == yaml.safe_load(MERGES)
+    with pytest.raises(InputError, match=r"run.yaml:1:9: expected a mapping, or a list of them, behind <<"):
+        read(tmp_path, "a: {<<: 5}\n")
+
+
 def test_settings_are_put_in(tmp_path):
     file = override(read(tmp_path, TEXT), ["members.big.weight=3", "members.list.2.deep=[a]", "new.key=no"])
     assert file.values["members"]["big"] == {"model": "other", "weight": 3, "chat": True}
@@ -106,7 +128,9 @@ def test_settings_are_put_in(tmp_path):
     assert read(tmp_path, TEXT).values["members"]["list"][2] == {"deep": None}
 
 
-@pytest.mark.parametrize("setting", ["a", "=1", "a..b=1", "members.list.9=1", "base.model.x=1", "a=[", "a=:"])
+@pytest.mark.parametrize(
+    "setting", ["a", "=1", "a..b=1", "members.list.9=1", "base.model.x=1", "a=[", "a=:", "a=2026-13-45"]
+)
 def test_settings_that_lead_nowhere(tmp_path, setting):
     with pytest.raises(InputError, match="--set"):
         override(read(tmp_path, TEXT), [setting])

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from strata.engine.ensembles.named_scores import scores_of_member
 from strata.engine.heads.probabilities import option_probabilities
-from strata.engine.members.ensemble import average_members, scores_of_member
+from strata.engine.members.ensemble import average_members
 from strata.engine.types import Question, QuestionScores
 
 
@@ -29,8 +30,8 @@ def test_members_are_averaged_by_probability():
 
 def test_what_heads_give_beside_their_scores_is_kept():
     told = {
-        name: [replace(member([1.0, 2.0])[0], member_scores={"loglik": np.array(sums)})]
-        for name, sums in {"one": [-3.0, -4.0], "two": [-5.0, -6.0]}.items()
+        name: [replace(member(scores)[0], member_scores={"loglik": np.array(sums)})]
+        for name, scores, sums in (("one", [3.0, 0.0], [-3.0, -4.0]), ("two", [1.0, 2.0], [-5.0, -6.0]))
     }
     (row,) = average_members(told)
     assert list(row.member_scores) == ["one", "two", "one_loglik", "two_loglik"]
@@ -38,6 +39,7 @@ def test_what_heads_give_beside_their_scores_is_kept():
     alone = scores_of_member(row, "two")
     np.testing.assert_array_equal(alone.scores, [1.0, 2.0])
     np.testing.assert_array_equal(alone.member_scores["loglik"], [-5.0, -6.0])
+    np.testing.assert_allclose(alone.probabilities, option_probabilities(np.array([1.0, 2.0])))
 
 
 def test_a_single_member_is_itself():

@@ -55,3 +55,11 @@ def test_a_label_stays(tmp_path):
         "first",
         "adapter",
     ]
+
+
+@pytest.mark.parametrize("what", ["loglik", "stated_order", "by_place"])
+def test_a_name_that_another_members_further_scores_have_is_refused(what):
+    """Else the sums of `small` would stand in the place of the scores of `small_loglik`."""
+    members = [Member(model=Path("model"), label=name, head="letters") for name in ("small", f"small_{what}")]
+    with pytest.raises(InputError, match=rf"^member 'small_{what}': .* member 'small' .*; expected another"):
+        group_members(members)

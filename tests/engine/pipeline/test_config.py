@@ -84,6 +84,7 @@ def test_settings_change_it(tmp_path):
         ("members.big.machine={dtype: float8}", "members.big.machine.dtype: input should be "),
         ("members.a/b={model: z}", "string should match pattern"),
         ("members.big.shots=none.csv", "members.big.shots: "),
+        ("members.small_loglik={model: z}", "run.yaml:4:3: members: member 'small_loglik': results"),
         ("members={}", "members: dictionary should have at least 1 item"),
         ("retrieval.wiki=5", "retrieval.wiki: input should be a valid dictionary"),
     ],

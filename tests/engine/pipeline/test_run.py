@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from strata.engine.config import ScoreConfig
+from strata.engine.machine import product_rates
+from strata.engine.machine.product_rates import ProductRates
 from strata.engine.pipeline import run as run_module
 from strata.engine.pipeline.config import read_pipeline
 from strata.engine.pipeline.settings import RunSettings
@@ -180,6 +182,64 @@ def test_what_is_fitted_on_answers_serves_other_questions(tmp_path):
     broken.write_text(json.dumps({"weights": {"closed": 1.0}, "calibration": None, "samples": {}}))
     with pytest.raises(InputError, match=r"broken.json: weights of closed; expected those of closed, open"):
         run(tmp_path, f"{text}fitted: {broken}\n", test, overwrite=True)
+
+
+def test_a_run_that_was_to_be_fitted_ends_well_where_a_deadline_left_nothing_to_fit(asked, tmp_path):
+    """Hours of scores are there by then: answers stay, fitted.json says what it lacks."""
+    text = CASCADE.replace("{least_sure: 0.5}", "{risk: 0.2}") + (
+        "ensemble: {weights: fit}\ncalibration: temperature\ndeadline: 0.05s\n"
+    )
+    found = run(tmp_path, text, asked)
+    assert found.record["status"] == "done"
+    told = [line for line in found.record["warnings"]["messages"] if "not fitted" in line]
+    assert [line.partition(" not fitted")[0] for line in told] == ["weights", "share of hard", "calibration"]
+    assert found.record["measured"]["weights"] == {"closed": 1.0, "open": 1.0}
+    left = json.loads((tmp_path / "out" / "fitted.json").read_text())
+    assert left == {"weights": {}, "calibration": None, "samples": {}, "account": {}}
+
+
+def test_guesses_have_no_part_in_a_calibration(asked, tmp_path, monkeypatch):
+    """Uniform guesses of what nobody scored would draw the temperature up."""
+    only = CASCADE.partition("stages:")[0].replace(f"  open: {{{MEMBER}, context: wiki}}\n", "") + (
+        "machine: {dtype: float32, devices: cpu}\ncalibration: temperature\n"
+    )
+    whole = run(tmp_path, only, asked, limit=8, out=tmp_path / "whole")
+    score_unit = run_module.score_unit
+
+    def score_eight(unit, asked_for, *others):
+        yield from score_unit(unit, replace(asked_for, chosen=asked_for.chosen[:8]), *others)
+
+    monkeypatch.setattr(run_module, "score_unit", score_eight)
+    cut = run(tmp_path, only, asked)
+    assert len(cut.record["warnings"]["rows"][UNREACHED]["ids"]) == 32
+    mine, expected = (found.record["measured"]["fitted"]["calibration"]["after"] for found in (cut, whole))
+    assert mine["num_answered"] == expected["num_answered"] == 8
+    assert mine["nll"] == pytest.approx(expected["nll"])
+
+
+def test_what_an_earlier_run_fitted_does_not_outlive_it(asked, tmp_path):
+    fits = CASCADE + "ensemble: {weights: fit}\n"
+    run(tmp_path, fits, asked, limit=12)
+    left = tmp_path / "out" / "fitted.json"
+    run(tmp_path, f"{fits}fitted: {left}\n", asked, limit=12, overwrite=True)
+    assert left.is_file(), "the run goes by it"
+    run(tmp_path, CASCADE, asked, limit=3, overwrite=True)
+    assert not left.exists()
+
+
+def test_a_resumed_run_computes_in_what_it_began_in(asked, tmp_path, monkeypatch):
+    """A busy machine may measure otherwise: half of the scores would be of another dtype."""
+    text = CASCADE.replace("dtype: float32, ", "")
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(SystemError):
+            run(tmp_path, text, asked)
+    begun = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]["units"]
+    slow = ProductRates(flop_per_s={"float32": 9e11, "bfloat16": 1e11, "int8": 1e11})
+    monkeypatch.setattr(product_rates, "_product_rates", lambda path, measured_on: slow)
+    resumed = run(tmp_path, text, asked, resume=True).record["plan"]["units"]
+    assert [unit["plan"]["dtype"] for unit in begun] == ["bfloat16"] * 2
+    assert [unit["plan"]["dtype"] for unit in resumed] == ["bfloat16"] * 2
 
 
 def test_forecasts_open_no_weights(asked, tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from strata.engine.deadline import Deadline
+from strata.engine.heads.debias import STATED_ORDER
 from strata.engine.pipeline.config import Stage
 from strata.engine.pipeline.forecast import UnitForecast, deadline_of_unit
 from strata.engine.pipeline.scoreboard import Scoreboard
@@ -67,6 +69,37 @@ def test_members_scored_together_are_told_apart():
     np.testing.assert_array_equal(board.by_member["x"]["0"].scores, [1, 2, 3])
     np.testing.assert_array_equal(board.by_member["x"]["0"].member_scores["sum"], np.ones(3))
     assert board.by_member["y"]["0"].member_scores == {}
+
+
+def test_of_members_scored_together_a_deadline_may_leave_some_unheard():
+    """The last groups of a shared sweep end with some of its members only; see `SharedSweepJob.groups`."""
+    board = board_of(replaces=False)
+    heard = np.log([0.2, 0.3, 0.5])
+    partly = QuestionScores(
+        question=QUESTIONS[0], scores=heard, probabilities=np.exp(heard), member_scores={"y": heard}
+    )
+    board.add(["x", "y"], [partly])
+    assert list(board.by_member) == ["y"]
+    assert board.is_reached(QUESTIONS[0], 0)
+    np.testing.assert_allclose(board.answers()[0].probabilities, [0.2, 0.3, 0.5])
+    assert list(board.answers()[0].member_scores) == ["y"]
+
+
+def test_what_was_before_debiasing_is_kept_of_a_lone_member_as_its_head_calls_it():
+    board = board_of(replaces=False)
+    board.pipeline.members = {"x": None}
+    stated = np.log([0.1, 0.1, 0.8])
+    board.add(["x"], [replace(row(QUESTIONS[0], 0.5, 0.3, 0.2), member_scores={STATED_ORDER: stated})])
+    assert list(board.answers()[0].member_scores) == [STATED_ORDER]
+
+
+def test_what_was_before_debiasing_is_kept_of_members_that_are_replaced():
+    """A report sets a member after debiasing beside the same questions before it."""
+    board = board_of(replaces=True)
+    stated = np.log([0.1, 0.1, 0.8])
+    board.add(["x"], [replace(row(QUESTIONS[0], 0.5, 0.3, 0.2), member_scores={STATED_ORDER: stated})])
+    board.add(["z"], [row(QUESTIONS[0], 0.1, 0.1, 0.8)])
+    assert set(board.answers()[0].member_scores) == {"x", "z", f"x_{STATED_ORDER}"}
 
 
 def test_a_submission_is_whole_at_every_moment(tmp_path):

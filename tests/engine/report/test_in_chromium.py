@@ -3,16 +3,14 @@
 Skips where there is no Chromium or no playwright.
 """
 
-import shutil
-
 import pytest
 
 from strata.engine.report.report import leave_report
 from strata.engine.results.timeline import Timeline
 
+from ...chromium import drawn_charts, open_report
 from .sample_report import RECORD, make_row
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ATTACK = '<img src=x onerror="document.title=1">'
 NUM_QUESTIONS = 130
 MEMBERS = ["small", "big"]
@@ -67,24 +65,10 @@ def timeline():
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     """A page that shows the report, and what its console said."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine")
     out = tmp_path_factory.mktemp("out")
     leave_report(out, record(), ROWS, timeline())
-    said = []
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(120_000)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: said.append(request.url))
-        page.goto((out / "report.html").as_uri())
-        page.wait_for_selector("html[data-charts=drawn]")
-        assert said.pop(0) == (out / "report.html").as_uri()
-        yield page, said
-        chromium.close()
+    with open_report(out / "report.html") as shown:
+        yield shown
 
 
 @pytest.fixture
@@ -109,9 +93,8 @@ def is_right(row):
 
 
 def test_all_figures_are_drawn(page):
-    drawn = page.eval_on_selector_all(".plot", "plots => plots.map(p => [p.id, !!p.querySelector('svg')])")
     names = ("margins", "probabilities", "reliability", "positions", "agreement", "stages", "timeline")
-    assert drawn == [[f"plot-{name}", True] for name in names]
+    assert drawn_charts(page) == [[f"plot-{name}", True] for name in names]
 
 
 def test_the_first_hundred_are_listed_and_more_on_request(page):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from strata.engine.run.artefacts import describe_answers
 from strata.engine.run.collapse import MAX_PROBABILITY, describe_collapse, find_collapse
-from strata.engine.types import Question, QuestionScores
+from strata.engine.types import Question, QuestionScores, RunWarnings
 
 from ...sample_questions import write_jsonl
 
@@ -69,3 +70,15 @@ def test_a_run_that_collapses_warns_and_keeps_the_shares(checkpoint, score, tmp_
     assert max(counts.values()) > 20
     turned = score(model=checkpoint("llama-gqa"), questions=questions, head="letters", debias="rotate")
     assert not [text for text in turned.record["warnings"]["messages"] if "--debias rotate" in text]
+
+
+def test_labels_are_counted_by_name_however_many_there_are():
+    """There are 26 letters; a classifier may have hundreds of labels, and a row some of them only."""
+    names = tuple(f"label {number:02}" for number in range(30))
+    rows = []
+    for options in (names, names, names[25:]):
+        question = Question(id=options[0], prompt="a text", options=options, is_text=True)
+        scores = np.array([float(name == "label 28") for name in options])
+        rows.append(QuestionScores(question=question, scores=scores, probabilities=scores))
+    found = describe_answers(rows, "classify", "none", RunWarnings())
+    assert found == {"best_option_counts": {"label 28": 3}}

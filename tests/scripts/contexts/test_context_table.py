@@ -98,3 +98,17 @@ def test_no_answers_give_no_answer_column(tmp_path) -> None:
     source.write_text('{"id": 1, "question": "q", "options": ["a", "b"]}\n', encoding="utf-8")
     write_with_contexts(source, out, questions_of(source), {"context": ["c"]})
     assert out.read_text(encoding="utf-8") == "id,prompt,A,B,context\n1,q,a,b,c\n"
+
+
+def test_a_file_that_spreadsheets_wrote_is_written_again(sources, tmp_path) -> None:
+    """UTF-16 is read as questions, so that it must not fail once all contexts are found."""
+    text = sources["jsonl"].read_text(encoding="utf-8")
+    sources["jsonl"].write_text(text, encoding="utf-16")
+    questions = questions_of(sources["jsonl"])
+    out = tmp_path / "out.jsonl"
+    write_with_contexts(sources["jsonl"], out, questions, {"context": CONTEXTS})
+    assert [question.context for question in questions_of(out)] == CONTEXTS
+    assert [json.loads(line)["note"] for line in out.read_text(encoding="utf-8").split("\n") if line] == [
+        0.5,
+        0.5,
+    ]

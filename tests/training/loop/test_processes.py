@@ -12,7 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..tiny_reader import read_log, saved_weights, tiny_config, train_tiny
+from strata.engine.types import RunWarnings
+from strata.training.data.training_set import read_training_set
+from strata.training.loop import evaluation
+from strata.training.loop.processes import OneProcess
+
+from ..tiny_reader import (
+    TinyReader,
+    planted_questions,
+    read_log,
+    saved_weights,
+    tiny_config,
+    train_tiny,
+    write_rows,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,6 +57,24 @@ for name, changed in changes.items():
     torch.save(reader.weight.detach(), folder / f"{name}-{processes.process_index}.pt")
 torch.distributed.destroy_process_group()
 """
+
+
+def test_a_process_without_an_example_asks_its_reader_nothing(tmp_path, monkeypatch):
+    """Four processes evaluate on three examples; a reader packs one example at least."""
+
+    class NeverEmpty(TinyReader):
+        def score(self, examples):
+            assert examples
+            return super().score(examples)
+
+    write_rows(tmp_path / "train.jsonl", planted_questions(9))
+    config = tiny_config(tmp_path)
+    source, found = read_training_set(config, RunWarnings()).train, []
+    monkeypatch.setattr(evaluation, "gather_shares", lambda share, processes: found.extend(share) or found[:])
+    reader, processes = NeverEmpty(config), OneProcess(num_processes=4, process_index=3)
+    evaluator = evaluation.Evaluator(reader, source, limit=3, task="binary", processes=processes)
+    found += reader.score(evaluator.examples)
+    assert evaluator.evaluate()["num_examples"] == 3
 
 
 def free_port() -> int:

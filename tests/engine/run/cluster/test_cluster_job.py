@@ -232,6 +232,16 @@ def test_batches_that_would_end_after_the_deadline_are_not_begun(
     assert run.record["warnings"]["rows"]["not scored before the deadline"]["count"] == 7
 
 
+def test_a_deadline_that_lets_no_batch_begin_leaves_guesses(
+    score: Callable, checkpoint: Callable[..., Path], ten: Path, in_process: InProcess
+) -> None:
+    run = score(model=checkpoint("llama-gqa"), questions=ten, head="letters", ray="auto", deadline="0.001s")
+    assert in_process.sizes == []
+    assert run.record["status"] == "done"
+    assert run.record["warnings"]["rows"]["not scored before the deadline"]["count"] == 10
+    assert run.record["measured"]["tokens_computed"] == 0
+
+
 def test_what_a_node_raises_reaches_the_caller_as_it_was(
     score: Callable,
     checkpoint: Callable[..., Path],
