@@ -24,11 +24,11 @@ class LoadedKernels:
         Raises:
             KernelsUnavailableError: there is no driver, or it does not take them.
         """
-        torch.cuda.init()
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise KernelsUnavailableError(f"the CUDA driver: {error}") from None
+        torch.cuda.init()
         self._device = device
         self._context = self._primary_context(device.index or 0)
         self._functions: dict[str, ctypes.c_void_p] = {}

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from strata.kernels.int8_linear.cuda.source import ELEMENTS, SOURCE_FOLDER
+from strata.kernels.int8_linear.cuda.driver import Argument
+from strata.kernels.int8_linear.cuda.source import ELEMENTS, GEMM_TILE, NUM_THREADS, SOURCE_FOLDER
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
@@ -43,6 +45,21 @@ class EmulatedKernels:
         library = folder / "emulated.so"
         subprocess.run([COMPILER, *flags, *defines, str(file), "-o", str(library)], check=True)
         self._library = ctypes.CDLL(str(library))
+
+    def launch(self, name: str, num_blocks: int, num_threads: int, arguments: Sequence[Argument]) -> None:
+        """As `LoadedKernels.launch`."""
+        assert num_threads == NUM_THREADS
+        pointers = [_pointer(argument) for argument in arguments if not isinstance(argument, int | float)]
+        if name == "int8_gemm":
+            *_, addend, output, num_tokens, num_outputs, num_inputs = arguments
+            assert addend is None or addend is output
+            assert num_blocks == -(-num_tokens // GEMM_TILE) * -(-num_outputs // GEMM_TILE)
+            sizes = (num_tokens, num_outputs, num_inputs)
+            operands = (*pointers[:5], pointers[6])
+            self._library.run_int8_gemm(*operands, int(addend is not None), *sizes, 0)
+        else:
+            width, epsilon = arguments[-2:]
+            self._library.run_quantize_rows(*pointers, num_blocks, width, ctypes.c_float(epsilon), 0)
 
     @property
     def bank_conflicts(self) -> int:
