@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -11,6 +12,7 @@ from strata.engine.config import PlanConfig
 from strata.engine.encoders.encoder import is_encoder
 from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.job import Session
+from strata.engine.machine.card_products import unmeasured_int8
 from strata.engine.machine.profile import load_profile
 from strata.engine.machine.provenance import assumption_of
 from strata.engine.progress import human_time
@@ -49,12 +51,21 @@ def run_plan(config: PlanConfig) -> int:
         for adapter, taken in config.settings_of_adapters().items():
             if taken:
                 console.print(describe_adapter_settings(str(adapter), taken), markup=False, soft_wrap=True)
-        assumption = config.profile and assumption_of(load_profile(config.profile), job.machine.computes_in)
+        assumption = _assumption(config, job)
         if assumption:
             warnings.say(f"before it is measured, take the prediction for a guess: {assumption}")
     for line in warnings.lines():
         print(as_one_line(f"warning: {line}"), file=sys.stderr)
     return 0
+
+
+def _assumption(config: PlanConfig, job: DecoderJob) -> str | None:
+    """What the plan rests on that nobody has measured."""
+    if config.profile:
+        return assumption_of(load_profile(config.profile), job.machine.computes_in)
+    if job.machine.on_cpu or job.machine.linear != "int8":
+        return None
+    return unmeasured_int8([torch.cuda.get_device_name(torch.device(name)) for name in job.machine.devices])
 
 
 def tabulate_plan(job: DecoderJob) -> Table:

@@ -39,10 +39,6 @@ class Int8Backend(Protocol):
     def name(self) -> str:
         """What logs and files call it."""
 
-    @property
-    def is_int8(self) -> bool:
-        """Whether it multiplies in int8; otherwise codes become floats first."""
-
     def takes(self, request: ProductRequest) -> bool:
         """Whether it can compute what is asked, on this card."""
 

@@ -27,11 +27,10 @@ CUDA_MIN_TOKENS = 24
 logger = logging.getLogger(__name__)
 
 
-class BlockedBackend:
+class IntMmBackend:
     """torch._int_mm where it is right, else float32 products of codes."""
 
     name: ClassVar[str] = "int_mm"
-    is_int8: ClassVar[bool] = True
 
     def takes(self, request: ProductRequest) -> bool:
         """Anything."""

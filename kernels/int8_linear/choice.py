@@ -25,6 +25,7 @@ TIMED_TOKENS = TIMED_OUTPUTS = 4096
 ENOUGH_S = 0.02
 MIN_ROUNDS = 3
 CHECKED_TOKENS = 33
+DISTINCT_ROWS = 61
 LARGEST_ERROR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Norm of the difference from the definition over the result's: operands may be rounded to the dtype."""
 
@@ -111,8 +112,8 @@ def mistake_of(backend: Int8Backend, request: ProductRequest) -> str:
         return str(error).splitlines()[0]
     x_TK = x.codes_TK.double() * x.scale_T.double()[:, None]
     expected_TN = x_TK @ (codes_NK.double() * scale_N.double()[:, None]).t()
-    error = float((found_TN - expected_TN).norm() / expected_TN.norm())
-    return "" if error <= LARGEST_ERROR[request.dtype] else f"its product is off by {error:.2g}"
+    deviation = float((found_TN - expected_TN).norm() / expected_TN.norm())
+    return "" if deviation <= LARGEST_ERROR[request.dtype] else f"its product is off by {deviation:.2g}"
 
 
 def time_backend(backend: Int8Backend, request: ProductRequest) -> float:
@@ -135,21 +136,21 @@ def time_backend(backend: Int8Backend, request: ProductRequest) -> float:
 
 
 def _operands(request: ProductRequest, num_tokens: int) -> tuple[Int8Activations, torch.Tensor, torch.Tensor]:
-    """Random ones on the device."""
-    device, num_inputs = request.device, request.num_inputs
-    generator = torch.Generator(device).manual_seed(0)
+    """Random ones on the device, made on the CPU; rows come again, which no tile's size divides."""
+    generator = torch.Generator().manual_seed(0)
 
     def codes(rows: int) -> torch.Tensor:
-        size = (rows, num_inputs)
-        return torch.randint(-127, 128, size, dtype=torch.int8, device=device, generator=generator)
+        size = (min(rows, DISTINCT_ROWS), request.num_inputs)
+        distinct = torch.randint(-127, 128, size, dtype=torch.int8, generator=generator).to(request.device)
+        return distinct.repeat(-(-rows // len(distinct)), 1)[:rows]
 
     def scale(rows: int) -> torch.Tensor:
-        return torch.rand(rows, device=device, generator=generator) / 127
+        return (torch.rand(rows, generator=generator) / 127).to(request.device)
 
     x = Int8Activations(
         codes_TK=codes(num_tokens),
         scale_T=scale(num_tokens),
-        outlier_columns=torch.empty(0, dtype=torch.int64, device=device),
+        outlier_columns=torch.empty(0, dtype=torch.int64, device=request.device),
         outliers_TU=None,
     )
     return x, codes(request.num_outputs), scale(request.num_outputs)

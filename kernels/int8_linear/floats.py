@@ -17,7 +17,6 @@ class FloatBackend:
     """A product of floats on a card. Peak extra memory: weight and activations in the dtype."""
 
     name: ClassVar[str] = "float"
-    is_int8: ClassVar[bool] = False
 
     def takes(self, request: ProductRequest) -> bool:
         """Cards; on a CPU the blocked way does the same with less memory."""

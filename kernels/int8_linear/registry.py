@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from strata.kernels.int8_linear.backend import Int8Backend
-from strata.kernels.int8_linear.blocked import BlockedBackend
+from strata.kernels.int8_linear.blocked import IntMmBackend
 from strata.kernels.int8_linear.cuda.backend import CudaBackend
 from strata.kernels.int8_linear.floats import FloatBackend
 
-BACKENDS: tuple[Int8Backend, ...] = (CudaBackend(), BlockedBackend(), FloatBackend())
+BACKENDS: tuple[Int8Backend, ...] = (CudaBackend(), IntMmBackend(), FloatBackend())
 """In the order in which they are taken where nothing is measured."""

@@ -23,7 +23,6 @@ class CudaBackend:
     """One launch: int8 product on tensor cores, scales and bias in its epilogue."""
 
     name: ClassVar[str] = "cuda"
-    is_int8: ClassVar[bool] = True
 
     def takes(self, request: ProductRequest) -> bool:
         """Widths that are multiples of 16, on cards where the kernel can be had and is right."""

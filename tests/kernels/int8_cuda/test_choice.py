@@ -9,7 +9,7 @@ import torch
 
 from strata.kernels.int8_linear import choice as choice_module
 from strata.kernels.int8_linear.backend import ProductRequest
-from strata.kernels.int8_linear.blocked import BlockedBackend
+from strata.kernels.int8_linear.blocked import IntMmBackend
 from strata.kernels.int8_linear.choice import BackendChoice, Rates, measure_backends, mistake_of
 from strata.kernels.int8_linear.floats import FloatBackend
 from strata.kernels.int8_linear.quantize import Int8Activations, quantize_activations, quantize_weight
@@ -26,13 +26,12 @@ class OneOff:
     """Computes rightly, but for an output that it forgets."""
 
     name: str = "one off"
-    is_int8: bool = True
 
     def takes(self, request: ProductRequest) -> bool:
         return True
 
     def multiply(self, x: Int8Activations, *operands: object) -> torch.Tensor:
-        found = BlockedBackend().multiply(x, *operands)  # type: ignore[arg-type]
+        found = IntMmBackend().multiply(x, *operands)  # type: ignore[arg-type]
         found[-1, -1] = 0
         return found
 
@@ -49,7 +48,7 @@ def test_a_wrong_backend_is_never_timed(
     monkeypatch.setattr(
         choice_module, "time_backend", lambda backend, request: timed.append(backend.name) or 1.0
     )
-    rates = measure_backends([OneOff(), Failing(name="failing"), BlockedBackend()], ON_CPU)
+    rates = measure_backends([OneOff(), Failing(name="failing"), IntMmBackend()], ON_CPU)
     assert timed == ["int_mm"] == list(rates)
     assert "one off is not used: its product is off by" in caplog.text
     assert "failing is not used: CUBLAS_STATUS_NOT_SUPPORTED" in caplog.text
@@ -58,9 +57,9 @@ def test_a_wrong_backend_is_never_timed(
 
 
 def test_both_old_ways_are_right() -> None:
-    for backend in (BlockedBackend(), FloatBackend()):
+    for backend in (IntMmBackend(), FloatBackend()):
         assert mistake_of(backend, ON_CPU) == ""
-    assert measure_backends([BlockedBackend()], ON_CPU)["int_mm"] > 0
+    assert measure_backends([IntMmBackend()], ON_CPU)["int_mm"] > 0
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[ProductRequest]:
 def test_the_fastest_is_measured_once_a_card(card: list[ProductRequest]) -> None:
     told: list[tuple[str, str, Rates]] = []
     choice = BackendChoice(
-        backends=(BlockedBackend(), FloatBackend()), on_measured=lambda *found: told.append(found)
+        backends=(IntMmBackend(), FloatBackend()), on_measured=lambda *found: told.append(found)
     )
     for device in ("cuda:0", "cuda:0", "cuda:1"):
         assert choice.backend_for(replace(ON_CARD, device=torch.device(device))).name == "float"
@@ -91,7 +90,7 @@ def test_the_fastest_is_measured_once_a_card(card: list[ProductRequest]) -> None
 
 def test_what_was_kept_is_not_measured_again(card: list[ProductRequest]) -> None:
     kept: dict[tuple[str, str], Rates] = {("a card", "float32 48x64"): {"int_mm": 9e12, "float": 3e12}}
-    choice = BackendChoice(backends=(BlockedBackend(), FloatBackend()), kept=kept)
+    choice = BackendChoice(backends=(IntMmBackend(), FloatBackend()), kept=kept)
     assert choice.backend_for(ON_CARD).name == "int_mm"
     assert card == []
     # A kernel that is no longer to be had: what was measured with it does not tell.
@@ -105,7 +104,7 @@ def test_a_card_without_memory_left(card: list[ProductRequest], monkeypatch: pyt
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(choice_module, "measure_backends", measure)
-    choice = BackendChoice(backends=(BlockedBackend(), FloatBackend()))
+    choice = BackendChoice(backends=(IntMmBackend(), FloatBackend()))
     assert choice.backend_for(ON_CARD).name == "int_mm"
     assert not choice.kept
 
@@ -113,7 +112,7 @@ def test_a_card_without_memory_left(card: list[ProductRequest], monkeypatch: pyt
 def test_nothing_is_measured_without_a_card(
     card: list[ProductRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice = BackendChoice(backends=(BlockedBackend(), FloatBackend()))
+    choice = BackendChoice(backends=(IntMmBackend(), FloatBackend()))
     assert choice.backend_for(ON_CPU).name == "int_mm"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert choice.backend_for(ON_CARD).name == "int_mm"
