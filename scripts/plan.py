@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,8 @@ from strata.engine.jobs.decoder_job import DecoderJob
 from strata.engine.jobs.ensemble_job import join_sharing
 from strata.engine.jobs.job import Job, Session
 from strata.engine.jobs.shared_sweep import SharedSweepJob
+from strata.engine.machine.card_products import unmeasured_int8
+from strata.engine.machine.machine import Machine
 from strata.engine.machine.profile import load_profile
 from strata.engine.machine.provenance import assumption_of
 from strata.engine.progress import human_time
@@ -47,11 +50,12 @@ def run_plan(config: PlanConfig) -> int:
     with open_run(config, session, config.profile) as (questions, scorer):
         job = scorer.prepare(scorer.render(questions, str(config.questions)), group_goal_of(config))
         console = Console(highlight=False)
-        console.print(tabulate_plan(parts_of_sweep(job)))
+        parts = parts_of_sweep(job)
+        console.print(tabulate_plan(parts))
         for adapter, taken in config.settings_of_adapters().items():
             if taken:
                 console.print(describe_adapter_settings(str(adapter), taken), markup=False, soft_wrap=True)
-        assumption = config.profile and assumption_of(load_profile(config.profile), job.machine.computes_in)
+        assumption = _assumption(config, parts[0].machine)
         if assumption:
             warnings.say(f"before it is measured, take the prediction for a guess: {assumption}")
     for line in warnings.lines():
@@ -63,6 +67,15 @@ def parts_of_sweep(job: Job) -> Sequence[DecoderJob]:
     """The jobs that a sweep does: one, or of members that are asked differently one each."""
     parts = job.jobs if isinstance(job, SharedSweepJob) else [job]
     return [part for part in parts if isinstance(part, DecoderJob)]
+
+
+def _assumption(config: PlanConfig, machine: Machine) -> str | None:
+    """What the plan rests on that nobody has measured."""
+    if config.profile:
+        return assumption_of(load_profile(config.profile), machine.computes_in)
+    if machine.on_cpu or machine.linear != "int8":
+        return None
+    return unmeasured_int8([torch.cuda.get_device_name(torch.device(name)) for name in machine.devices])
 
 
 def tabulate_plan(parts: Sequence[DecoderJob]) -> Table:

@@ -15,6 +15,7 @@ from strata.engine.heads.registry import AUTO, CLASSIFY, choose_head
 from strata.engine.jobs.decoder_members import DecoderMembers
 from strata.engine.jobs.decoder_notices import left_aside
 from strata.engine.jobs.job import Session
+from strata.engine.machine.card_products import use_kept_products
 from strata.engine.machine.machine import Machine, StoredModel, choose_machine
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.cut import Cut, choose_cut
@@ -123,6 +124,8 @@ def _open_base(
     if machine.notice:
         session.warnings.say(machine.notice)
     session.overrides.check_devices(machine.devices)
+    if machine.linear == "int8" and profile is None:
+        use_kept_products(machine.devices)
     computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
     checksums = read_checksums(checkpoint.path) if settings.verify else None
     distinct = {adapter.path: adapter for of_group in adapters for adapter in of_group}

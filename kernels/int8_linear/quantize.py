@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from strata.kernels.int8_linear.cuda.card_kernels import WIDTH_MULTIPLE, card_kernels
+
 CODE_MAX = 127
 """Largest code: -128 is not used, so that the range is symmetric."""
 
@@ -130,8 +132,16 @@ def _round_rows(
     scale_R: torch.Tensor,
     skipped_columns: torch.Tensor | None,
 ) -> None:
-    """Fills codes and scale block by block; skipped columns count as zero."""
+    """Fills codes and scale, by one launch or block by block; skipped columns count as zero."""
     num_rows, num_columns = source_RK.shape
+    kernels = card_kernels(source_RK.device, source_RK.dtype) if num_columns % WIDTH_MULTIPLE == 0 else None
+    if kernels is not None and codes_RK.is_contiguous() and scale_R.is_contiguous():
+        is_skipped = None
+        if skipped_columns is not None:
+            is_skipped = torch.zeros(num_columns, dtype=torch.uint8, device=source_RK.device)
+            is_skipped[skipped_columns] = 1
+        kernels.quantize_rows(source_RK.contiguous(), codes_RK, scale_R, is_skipped)
+        return
     block_rows = max(1, BLOCK_ELEMENTS // num_columns)
     scratch = source_RK.new_empty(min(block_rows, num_rows), num_columns, dtype=torch.float32)
     for start in range(0, num_rows, block_rows):

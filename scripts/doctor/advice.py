@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from strata.engine.machine.card_products import int8_over_float, unmeasured_int8
 from strata.engine.machine.devices import (
     device_budget_bytes,
     host_budget_bytes,
@@ -18,8 +19,8 @@ from strata.engine.machine.product_rates import ProductRates, product_rates
 from strata.scripts.doctor.devices import DeviceFacts
 from strata.scripts.kaggle.cells import Places
 
-FAST_INT8_CAPABILITY = 8.0
-"""From here on cuBLAS multiplies 8 bits faster than 16; on a T4 (7.5) it takes 1.7 times as long."""
+WORTH_A_TRY = 1.0
+"""Products in int8 over those of floats, by their rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +57,25 @@ def advise(found: list[DeviceFacts], places: Places | None) -> Advice:
         },
         device_budget_bytes=device_budget_bytes(devices, None),
         host_budget_bytes=host_budget_bytes(None),
-        int8=int8_advice([float(device.capability) for device in found if device.trouble is None]),
+        int8=int8_advice([device.model for device in found if device.trouble is None]),
         cache_dir=None if places is None else places.scratch / "strata-cache",
     )
 
 
-def int8_advice(capabilities: list[float], products: ProductRates | None = None) -> str:
+def int8_advice(cards: list[str], products: ProductRates | None = None) -> str:
     """Whether 8-bit products are faster than those of the best floating dtype.
 
     Args:
-        capabilities: of the CUDA devices in use; none for the CPU.
+        cards: names of the CUDA devices in use; none for the CPU.
         products: what decides on a CPU; None: this machine's, measured once.
     """
-    if capabilities:
-        oldest = min(capabilities)
-        if oldest >= FAST_INT8_CAPABILITY:
-            return f"worth a try: compute capability {oldest} multiplies 8 bits faster than 16"
-        return f"no: compute capability {oldest} has no fast 8-bit product in cuBLAS"
+    if cards:
+        ratios = {card: int8_over_float(card) for card in dict.fromkeys(cards)}
+        measured = [ratio for ratio in ratios.values() if ratio is not None]
+        if len(measured) < len(ratios):
+            return f"no: {unmeasured_int8(cards)}"
+        verdict = "worth a try" if min(measured) >= WORTH_A_TRY else "no"
+        return f"{verdict}: measured {min(measured):.2f} times floats"
     products = products or product_rates()
     return f"{'worth a try' if products.int8_is_fast else 'no'}: measured {products}"
 

@@ -13,8 +13,9 @@ import sys
 import pytest
 import torch
 
-from strata.kernels.int8_linear import linear, quantize
-from strata.kernels.int8_linear.linear import MAX_K, has_int8_product, int8_linear
+from strata.kernels.int8_linear import blocked, quantize
+from strata.kernels.int8_linear.blocked import has_int8_product
+from strata.kernels.int8_linear.linear import MAX_K, int8_linear
 from strata.kernels.int8_linear.quantize import Int8Activations, quantize_activations, quantize_weight
 from strata.kernels.int8_linear.reference import int8_linear_reference
 
@@ -58,12 +59,12 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch, block_tokens: int, 
     codes, scale = quantize_weight(weight)
     activations = quantize_activations(x)
     whole = int8_linear(activations, codes, scale, bias, dtype=torch.float32)
-    monkeypatch.setitem(linear.BLOCK_TOKENS, "cpu", block_tokens)
-    monkeypatch.setitem(linear.BLOCK_ELEMENTS, "cpu", block_elements)
-    blocked = int8_linear(activations, codes, scale, bias, dtype=torch.float32)
+    monkeypatch.setitem(blocked.BLOCK_TOKENS, "cpu", block_tokens)
+    monkeypatch.setitem(blocked.BLOCK_ELEMENTS, "cpu", block_elements)
+    in_blocks = int8_linear(activations, codes, scale, bias, dtype=torch.float32)
     # Only the float32 sum over the few outlier columns may be taken in another order.
     torch.testing.assert_close(
-        blocked, whole, rtol=4 * FLOAT32_EPS, atol=4 * FLOAT32_EPS * float(whole.abs().max())
+        in_blocks, whole, rtol=4 * FLOAT32_EPS, atol=4 * FLOAT32_EPS * float(whole.abs().max())
     )
 
 
@@ -96,7 +97,7 @@ def test_right_on_a_cpu_without_vnni() -> None:
 
 def test_float32_product_of_codes_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = random_operands((129, 100, 61), torch.bfloat16)
-    monkeypatch.setattr(linear, "has_int8_product", lambda *arguments: False)
+    monkeypatch.setattr(blocked, "has_int8_product", lambda *arguments: False)
     monkeypatch.setattr(torch, "_int_mm", None)
     assert_matches_reference(x, weight, bias, torch.bfloat16)
 

@@ -29,12 +29,15 @@ from strata.engine.sweep.layer_stream import LayerStream
 from strata.engine.sweep.pinned import HostMemory
 from strata.scripts.bench.gpu.attention_cases import attention_errors
 from strata.scripts.bench.gpu.config import GpuBenchConfig
+from strata.scripts.bench.gpu.int8_cases import int8_errors, lacks_own_kernels
 from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.demo import MODEL, QUESTIONS_PATH
 
 CARD = torch.device("cuda:0")
 LARGEST_ATTENTION_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float32: 1e-3}
 """Norm of the difference over that of the result; float32 may be computed in TF32."""
+LARGEST_INT8_ERROR = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float32: 1e-3}
+"""The same of int8 linears: one code may round the other way, where its quotient is all but a tie."""
 SHARE_OF_SPREAD = 0.05
 """What scores may differ by, of what options differ by: float16 rounds every layer to 11 bits."""
 PLACEMENTS: tuple[dict[str, Any], ...] = (
@@ -100,6 +103,19 @@ def check_attention(config: GpuBenchConfig) -> Figures:
             errors[f"{str(dtype).removeprefix('torch.')}, {name}"] = error
             is_right &= error <= LARGEST_ATTENTION_ERROR[dtype]
     return {"ok": is_right, "relative_error": errors}
+
+
+def check_int8(config: GpuBenchConfig) -> Figures:
+    """Every way to compute an int8 linear, our own kernels among them, which have to be there."""
+    errors, is_right, lacking = dict[str, float](), True, []
+    for dtype in LARGEST_INT8_ERROR:
+        name = str(dtype).removeprefix("torch.")
+        if lacks_own_kernels(CARD, dtype):
+            lacking.append(name)
+        for case, error in int8_errors(dtype, CARD, tiny=config.tiny).items():
+            errors[f"{name}, {case}"] = error
+            is_right &= error <= LARGEST_INT8_ERROR[dtype]
+    return {"ok": is_right and not lacking, "own_kernels_lack": lacking, "relative_error": errors}
 
 
 def check_scores(config: GpuBenchConfig) -> Figures:
@@ -194,6 +210,7 @@ CORRECT = (
     AcceptanceStage(name="pinned_memory", run=check_pinned_memory, limit_s=20, ends_all=False),
     AcceptanceStage(name="peer_copies", run=check_peer_copies, limit_s=20, ends_all=False),
     AcceptanceStage(name="attention", run=check_attention, limit_s=60),
+    AcceptanceStage(name="int8", run=check_int8, limit_s=60, ends_all=False),
     AcceptanceStage(name="scores", run=check_scores, limit_s=120),
     AcceptanceStage(name="order", run=check_order, limit_s=120),
     AcceptanceStage(name="gpu_tests", run=run_gpu_tests, limit_s=TESTS_LIMIT_S, ends_all=False),

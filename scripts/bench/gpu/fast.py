@@ -26,6 +26,7 @@ from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, pre
 from strata.scripts.bench.calibrate.storage_runs import measure_copies
 from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.gpu.config import GpuBenchConfig
+from strata.scripts.bench.gpu.int8_cases import int8_rates, over_float, share_of_peak
 from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.bench.steps import BenchSteps
 from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
@@ -61,6 +62,20 @@ def measure_ceilings(config: GpuBenchConfig) -> Figures:
     if not config.tiny:
         found["host_to_device_bytes_per_s"] = measure_copies(CARD)
     return found
+
+
+def measure_int8(config: GpuBenchConfig) -> Figures:
+    """A 70B's products in int8 by each kernel, over floats and of the card's peak; plans go by them then."""
+    card = torch.cuda.get_device_name(CARD)
+    found = int8_rates(_shape(config), _dtype(), CARD, keeps=not config.tiny)
+    return {
+        product: {
+            "op_per_s": rates,
+            "int8_over_float": over_float(rates),
+            "share_of_peak": share_of_peak(rates, card),
+        }
+        for product, rates in found.items()
+    }
 
 
 def time_layer(config: GpuBenchConfig) -> Figures:
@@ -213,6 +228,7 @@ def _clocks() -> str | None:
 
 FAST = (
     AcceptanceStage(name="ceilings", run=measure_ceilings, limit_s=45, ends_all=False),
+    AcceptanceStage(name="int8", run=measure_int8, limit_s=30, ends_all=False),
     AcceptanceStage(name="layer", run=time_layer, limit_s=90, ends_all=False),
     AcceptanceStage(name="attention", run=time_attention, limit_s=20, ends_all=False),
     AcceptanceStage(name="sweep", run=time_sweep, limit_s=180, ends_all=False),

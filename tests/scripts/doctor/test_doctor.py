@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from strata.engine.machine.card_products import keep_card_products
 from strata.engine.machine.product_rates import ProductRates
 from strata.scripts.cli import main
 from strata.scripts.doctor import disks
@@ -82,18 +83,22 @@ def test_troubles():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "int8", "begins"),
+    ("cards", "int8", "begins"),
     [
-        ([7.5, 7.5], 1, "no: compute"),
-        ([8.0], 1, "worth"),
-        ([8.0, 7.5], 1, "no: compute"),
+        (["Tesla T4", "Tesla T4"], 1, "no: int8 was never measured on Tesla T4 with torch"),
+        (["fast card"], 1, "worth a try: measured 2.00 times floats"),
+        (["fast card", "Tesla T4"], 1, "no: int8 was never measured on Tesla T4"),
+        (["fast card", "slow card"], 1, "no: measured 0.75 times floats"),
         ([], 3e11, "worth a try: measured float32 100, bfloat16 200, int8 300 GFLOP/s"),
         ([], 9e9, "no: measured float32 100, bfloat16 200, int8 9 GFLOP/s"),
     ],
 )
-def test_whether_int8_is_worth_a_try(capabilities, int8, begins):
+def test_whether_int8_is_worth_a_try(cards, int8, begins, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_card_products("fast card", "float16 8192x8192", {"cuda": 4e13, "float": 2e13})
+    keep_card_products("slow card", "float16 8192x8192", {"int_mm": 1.5e13, "float": 2e13})
     products = ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 2e11, "int8": int8})
-    assert int8_advice(capabilities, products).startswith(begins)
+    assert int8_advice(cards, products).startswith(begins)
 
 
 def test_a_disk_is_measured_and_left_as_it_was(tmp_path):

@@ -7,6 +7,8 @@ import logging
 import numpy as np
 import pytest
 
+from strata.scripts.cli import main
+
 SWEEP = {"head": "yes-no", "micro_batch_tokens": 64, "resident_layers": 0}
 
 
@@ -33,3 +35,16 @@ def test_memory_cannot_be_pinned_where_it_lies(checkpoint, score, card_settings,
         run = score(model=checkpoint("llama-gqa"), devices="cuda:0", hidden_store="ram", **SWEEP)
     assert_same(run, expected)
     assert "rounded up to a power of two" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "warns"), [("int8", True), ("auto", False)])
+def test_a_plan_in_int8_on_a_card_that_never_measured_it(
+    dtype, warns, checkpoint, questions, fixed_rates, capsys
+):
+    """A plan takes nothing for fast that this very card has not measured; auto never takes int8."""
+    model = str(checkpoint("llama-gqa"))
+    asked = ["plan", "--model", model, "--questions", str(questions), "--devices", "cuda:0", "--dtype", dtype]
+    assert main(asked) == 0
+    captured = capsys.readouterr()
+    assert ("and int8" in captured.out) == warns
+    assert ("int8 was never measured on simulated card" in captured.err) == warns
