@@ -135,13 +135,16 @@ def find_variables(name: str, text: str) -> frozenset[str]:
     """The template variables that a Jinja text uses.
 
     Raises:
-        InputError: a syntax error, or a variable that is not one of VARIABLES; both name the template.
+        InputError: a syntax error, an attribute that a literal does not have, or a variable that is not one
+            of VARIABLES; all name the template.
     """
     try:
         tree = _ENVIRONMENT.parse(text)
         used = jinja2.meta.find_undeclared_variables(tree) - set(_ENVIRONMENT.globals)
     except jinja2.TemplateSyntaxError as error:
         raise _syntax_error(name, error) from error
+    except jinja2.UndefinedError as error:
+        raise InputError(f"template {name}: {error.message}, expected an attribute that there is") from error
     unknown = sorted(used - set(VARIABLES))
     if unknown:
         raise InputError(f"template {name}: unknown variable {unknown[0]!r}, expected {', '.join(VARIABLES)}")

@@ -1,4 +1,4 @@
-"""Modules are built without memory for their weights; buffers are as in a model built the plain way."""
+"""Modules are built without memory for weights; buffers are held against a model built the plain way."""
 
 from __future__ import annotations
 
