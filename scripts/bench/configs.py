@@ -126,14 +126,16 @@ class LargeBenchConfig:
 class HarnessBenchConfig:
     """Settings of the comparison with lm-evaluation-harness."""
 
-    model: Path
-    """Decoder checkpoint."""
     data: Path
     """Folder with <set>.jsonl: id, question, options[], answer."""
+    models: tuple[Path, ...] = ()
+    """Decoder checkpoints or GGUF files; by default those that `make real-models` installs."""
     sets: tuple[str, ...] = ()
     """Question files of the folder, without suffix; arc_challenge_val and openbookqa_dev by default."""
     limit: int | None = None
     """Only the first N questions of each."""
+    folder: Path = Path("runs/bench/harness")
+    """Where the harness' answers are kept: a second call goes on where the first one stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)

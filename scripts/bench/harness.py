@@ -7,13 +7,17 @@ does, and have to be the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strata.engine.files import write_text_atomically
 from strata.engine.heads.loglik import SUMS
+from strata.engine.json_files import read_json_object
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.prompts.templates import Template
@@ -22,9 +26,15 @@ from strata.engine.scorer import Scorer
 from strata.engine.types import InputError, Question, RunWarnings
 from strata.scripts.bench.configs import HarnessBenchConfig
 from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, print_table
+from strata.scripts.real_models import find_real_models
+
+if TYPE_CHECKING:
+    from lm_eval.models.huggingface import HFLM
 
 SETS = ("arc_challenge_val", "openbookqa_dev")
 STATEMENT = Template(name="lm-eval", text="Question: {{ prompt }}\nAnswer: {{ option }}")
+PIECE_QUESTIONS = 50
+"""Questions whose log-likelihoods are kept together."""
 
 
 def run_harness_bench(config: HarnessBenchConfig) -> int:
@@ -36,19 +46,28 @@ def run_harness_bench(config: HarnessBenchConfig) -> int:
             f"strata bench harness: {error}; expected pip install 'strata-score[lm-eval]'"
         ) from None
     print_environment()
-    rows = [compare_set(config, name) for name in config.sets or SETS]
-    print_table(rows)
-    model = config.model.stem
-    figures = {f"{key}_{model}_{row['set']}": row[key] for row in rows for key in row if key != "set"}
-    append_result("harness", {"config": asked_settings(config), "model": model, **figures}, RESULTS)
+    for model in config.models or find_real_models():
+        compare_model(config, model)
     return 0
 
 
-def compare_set(config: HarnessBenchConfig, name: str) -> dict[str, Any]:
+def compare_model(config: HarnessBenchConfig, model: Path) -> None:
+    """Compares on every set, prints a table and appends the model's figures."""
+    lm_eval = LmEvalModel(model)
+    rows = [compare_set(config, lm_eval, name) for name in config.sets or SETS]
+    print_table(rows)
+    figures = {f"{key}_{model.stem}_{row['set']}": row[key] for row in rows for key in row if key != "set"}
+    asked = {name: value for name, value in asked_settings(config).items() if name != "models"}
+    append_result("harness", {"config": asked, "model": model.stem, **figures}, RESULTS)
+
+
+def compare_set(config: HarnessBenchConfig, lm_eval: LmEvalModel, name: str) -> dict[str, Any]:
     """Accuracies by both, and the largest difference of a log-likelihood."""
     path = config.data / f"{name}.jsonl"
     questions = read_questions(path, limit=config.limit, warnings=RunWarnings())
-    ours, theirs = sums_by_strata(config.model, questions), sums_by_lm_eval(config.model, questions)
+    kept = config.folder / lm_eval.model.stem / name
+    theirs = keep_pieces(kept, questions, lm_eval.option_sums)
+    ours = sums_by_strata(lm_eval.model, questions)
     pairs = zip(ours, theirs, strict=True)
     row = {
         "set": name,
@@ -61,6 +80,30 @@ def compare_set(config: HarnessBenchConfig, name: str) -> dict[str, Any]:
     }
     print(row, flush=True)
     return row
+
+
+def keep_pieces(
+    folder: Path, questions: Sequence[Question], sums: Callable[[Sequence[Question]], list[np.ndarray]]
+) -> list[np.ndarray]:
+    """[Q] arrays [O], computed piece by piece; pieces that an earlier call left in the folder are read.
+
+    Raises:
+        InputError: a piece that is kept is of other questions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[np.ndarray] = []
+    for start in range(0, len(questions), PIECE_QUESTIONS):
+        piece = questions[start : start + PIECE_QUESTIONS]
+        path = folder / f"{start}-{start + len(piece)}.json"
+        asked = [[question.prompt, *question.options] for question in piece]
+        if not path.is_file():
+            computed = [values.tolist() for values in sums(piece)]
+            write_text_atomically(path, json.dumps({"asked": asked, "sums": computed}))
+        kept = read_json_object(path)
+        if kept["asked"] != asked:
+            raise InputError(f"{path}: holds other questions; expected another --folder, or no such file")
+        found += [np.array(values) for values in kept["sums"]]
+    return found
 
 
 def accuracy(sums: Sequence[np.ndarray], questions: Sequence[Question], *, by_length: bool) -> float:
@@ -79,26 +122,35 @@ def sums_by_strata(model: Path, questions: Sequence[Question]) -> list[np.ndarra
         return [row.member_scores[SUMS] for row in scorer.score(questions)]
 
 
-def sums_by_lm_eval(model: Path, questions: Sequence[Question]) -> list[np.ndarray]:
-    """The same from lm-evaluation-harness' `hf` model, one request at a time."""
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
+class LmEvalModel:
+    """A model as lm-evaluation-harness' `hf` model in float32, opened when it is first asked."""
 
-    is_file = model.is_file()
-    found = (
-        {"pretrained": str(model.parent), "gguf_file": model.name} if is_file else {"pretrained": str(model)}
-    )
-    lm = HFLM(**found, device="cpu", dtype="float32", batch_size=1)
-    requests = [
-        Instance(
-            request_type="loglikelihood",
-            doc={},
-            arguments=(f"Question: {question.prompt}\nAnswer:", f" {option}"),
-            idx=index,
-        )
-        for question in questions
-        for index, option in enumerate(question.options)
-    ]
-    sums = np.array([total for total, _ in lm.loglikelihood(requests)])
-    ends = np.cumsum([len(question.options) for question in questions])
-    return np.split(sums, ends[:-1])
+    def __init__(self, model: Path) -> None:
+        self.model = model
+
+    @cached_property
+    def _lm(self) -> HFLM:
+        from lm_eval.models.huggingface import HFLM
+
+        place = {"pretrained": str(self.model)}
+        if self.model.is_file():
+            place = {"pretrained": str(self.model.parent), "gguf_file": self.model.name}
+        return HFLM(**place, device="cpu", dtype="float32", batch_size=1)
+
+    def option_sums(self, questions: Sequence[Question]) -> list[np.ndarray]:
+        """[Q] arrays [O] of log-likelihoods in nats, of one request at a time."""
+        from lm_eval.api.instance import Instance
+
+        requests = [
+            Instance(
+                request_type="loglikelihood",
+                doc={},
+                arguments=(f"Question: {question.prompt}\nAnswer:", f" {option}"),
+                idx=index,
+            )
+            for question in questions
+            for index, option in enumerate(question.options)
+        ]
+        sums = np.array([total for total, _ in self._lm.loglikelihood(requests)])
+        ends = np.cumsum([len(question.options) for question in questions])
+        return np.split(sums, ends[:-1])

@@ -23,7 +23,7 @@ def run_accuracy_bench(config: AccuracyBenchConfig) -> int:
     """Fills all cells, prints the table and appends the figures. Returns the exit status."""
     print_environment()
     config.folder.mkdir(parents=True, exist_ok=True)
-    models = config.models or find_real_models(config.folder)
+    models = config.models or find_real_models()
     cells = list(list_cells(config, models))
     filled = []
     for number, cell in enumerate(cells, start=1):

