@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
@@ -25,6 +24,7 @@ from strata.engine.model.families import (
     refuse_what_transformers_cannot,
 )
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
+from strata.engine.model_files.empty_model import empty_model
 from strata.engine.types import InputError
 
 AttentionInterface.register(ATTENTION_NAME, attend_prefix_tree)
@@ -178,7 +178,7 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     """
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
-    with refuse_what_transformers_cannot(config), init_empty_weights(include_buffers=False):
+    with refuse_what_transformers_cannot(config), empty_model():
         base = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
     if missing:

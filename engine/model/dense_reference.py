@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel
 
 from strata.engine.adapters.lora import Adapter, merge
 from strata.engine.model.decoder import assign_weights
+from strata.engine.model_files.empty_model import empty_model
 from strata.engine.weights.checkpoint import Checkpoint, WeightSource
 from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
@@ -67,7 +67,7 @@ def _one_layer_model(checkpoint: Checkpoint) -> nn.Module:
     config = keep_layers(checkpoint, 1).config
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    with init_empty_weights(include_buffers=False):
+    with empty_model():
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.embed_tokens.padding_idx = None
     return model.eval()
