@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from strata.engine.model_files.light_imports import import_lightly
 from strata.scripts.stoppable import run_stoppable
 
 QUICK = ("-h", "--help", "--version")
+LIGHT = ("score", "plan")
+"""Commands that want of transformers only what scoring uses."""
 
 
 def main() -> int:
@@ -17,6 +20,8 @@ def main() -> int:
     if arguments and not any(flag in arguments for flag in QUICK) and sys.stderr.isatty():
         # Loading libraries takes seconds, in which a terminal would show nothing.
         print(f"strata {arguments[0]}: loading libraries and files ...", file=sys.stderr, flush=True)
+    if arguments[:1] and arguments[0] in LIGHT:
+        import_lightly()
     return run_stoppable(_run, until_exit=True)
 
 

@@ -10,15 +10,11 @@ Independent check: transformers' own forward on every root-to-leaf path alone (t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AutoModel, PreTrainedConfig
 
 from strata.engine.model.attention import ATTENTION_NAME, AttentionCall, attend_prefix_tree
@@ -29,6 +25,7 @@ from strata.engine.model.families import (
 )
 from strata.engine.model.fused.modules import fuse_modules
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
+from strata.engine.model_files.empty_model import empty_model
 from strata.engine.types import InputError
 from strata.kernels.elementwise.functions import FusedFunctions
 
@@ -194,7 +191,7 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     """
     refuse_unsupported(config)
     config._attn_implementation = ATTENTION_NAME
-    with refuse_what_transformers_cannot(config), without_weights():
+    with refuse_what_transformers_cannot(config), empty_model():
         base = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     missing = [name for name in ("layers", "embed_tokens", "norm", "rotary_emb") if not hasattr(base, name)]
     if missing:
@@ -211,33 +208,6 @@ def build_decoder(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
     # The padding row is a row like any other here, and a table of the rows in use may be shorter than its id.
     base.embed_tokens.padding_idx = None
     return Decoder(config=config, base=base.eval(), layers=base.layers)
-
-
-@contextmanager
-def without_weights() -> Iterator[None]:
-    """Modules built in here have their weights on the meta device; buffers are as they are without.
-
-    accelerate alone has each weight made before it is moved to the meta device. Of experts in one tensor
-    these can be more bytes than the system promises to anybody, though none of them is ever touched.
-    """
-    with init_empty_weights(include_buffers=False), _EmptyOnMeta():
-        yield
-
-
-class _EmptyOnMeta(TorchFunctionMode):
-    """Puts what `torch.empty` makes, of which weights consist, on the meta device."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        if func is torch.empty and given.get("device") is None:
-            given["device"] = "meta"
-        return func(*args, **given)
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import AutoModel
 
 from strata.engine.adapters.lora import Adapter, merge
-from strata.engine.model.decoder import assign_weights, without_weights
+from strata.engine.model.decoder import assign_weights
+from strata.engine.model_files.empty_model import empty_model
 from strata.engine.weights.checkpoint import Checkpoint, WeightSource
 from strata.engine.weights.first_layers import keep_layers
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
@@ -66,7 +67,7 @@ def _one_layer_model(checkpoint: Checkpoint) -> nn.Module:
     config = keep_layers(checkpoint, 1).config
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
-    with without_weights():
+    with empty_model():
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     model.embed_tokens.padding_idx = None
     return model.eval()

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedConfig
 
 from strata.engine.model.families import UnsupportedFamilyError
+from strata.engine.model_files.empty_model import empty_model
 
 MAX_WEIGHTS = 100_000_000
 
@@ -84,7 +84,7 @@ def random_model(config: PreTrainedConfig) -> nn.Module:
 
 def _require_small(model_class: type[nn.Module], config: PreTrainedConfig) -> None:
     """Raises UnsupportedFamilyError for a model that would take long, or much memory."""
-    with init_empty_weights(include_buffers=True):
+    with empty_model():
         num_weights = sum(weight.numel() for weight in model_class(copy.deepcopy(config)).parameters())
     if num_weights > MAX_WEIGHTS:
         raise UnsupportedFamilyError(

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import transformers
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from strata.engine.model_files.empty_model import empty_model
 from strata.engine.types import InputError
 
 HEAD_WEIGHTS = ("lm_head.weight", "lm_head.bias", "score.weight", "score.bias")
@@ -148,7 +148,7 @@ def _read_names(model: PreTrainedModel) -> ModelNames:
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
     """The whole model on the meta device."""
     try:
-        with init_empty_weights(include_buffers=True):
+        with empty_model():
             return next(iter(_classes(config)))(copy.deepcopy(config))
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

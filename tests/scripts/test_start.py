@@ -1,13 +1,18 @@
-"""The program `strata` on a terminal: it says something before it loads anything."""
+"""The program `strata`: it says something before it loads anything, and loads no more than it needs."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
 import sys
 
 import pytest
+
+from strata.engine.results.tables import read_scores
+from strata.scripts.cli import run_command
+from strata.scripts.demo import ADAPTER, MODEL, QUESTIONS_PATH
 
 SAY_FIRST = """
 import sys
@@ -59,3 +64,93 @@ def test_nothing_is_said_where_nobody_looks():
         [sys.executable, "-c", SAY_FIRST, "score"], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stderr == "loaded\n"
+
+
+TELL_MODULES = """
+import json, sys
+from strata.engine.results.timeline import Track
+from strata.scripts import start
+
+note = Track.note
+
+def tell(self, work, *rest, **others):
+    if work == "compute":
+        Track.note = note
+        print(json.dumps(sorted(sys.modules)), flush=True)
+    return note(self, work, *rest, **others)
+
+Track.note = tell
+sys.exit(start.main())
+"""
+"""Prints the modules that are loaded when the first layer has been computed."""
+
+NOT_NEEDED = (
+    "bitsandbytes",
+    "datasets",
+    "pandas",
+    "peft",
+    "plotly",
+    "ray",
+    "scipy",
+    "sentence_transformers",
+    "sklearn",
+    "sympy",
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torchvision",
+)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> tuple[list[str], list[float]]:
+    """Modules loaded by `strata score` up to its first layer, and its scores."""
+    out = tmp_path_factory.mktemp("start") / "out"
+    command = [sys.executable, "-c", TELL_MODULES, *flags(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    return json.loads(done.stdout.splitlines()[0]), scores_in(out)
+
+
+def flags(out) -> list[str]:
+    given = {"--model": MODEL, "--adapter": ADAPTER, "--questions": QUESTIONS_PATH, "--out": out}
+    given |= {"--limit": 6, "--devices": "cpu", "--dtype": "float32", "--memory-gib": 2}
+    return ["score", *(str(text) for pair in given.items() for text in pair)]
+
+
+def scores_in(out) -> list[float]:
+    return [score for row in read_scores(out / "scores.parquet") for score in row.scores]
+
+
+@pytest.mark.parametrize("name", NOT_NEEDED)
+def test_score_loads_no_more_than_it_needs_before_the_first_layer(scored, name):
+    modules, _ = scored
+    assert "transformers.modeling_utils" in modules
+    assert name not in modules
+
+
+def test_the_same_is_scored_as_with_all_that_transformers_imports(scored, tmp_path):
+    assert run_command(flags(tmp_path / "out")) == 0
+    assert scored[1] == pytest.approx(scores_in(tmp_path / "out"), abs=1e-6)
+
+
+COMPILE_LATER = """
+import sys
+from strata.engine.model_files.light_imports import import_lightly
+
+import_lightly()
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+assert not {"torch._dynamo", "scipy", "sympy"} & set(sys.modules)
+model = LlamaForCausalLM(LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
+model.generate(torch.tensor([[1, 2]]), max_new_tokens=2)
+double = torch.compile(lambda tensor: 2 * tensor, backend="eager")
+assert double(torch.ones(2)).tolist() == [2, 2]
+assert torch._dynamo.__file__
+"""
+
+
+def test_what_was_left_out_can_be_imported_later():
+    done = subprocess.run([sys.executable, "-c", COMPILE_LATER], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")

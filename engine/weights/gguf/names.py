@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
     get_gguf_hf_weights_map,
 )
+
+from strata.engine.model_files.empty_model import empty_model
 
 EXPERTS = re.compile(r"(blk\.\d+\.ffn_(gate|up|down)_exps)\.weight")
 BLOCK = re.compile(r"^blk\.\d+\.")
@@ -99,7 +100,7 @@ def gguf_names(architecture: str, config: PreTrainedConfig) -> GgufNames:
         Exception: whatever transformers raises for a config that it cannot build.
     """
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-    with init_empty_weights():
+    with empty_model():
         model = AutoModelForCausalLM.from_config(_with_one_layer(config), trust_remote_code=False)
     names = get_gguf_hf_weights_map(_Flat(model), processor)
     return GgufNames(first_block=names, processor=processor)

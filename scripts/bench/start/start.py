@@ -31,16 +31,16 @@ from strata.scripts.demo import ADAPTER, MODEL, QUESTIONS_PATH
 SCORE = """
 import json, sys
 from strata.engine.results.timeline import Timeline
-from strata.scripts.cli import main
+from strata.scripts.start import main
 
 timelines, begin = [], Timeline.begin
 Timeline.begin = lambda self, name: timelines.append(self) or begin(self, name)
-status = main(sys.argv[1:])
+status = main()
 first = min(span.start_s for span in timelines[0].spans if span.work == "compute")
 print(json.dumps(timelines[0].started + first))
 sys.exit(status)
 """
-HELP = "import sys; from strata.scripts.cli import main; sys.exit(main(['--help']))"
+HELP = "import sys; from strata.scripts.start import main; sys.argv[1:] = ['--help']; sys.exit(main())"
 
 
 def run_start_bench(config: StartBenchConfig) -> int:

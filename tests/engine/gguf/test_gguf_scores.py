@@ -149,7 +149,8 @@ def test_int8_takes_a_gguf_file(tmp_path, score):
     plain = tmp_path / "plain"
     loading = {"gguf_file": path.name, "dtype": torch.float32}
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **loading)
-    del loaded.config.quantization_config
+    # transformers 5.0 does not say that it came from GGUF; later ones do, and then it cannot be saved.
+    vars(loaded.config).pop("quantization_config", None)
     made = type(loaded)(loaded.config)
     made.load_state_dict(loaded.state_dict())
     made.save_pretrained(plain)
