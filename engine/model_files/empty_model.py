@@ -30,7 +30,7 @@ def empty_model() -> Iterator[None]:
 
 
 class _NothingMade(TorchFunctionMode):
-    """Puts what `torch.empty` makes, of which weights consist, on the meta device; draws no numbers for it."""
+    """Puts what `torch.empty` makes, of which weights consist, on the meta device; draws nothing for it."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict | None = None
