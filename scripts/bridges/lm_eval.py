@@ -3,7 +3,7 @@
 Flow: requests -> pairs of token ids, cut as the harness' own `hf` model cuts them -> one sweep over the
 weights (`Scorer.plan_continuations`) -> (log-likelihood, is greedy). A context that several requests share,
 few-shot examples included, is computed once. Needs lm-eval; `lm_eval_command` registers the class.
-Source of the rules: lm_eval.models.huggingface.HFLM, version 0.4.13.
+Source of the rules: lm_eval.models.huggingface.HFLM, versions 0.4.13 and 0.5.0.dev1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from strata.engine.jobs.job import Session
@@ -32,7 +31,24 @@ CACHED_ENCODINGS = 256
 TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 """What the harness caches the answer under, None for a window of a longer text; context; continuation."""
 
+NO_LENGTH = 10**18
+"""A tokenizer whose length is beyond says that it knows none (transformers' VERY_LARGE_INTEGER)."""
+DEFAULT_LENGTH = 2048
+
 logger = logging.getLogger(__name__)
+
+
+def resolve_max_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that a model takes, by the harness' rule, which moves about between its versions.
+
+    The config of the text model within, the config itself, the tokenizer, or 2,048.
+    """
+    for found in (getattr(config, "text_config", None), config):
+        for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+            if length := getattr(found, name, None):
+                return int(length)
+    length = getattr(tokenizer, "model_max_length", None) or NO_LENGTH
+    return int(length) if length < NO_LENGTH else DEFAULT_LENGTH
 
 
 class StrataLM(TemplateLM):

@@ -3,6 +3,9 @@
 `lm_eval_speedup_<model>_<task>_<shots>` is the wall time of the hf model at its best batch size over that of
 ours: opening the model and answering all requests of the task, which the harness itself makes. Importing and
 building requests is left out, being the same for both. Both run in this process, in turns.
+
+`max_abs_diff` is the largest difference of a log-likelihood between the two, in nats, and `greedy_differ` the
+number of requests that only one of them finds greedy.
 """
 
 from __future__ import annotations
@@ -138,6 +141,19 @@ def compare(model: Path, task: BenchedTask, shots: int, config: LMEvalBenchConfi
         "hf_acc": their_results["acc,none"],
         "acc_norm": our_results["acc_norm,none"],
         "hf_acc_norm": their_results["acc_norm,none"],
+        **differences(our_results["answers"], their_results["answers"]),
+    }
+
+
+def differences(
+    ours: Sequence[tuple[float, bool]], theirs: Sequence[tuple[float, bool]]
+) -> dict[str, float | int]:
+    """How far apart the answers to the same requests are."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return {
+        "requests": len(pairs),
+        "max_abs_diff": max(abs(one - other) for (one, _), (other, _) in pairs),
+        "greedy_differ": sum(one != other for (_, one), (_, other) in pairs),
     }
 
 
@@ -157,18 +173,20 @@ def choose_batch_size(
 
 
 def answer(model: Any, task: dict[str, Any], shots: int, limit: int | None) -> tuple[float, dict[str, Any]]:
-    """Seconds that a model takes for the requests of a task, and the task's results."""
+    """Seconds that a model takes for the requests of a task; the results, with `answers` to each request."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     # Without the harness' own tasks, a look at thousands of files.
     manager = TaskManager(include_defaults=False)
     seconds: list[float] = []
+    answers: list[tuple[float, bool]] = []
     plain = model.loglikelihood
 
     def stopped(requests: Sequence[Any], **kwargs: Any) -> Any:
         taken, found = timed(lambda: plain(requests, **kwargs))
         seconds.append(taken)
+        answers.extend(found)
         return found
 
     model.loglikelihood = stopped
@@ -184,7 +202,7 @@ def answer(model: Any, task: dict[str, Any], shots: int, limit: int | None) -> t
         )
     finally:
         del model.loglikelihood
-    return sum(seconds), results["results"][task["task"]]
+    return sum(seconds), {**results["results"][task["task"]], "answers": answers}
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:

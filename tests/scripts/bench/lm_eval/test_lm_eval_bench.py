@@ -49,8 +49,15 @@ def test_both_run_and_the_ratio_is_kept(data, tmp_path, fixed_rates, monkeypatch
         assert row["speedup"] == pytest.approx(row["hf_s"] / row["strata_s"])
         assert row["hf_batch_size"] in (1, 3)
         assert (row["acc"], row["acc_norm"]) == (row["hf_acc"], row["hf_acc_norm"])
+        assert (row["requests"], row["greedy_differ"]) == (10, 0)
+        assert row["max_abs_diff"] < 1e-4
     # Few-shot examples are other ones for each question: no prefix of one serves another's.
     assert found["rows"][1]["tokens_computed"] > 2 * found["rows"][0]["tokens_computed"]
+
+
+def test_differences_are_the_largest_of_all_requests():
+    found = lm_eval.differences([(-1.0, True), (-2.5, False)], [(-1.25, True), (-2.0, True)])
+    assert found == {"requests": 2, "max_abs_diff": 0.5, "greedy_differ": 1}
 
 
 def test_models_are_made_once(tmp_path):
