@@ -22,6 +22,8 @@ DATA = (
     "strata/scripts/demo_data/questions.csv",
     "strata/scripts/kaggle/image.txt",
     "strata/scripts/kaggle/wheels.txt",
+    "strata/kernels/int8_linear/cuda/kernels.cu",
+    "strata/kernels/int8_linear/cuda/intrinsics.cuh",
     "strata/scripts/demo_data/model/model.safetensors",
     "strata/training/demo_corpus/train.sh",
     *(f"strata/{folder}/py.typed" for folder in FOLDERS),
