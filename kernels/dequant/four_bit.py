@@ -6,6 +6,8 @@ share a byte, the earlier weight in the high half. Encoding is in four_bit_encod
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from strata.kernels.dequant.blocks import block_elements, check_dtype, check_out, check_shape
@@ -16,6 +18,7 @@ from strata.kernels.dequant.four_bit_encode import (
     quantize_nf4,
 )
 from strata.kernels.dequant.parts import FourBitParts
+from strata.kernels.triton_support.operators import define_filler, has_kernels
 
 __all__ = [
     "NF4_QUANT_MAP",
@@ -55,8 +58,12 @@ def dequantize_4bit(stored: FourBitParts, out: torch.Tensor, backend: str = "tor
     _check_parts(stored, out.numel())
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    decode = _decode_by_bitsandbytes if backend == "bitsandbytes" else _decode
-    decode(stored, out.view(-1))
+    if backend == "bitsandbytes":
+        _decode_by_bitsandbytes(stored, out.view(-1))
+    elif has_kernels(out.device):
+        decode_4bit(stored.packed, stored.absmax, stored.quant_map, stored.blocksize, out)
+    else:
+        _decode(stored, out.view(-1))
     return out
 
 
@@ -90,13 +97,40 @@ def dequantize_absmax(
     codes = codes.reshape(-1)
     check_shape("nested_absmax", nested_absmax, (-(-codes.numel() // nested_blocksize),))
     scales = nested_absmax.new_empty(codes.numel(), dtype=torch.float32)
+    fill = decode_absmax if has_kernels(codes.device) else _fill_absmax
+    fill(codes, quant_map, nested_absmax, nested_blocksize, offset, scales)
+    return scales
+
+
+def _fill_absmax(
+    codes: torch.Tensor,
+    quant_map: torch.Tensor,
+    nested_absmax: torch.Tensor,
+    nested_blocksize: int,
+    offset: float,
+    scales: torch.Tensor,
+) -> None:
     num_nested = max(1, block_elements(codes.device) // nested_blocksize)
     step = num_nested * nested_blocksize
     parts = zip(codes.split(step), nested_absmax.split(num_nested), scales.split(step), strict=True)
     for codes_part, nested_part, scales_part in parts:
         torch.index_select(quant_map, 0, codes_part.int(), out=scales_part)
         _scale_blocks(scales_part, nested_part, nested_blocksize)
-    return scales.add_(offset)
+    scales.add_(offset)
+
+
+def _absmax_on_card(*arguments: Any) -> None:
+    from strata.kernels.dequant.triton_kernels import launch_absmax
+
+    launch_absmax(*arguments)
+
+
+decode_absmax = define_filler(
+    "decode_absmax",
+    "Tensor codes, Tensor quant_map, Tensor nested_absmax, int nested_blocksize, float offset",
+    _fill_absmax,
+    _absmax_on_card,
+)
 
 
 def _check_parts(stored: FourBitParts, num_weights: int) -> None:
@@ -134,6 +168,29 @@ def _decode(stored: FourBitParts, out: torch.Tensor) -> None:
             out_part.copy_(weights)
         else:
             _decode_rest(packed_part, absmax_B1[:, 0], table, blocksize, out_part)
+
+
+def _four_bit_on_card(
+    packed: torch.Tensor, absmax: torch.Tensor, quant_map: torch.Tensor, blocksize: int, out: torch.Tensor
+) -> None:
+    from strata.kernels.dequant.triton_kernels import launch_four_bit
+
+    launch_four_bit(FourBitParts(packed=packed, absmax=absmax, quant_map=quant_map, blocksize=blocksize), out)
+
+
+def _four_bit_plain(
+    packed: torch.Tensor, absmax: torch.Tensor, quant_map: torch.Tensor, blocksize: int, out: torch.Tensor
+) -> None:
+    stored = FourBitParts(packed=packed, absmax=absmax, quant_map=quant_map, blocksize=blocksize)
+    _decode(stored, out.view(-1))
+
+
+decode_4bit = define_filler(
+    "decode_4bit",
+    "Tensor packed, Tensor absmax, Tensor quant_map, int blocksize",
+    _four_bit_plain,
+    _four_bit_on_card,
+)
 
 
 def _decode_rest(

@@ -9,6 +9,7 @@ import torch
 
 from strata.kernels.dequant.blocks import Scratch, check_dtype, check_out, check_shape, row_tiles, tile_of
 from strata.kernels.dequant.int8 import channel_scale
+from strata.kernels.triton_support.operators import define_filler, has_kernels
 
 LARGEST_E4M3FN = 448.0
 
@@ -36,13 +37,30 @@ def dequantize_fp8_blocks(
     check_dtype("codes", codes, torch.float8_e4m3fn)
     check_out(out, tuple(codes.shape))
     num_rows, num_columns = out.shape
-    scratch = Scratch(out.device)
     check_shape("scale_inv", scale_inv, (-(-num_rows // b0), -(-num_columns // b1)))
+    decode = decode_fp8 if has_kernels(out.device) else _decode_blocks
+    decode(codes, scale_inv, b0, b1, out)
+    return out
+
+
+def _decode_blocks(codes: torch.Tensor, scale_inv: torch.Tensor, b0: int, b1: int, out: torch.Tensor) -> None:
+    num_rows, num_columns = out.shape
+    scratch = Scratch(out.device)
     for scales, first_row in zip(scale_inv, range(0, num_rows, b0), strict=True):
         last_row = min(first_row + b0, num_rows)
         scale_1K = scales.float().repeat_interleave(b1)[None, :num_columns]
         _decode(codes[first_row:last_row], scale_1K, out[first_row:last_row], scratch)
-    return out
+
+
+def _fp8_on_card(codes: torch.Tensor, scale: torch.Tensor, b0: int, b1: int, out: torch.Tensor) -> None:
+    from strata.kernels.dequant.triton_kernels import launch_fp8
+
+    launch_fp8(codes, scale, b0, b1, out)
+
+
+decode_fp8 = define_filler(
+    "decode_fp8", "Tensor codes, Tensor scale, int b0, int b1", _decode_blocks, _fp8_on_card
+)
 
 
 def dequantize_fp8_channels(codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -63,9 +81,12 @@ def dequantize_fp8_channels(codes: torch.Tensor, scale: torch.Tensor, out: torch
     """
     check_dtype("codes", codes, torch.float8_e4m3fn)
     check_out(out, tuple(codes.shape))
-    if scale.numel() == 1:
-        return _decode(codes, scale.float().reshape(1, 1), out, Scratch(out.device))
-    return _decode(codes, channel_scale(scale, out.shape[0]), out, Scratch(out.device))
+    is_one = scale.numel() == 1
+    scale_N1 = scale.float().reshape(1, 1) if is_one else channel_scale(scale, out.shape[0])
+    if has_kernels(out.device):
+        decode_fp8(codes, scale_N1, max(1, out.shape[0]) if is_one else 1, max(1, out.shape[1]), out)
+        return out
+    return _decode(codes, scale_N1, out, Scratch(out.device))
 
 
 def _decode(codes: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, scratch: Scratch) -> torch.Tensor:

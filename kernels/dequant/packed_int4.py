@@ -12,7 +12,9 @@ import torch
 
 from strata.kernels.dequant.blocks import Scratch, check_dtype, check_out, check_shape, tile_of
 from strata.kernels.dequant.groups import decode_groups, group_columns
+from strata.kernels.dequant.packed_operator import decode_packed
 from strata.kernels.dequant.parts import GptqParts, PackedParts
+from strata.kernels.triton_support.operators import has_kernels
 
 
 def dequantize_gptq(stored: GptqParts, out: torch.Tensor) -> torch.Tensor:
@@ -42,6 +44,10 @@ def dequantize_gptq(stored: GptqParts, out: torch.Tensor) -> torch.Tensor:
     group_size = out.shape[1] if stored.group_size == -1 else stored.group_size
     grouping = group_columns(stored.g_idx, group_size, scales.shape[0], out)
     ones = sum(stored.zero_offset << shift for shift in range(0, 32, bits))
+    if has_kernels(out.device):
+        groups = (grouping.of_column, bits, grouping.size, ones)
+        decode_packed(qweight.t(), qzeros.t(), scales.t(), *groups, False, True, out)
+        return out
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
 
     def read_codes(rows: slice, columns: slice) -> torch.Tensor:
@@ -87,6 +93,10 @@ def dequantize_awq(
     _check_words("qweight", qweight, (num_columns, num_rows // 8))
     _check_words("qzeros", qzeros, (num_groups, num_rows // 8))
     check_shape("scales", scales, (num_groups, num_rows))
+    if has_kernels(out.device):
+        group_columns(None, group_size, num_groups, out)
+        decode_packed(qweight.t(), qzeros.t(), scales.t(), None, 4, group_size, 0, True, False, out)
+        return out
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
     nibbles = torch.arange(8, dtype=torch.int32, device=out.device)  # made there: a copy would be waited for
     shifts = (nibbles // 2 + nibbles % 2 * 4)[:, None] * 4
@@ -133,6 +143,10 @@ def dequantize_packed(stored: PackedParts, out: torch.Tensor) -> torch.Tensor:
     _check_packed(stored, out, fields)
     group_size = stored.group_size or -(-out.shape[1] // scale.shape[-1])
     grouping = group_columns(stored.g_idx, group_size, scale.shape[-1], out)
+    if has_kernels(out.device):
+        groups = (grouping.of_column, bits, grouping.size, 0)
+        decode_packed(packed, zero_point, scale, *groups, False, True, out)
+        return out
     scratch, row_scratch = Scratch(out.device), Scratch(out.device)
 
     def read_codes(rows: slice, columns: slice) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from strata.kernels.dequant.blocks import Scratch, block_elements, check_dtype, check_out, check_shape
 from strata.kernels.dequant.gguf import small_blocks, super_blocks
+from strata.kernels.triton_support.operators import define_filler, has_kernels
 
 DecodeBlocks = Callable[[torch.Tensor, torch.Tensor], None]
 """(blocks [B, bytes] uint8, out [B, weights] float32): writes the values."""
@@ -97,15 +98,43 @@ def dequantize_gguf(stored: GgufParts, out: torch.Tensor) -> torch.Tensor:
     check_dtype("packed", packed, torch.uint8)
     check_out(out)
     check_shape("packed", packed, (out.shape[0], kind.row_bytes(out.shape[1])))
-    scratch = Scratch(out.device)
-    if stored.row_order is None:
-        _decode_run(packed, kind, stored.offset, out, scratch)
-        return out
-    order = stored.row_order.to(out.device)
+    order = None if stored.row_order is None else stored.row_order.to(out.device)
+    one_launch = stored.type_name in ONE_LAUNCH and has_kernels(out.device)
+    decode = decode_gguf if one_launch else _decode_rows
+    decode(packed, order, stored.type_name, stored.offset, out)
+    return out
+
+
+def _decode_rows(
+    packed: torch.Tensor, order: torch.Tensor | None, type_name: str, offset: float, out: torch.Tensor
+) -> None:
+    kind, scratch = BLOCK_TYPES[type_name], Scratch(out.device)
+    if order is None:
+        _decode_run(packed, kind, offset, out, scratch)
+        return
     num_rows = max(1, block_elements(out.device) // max(1, out.shape[1]))
     for rows, target in zip(order.split(num_rows), out.split(num_rows), strict=True):
-        _decode_run(packed.index_select(0, rows), kind, stored.offset, target, scratch)
-    return out
+        _decode_run(packed.index_select(0, rows), kind, offset, target, scratch)
+
+
+def _gguf_on_card(
+    packed: torch.Tensor, order: torch.Tensor | None, type_name: str, offset: float, out: torch.Tensor
+) -> None:
+    from strata.kernels.dequant.gguf.triton_kernels import launch_gguf
+
+    kind = BLOCK_TYPES[type_name]
+    launch_gguf(packed, order, type_name, (kind.weights, kind.num_bytes), offset, out)
+
+
+ONE_LAUNCH = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"})
+"""Storage types that a Triton kernel decodes."""
+
+decode_gguf = define_filler(
+    "decode_gguf",
+    "Tensor packed, Tensor? row_order, str type_name, float offset",
+    _decode_rows,
+    _gguf_on_card,
+)
 
 
 def _decode_run(

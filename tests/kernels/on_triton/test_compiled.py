@@ -9,10 +9,14 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux alone")
 
+from strata.kernels.dequant import triton_kernels as dequant
+from strata.kernels.dequant.gguf import triton_kernels as gguf
+from strata.kernels.dequant.gguf.dequantize import BLOCK_TYPES, ONE_LAUNCH
+from strata.kernels.dequant.parts import FourBitParts
 from strata.kernels.elementwise import triton_kernels as elementwise
 from strata.kernels.triton_support import probe
 
-from .compiling import CAPABILITIES, compile_launch
+from .compiling import CAPABILITIES, Compiled, compile_launch
 
 CARDS = ((75, torch.float16), (75, torch.float32), (80, torch.bfloat16), (90, torch.bfloat16))
 """A T4 has no bfloat16."""
@@ -80,6 +84,91 @@ def test_elementwise_kernels_do_not_spill(
     record_property("registers", compiled.registers)
     assert compiled.stack_bytes == 0
     assert compiled.registers <= MOST_REGISTERS
+
+
+OUT = meta(4096, 8192)
+
+
+def four_bit() -> None:
+    parts = FourBitParts(
+        packed=meta(OUT.numel() // 2, dtype=torch.uint8),
+        absmax=meta(OUT.numel() // 64, dtype=torch.float32),
+        quant_map=meta(16, dtype=torch.float32),
+        blocksize=64,
+    )
+    dequant.launch_four_bit(parts, OUT)
+
+
+def absmax() -> None:
+    codes, nested = meta(1 << 19, dtype=torch.uint8), meta(1 << 11, dtype=torch.float32)
+    out = meta(1 << 19, dtype=torch.float32)
+    dequant.launch_absmax(codes, meta(256, dtype=torch.float32), nested, 256, 0.1, out)
+
+
+def gptq() -> None:
+    words, zeros, scales = (
+        meta(1024, 4096, dtype=torch.int32),
+        meta(64, 512, dtype=torch.int32),
+        meta(64, 4096),
+    )
+    dequant.launch_packed(words.t(), zeros.t(), scales.t(), None, 4, 128, 0x11111111, False, True, OUT)
+
+
+def act_order() -> None:
+    words, zeros, scales = (
+        meta(1024, 4096, dtype=torch.int32),
+        meta(64, 512, dtype=torch.int32),
+        meta(64, 4096),
+    )
+    groups = meta(8192, dtype=torch.int32)
+    dequant.launch_packed(words.t(), zeros.t(), scales.t(), groups, 4, 128, 0x11111111, False, True, OUT)
+
+
+def awq() -> None:
+    words, zeros, scales = (
+        meta(8192, 512, dtype=torch.int32),
+        meta(64, 512, dtype=torch.int32),
+        meta(64, 4096),
+    )
+    dequant.launch_packed(words.t(), zeros.t(), scales.t(), None, 4, 128, 0, True, False, OUT)
+
+
+def pack_quantized() -> None:
+    words, scales = meta(4096, 1024, dtype=torch.int32), meta(4096, 64)
+    dequant.launch_packed(words, None, scales, None, 4, 128, 0, False, True, OUT)
+
+
+def fp8() -> None:
+    codes = meta(4096, 8192, dtype=torch.float8_e4m3fn)
+    dequant.launch_fp8(codes, meta(32, 64, dtype=torch.float32), 128, 128, OUT)
+
+
+DECODERS = {one.__name__: one for one in (four_bit, absmax, gptq, act_order, awq, pack_quantized, fp8)}
+
+
+def assert_decodes_in_registers(compiled: Compiled) -> None:
+    """And, for the bits of torch, without fused multiply-adds."""
+    assert compiled.stack_bytes == 0
+    assert compiled.registers <= MOST_REGISTERS
+    assert "fma" not in compiled.ptx
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_do_not_spill(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_decodes_in_registers(compile_launch(DECODERS[name], dequant, capability, monkeypatch))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", sorted(ONE_LAUNCH))
+def test_gguf_decoders_do_not_spill(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = BLOCK_TYPES[name]
+    packed = meta(4096, kind.row_bytes(8192), dtype=torch.uint8)
+
+    def launch() -> None:
+        gguf.launch_gguf(packed, None, name, (kind.weights, kind.num_bytes), 0.0, OUT)
+
+    assert_decodes_in_registers(compile_launch(launch, gguf, capability, monkeypatch))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

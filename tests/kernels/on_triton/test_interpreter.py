@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 CHECKS = "tests/kernels/on_triton/checks"
 
 
-@pytest.mark.parametrize("name", ["elementwise"])
+@pytest.mark.parametrize("name", ["elementwise", "dequant"])
 def test_in_the_interpreter(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", f"{CHECKS}/{name}.py"],
