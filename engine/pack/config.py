@@ -37,6 +37,9 @@ class PackConfig:
     alpha: float | None = None
     """With --calibrate: how much of activations' spread is moved into weights; 1 makes their channels equal.
     Without it nothing for int8, as outlier columns are computed apart, and 0.75 for other formats."""
+    plain: tuple[str, ...] = ()
+    """With --format int8 or nf4: linear layers that stay plain, by name, such as v_proj, which is small where
+    heads share keys and values, and which int8 rounds with the most harm for its size."""
     shard_gib: float = 4.0
     """Largest size of a file."""
     progress: bool = False
@@ -60,6 +63,8 @@ class PackConfig:
             raise InputError(
                 "--calibrate: NF4 computes with activations as they are; expected another --format"
             )
+        if self.plain and self.format not in ("int8", "nf4"):
+            raise InputError(f"--plain: with --format {self.format} all layers are; expected int8 or nf4")
         if self.calibrate_questions < 1:
             raise InputError(f"--calibrate-questions: {self.calibrate_questions}; expected 1 or more")
         if self.alpha is not None and not 0 <= self.alpha <= 1:

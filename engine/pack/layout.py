@@ -11,7 +11,7 @@ how a weight is quantised.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +28,7 @@ from strata.engine.pack.encodings import Encoding, Int8Matrix, Nf4Matrix, store_
 from strata.engine.pack.safetensors_writer import FileLayout, plan_layout
 from strata.engine.pack.smoothing import RescaledWeight, Smoothing
 from strata.engine.pack.source import files_to_copy, source_config, source_weights
+from strata.engine.types import InputError
 from strata.engine.weights.checkpoint import Checkpoint
 from strata.engine.weights.checkpoint_folder import SINGLE_FILE
 from strata.engine.weights.first_layers import is_beyond
@@ -125,10 +126,11 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig, smoothing: Smoothing =
     """Decides everything before any weight is read; what `smoothing` names is written multiplied.
 
     Raises:
-        InputError: the checkpoint lacks a weight, or holds one that cannot be decoded.
+        InputError: the checkpoint lacks a weight, or holds one that cannot be decoded, or no linear module
+            has a name that is to stay plain.
     """
     weights = _stored_weights(checkpoint, None if config.layers is None else checkpoint.num_layers)
-    linears = find_linears(checkpoint)
+    linears = find_linears(checkpoint, config.plain)
     packed: frozenset[str] = frozenset()
     if config.format not in PLAIN_DTYPES:
         packed = linears.packed | (linears.experts if config.format == "int8" else frozenset())
@@ -155,30 +157,44 @@ def plan_pack(checkpoint: Checkpoint, config: PackConfig, smoothing: Smoothing =
     )
 
 
-def find_linears(checkpoint: Checkpoint) -> Linears:
+def find_linears(checkpoint: Checkpoint, kept: Collection[str] = ()) -> Linears:
     """Which modules of the decoder's layers are packed, and which linear ones are not.
 
+    Args:
+        checkpoint: what is packed.
+        kept: names of modules that are to stay plain ("v_proj").
+
     Raises:
-        InputError: an architecture strata does not run, or a weight that the checkpoint lacks.
+        InputError: an architecture strata does not run, a weight that the checkpoint lacks, or a name in
+            `kept` that no module has.
     """
     decoder = build_rehearsed(checkpoint.config)
     decoder.quantize_linears()
     packed: set[str] = set()
     experts: set[str] = set()
     plain: dict[str, list[int]] = defaultdict(list)
+    seen: set[str] = set()
     for layer, module in enumerate(decoder.layers):
         for name, shape in decoder.layer_shapes(layer).items():
             source = checkpoint.require(f"layers.{layer}.{name}")
             names = {weight.name for weight, _ in source.parts if len(weight.shape) == 2}
             if len(shape) == 3:
                 experts |= names
-            elif name in decoder.int8_names(layer) and source.single is not None:
-                packed |= names
             elif name in decoder.int8_names(layer):
-                plain[name.removesuffix(".weight")].append(layer)
+                path = name.removesuffix(".weight")
+                seen.add(path.rpartition(".")[2])
+                if source.single is None or path.rpartition(".")[2] in kept:
+                    plain[path].append(layer)
+                else:
+                    packed |= names
         for path, linear in module.named_modules():
             if isinstance(linear, nn.Linear):
                 plain[path].append(layer)
+                seen.add(path.rpartition(".")[2])
+    if unknown := sorted(set(kept) - seen):
+        raise InputError(
+            f"--plain: no linear layer is called {unknown[0]!r}; expected some of {', '.join(sorted(seen))}"
+        )
     return Linears(
         packed=frozenset(packed),
         experts=frozenset(experts),
@@ -187,13 +203,15 @@ def find_linears(checkpoint: Checkpoint) -> Linears:
     )
 
 
-def packed_weights(checkpoint: Checkpoint, smoothing: Smoothing) -> Iterator[StoredWeight]:
-    """The linear weights that int8 packs, as they will be before they are rounded.
+def packed_weights(
+    checkpoint: Checkpoint, smoothing: Smoothing, kept: Collection[str] = ()
+) -> Iterator[StoredWeight]:
+    """The linear weights that int8 packs, as they will be before they are rounded, but for those `kept`.
 
     Raises:
         InputError: see `find_linears`.
     """
-    packed = find_linears(checkpoint).packed
+    packed = find_linears(checkpoint, kept).packed
     for weight in source_weights(checkpoint):
         if weight.name in packed:
             yield smoothing.apply(weight)

@@ -99,7 +99,7 @@ def _smooth(checkpoint: Checkpoint, config: PackConfig, calibrated: Calibration)
     if config.format != "int8":
         return smoothing
     with closing(TensorReader()) as reader:
-        plain = find_outlier_weights(packed_weights(checkpoint, smoothing), reader)
+        plain = find_outlier_weights(packed_weights(checkpoint, smoothing, config.plain), reader)
     return replace(smoothing, plain=plain)
 
 
@@ -171,6 +171,7 @@ def _settings_of(config: PackConfig) -> dict[str, Any]:
         "double_quant": config.double_quant if config.format == "nf4" else None,
         "shard_gib": config.shard_gib,
         "layers": config.layers,
+        **({"plain": sorted(config.plain)} if config.plain else {}),
         "strata_version": package_version("strata-score"),
         **{f"size and time of {name}": [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
     }

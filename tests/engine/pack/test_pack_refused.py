@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from strata.engine.pack.config import PackConfig
+from strata.engine.pack.pack import pack_checkpoint
 from strata.engine.types import InputError
 
 from .packed_weights import read_all
@@ -50,3 +52,18 @@ def test_what_cannot_be_quantised_is_named(kind, value, checkpoint, pack):
 def test_a_shard_size_that_means_nothing_is_refused(shard_gib, checkpoint, pack):
     with pytest.raises(InputError, match=r"--shard-gib: .* expected a number above 0"):
         pack(checkpoint("llama-gqa"), "bf16", shard_gib=shard_gib)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("int8", ("v_proj", "w2"), r"--plain: no linear layer is called 'w2'; expected some of down_proj, "),
+        ("bf16", ("v_proj",), r"--plain: with --format bf16 all layers are; expected int8 or nf4"),
+    ],
+)
+def test_layers_that_cannot_stay_plain(kind, names, message, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=message) as caught:
+        pack_checkpoint(PackConfig(model=checkpoint("llama-gqa"), format=kind, out=out, plain=names))
+    assert "\n" not in str(caught.value)
+    assert not out.exists()

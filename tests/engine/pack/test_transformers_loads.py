@@ -63,3 +63,30 @@ def test_transformers_loads_int8(wide, pack):
     plain.load_state_dict(decode_by_reference(out))
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_named_layers_stay_plain(kind, checkpoint, pack, score):
+    """The rest is packed as ever; transformers loads the folder, and both compute with it as it is."""
+    pytest.importorskip("compressed_tensors" if kind == "int8" else "bitsandbytes")
+    model = checkpoint("llama-gqa")
+    source, all_packed = read_all(model), read_all(pack(model, kind))
+    out = pack(model, kind, plain=("v_proj", "down_proj"))
+    packed = read_all(out)
+    kept = {name for name in source if name.split(".")[-2] in ("v_proj", "down_proj")}
+    assert len(kept) == 6
+    assert all(torch.equal(packed[name], source[name]) for name in kept)
+    rest = [name for name in packed if not any(name.startswith(one.removesuffix("weight")) for one in kept)]
+    assert all(torch.equal(packed[name], all_packed[name]) for name in rest)
+    loaded, info = hf.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values())
+    assert type(loaded.model.layers[1].self_attn.v_proj) is torch.nn.Linear
+    exact = score(model=model).scores
+    errors = [
+        [
+            abs(row.scores - other.scores).mean()
+            for row, other in zip(score(model=one).scores, exact, strict=True)
+        ]
+        for one in (out, pack(model, kind))
+    ]
+    assert sum(errors[0]) < sum(errors[1])
