@@ -66,7 +66,7 @@ def rehearse(decoder: Decoder, functions: FusedFunctions | None = None) -> None:
     Raises:
         InputError: the family's layers, or what surrounds them, differ, or cannot be run.
     """
-    key = (_settings_key(decoder.config), functions and functions.name)
+    key = (_settings_key(decoder.config), None if functions is None else functions.name)
     known = _rehearsed.setdefault(key, set())
     kinds = layer_kinds(decoder.layers, getattr(decoder.config, "layer_types", None))
     if known.issuperset(kinds):

@@ -53,7 +53,7 @@ def _run_lightly(run: Callable[[Any], None], module: Any) -> None:
             if hasattr(module, name):
                 setattr(module, name, lambda: False)
         # It remembers what is in 128 folders and has 500 of them, so it has forgotten all when it asks again.
-        read_exports = getattr(module, "create_import_structure_from_path", None)
+        read_exports: Any = getattr(module, "create_import_structure_from_path", None)
         if hasattr(read_exports, "__wrapped__"):
             module.create_import_structure_from_path = functools.cache(read_exports.__wrapped__)
 
