@@ -124,18 +124,25 @@ def temperature_for(log_probabilities: np.ndarray, top_probability: float) -> fl
     return float(np.exp(brentq(excess, coldest, warmest, xtol=1e-12)))
 
 
+def require_scikit_learn() -> None:
+    """Raises InputError where scikit-learn, which fits isotonic maps, is not installed."""
+    try:
+        import sklearn.isotonic  # noqa: F401
+    except ImportError:
+        raise InputError(
+            'isotonic calibration needs scikit-learn; expected pip install "strata-score[calibration]"'
+        ) from None
+
+
 def fit_isotonic(answered: AnsweredScores) -> IsotonicTop:
     """Fits the map on the questions that have at least two options.
 
     Raises:
         InputError: scikit-learn is not installed, or every question has one option.
     """
-    try:
-        from sklearn.isotonic import IsotonicRegression
-    except ImportError:
-        raise InputError(
-            'isotonic calibration needs scikit-learn; expected pip install "strata-score[calibration]"'
-        ) from None
+    require_scikit_learn()
+    from sklearn.isotonic import IsotonicRegression
+
     taking_part = answered.num_options > 1
     num_questions = int(taking_part.sum())
     if num_questions == 0:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from strata.engine.calibration.isotonic import require_scikit_learn
 from strata.engine.calibration.registry import Calibration, calibrate, fit_calibration, read_calibration
 from strata.engine.calibration.reliability import describe_reliability
 from strata.engine.ensembles.fit import fit_weights
@@ -107,7 +108,8 @@ def settle_fitted(pipeline: Pipeline, num_answered: int) -> Fitted:
         num_answered: questions with a known answer, which values could be fitted on.
 
     Raises:
-        InputError: no file where there is no answer either, or one that lacks what is needed.
+        InputError: no file where there is no answer either, or one that lacks what is needed; or nothing is
+            installed that can fit what is asked for.
     """
     if pipeline.fitted is None:
         if pipeline.fits and not num_answered:
@@ -116,6 +118,8 @@ def settle_fitted(pipeline: Pipeline, num_answered: int) -> Fitted:
                 "weights, calibration or risk are to be fitted, but no question has an answer; expected "
                 "answers, or `fitted: FILE` of a run on answered questions",
             )
+        if pipeline.calibration == "isotonic":
+            require_scikit_learn()
         return Fitted()
     fitted = read_fitted(pipeline.fitted)
     if pipeline.ensemble.weights == "fit" and set(fitted.weights) != set(pipeline.members):

@@ -26,6 +26,11 @@ from strata.engine.plan.workload import Workload
 from strata.engine.types import InputError
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+LARGEST_USUAL_ON_CPU = 2048
+FLOP_PER_S_A_TOKEN = 1e9
+"""On a CPU each product first puts its weights in order, at about 10 GB/s. For a weight of two bytes and two
+FLOPs a token that takes a tenth of the product's time if a micro-batch has rate / FLOP_PER_S_A_TOKEN tokens:
+512 at the 430 GFLOP/s of two Zen 4 cores, 2,048 with AMX."""
 SMALLEST_MICRO_BATCH_TOKENS = 16
 MAX_GROUPS = 64
 SLOTS = 2
@@ -54,6 +59,18 @@ def plan_sweep(costs: ModelCosts, work: Workload, machine: Machine, overrides: P
         InputError: not even two layers and the smallest micro-batch fit the budget (says how much would).
     """
     return _Search(costs=costs, work=work, machine=machine, overrides=overrides).find()
+
+
+def usual_micro_batch(machine: Machine) -> int:
+    """Tokens of a micro-batch that suit a kind of device, before anything of its layers was measured."""
+    if not machine.on_cpu:
+        return DEFAULT_MICRO_BATCH_TOKENS["cuda"]
+    usual = DEFAULT_MICRO_BATCH_TOKENS["cpu"]
+    while machine.linear == "dense" and usual < LARGEST_USUAL_ON_CPU:
+        if machine.rates.gemm_flop_per_s <= usual * FLOP_PER_S_A_TOKEN:
+            break
+        usual *= 2
+    return usual
 
 
 def predict_plan(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:
@@ -101,8 +118,12 @@ class _Search:
         """The usual size first; others where the rates can tell them apart."""
         if self.overrides.micro_batch_tokens is not None:
             return (self.overrides.micro_batch_tokens,)
-        usual = DEFAULT_MICRO_BATCH_TOKENS["cpu" if self.machine.on_cpu else "cuda"]
-        return (usual,) if self.machine.rates.layer is None else (usual, 2 * usual, usual // 2, usual // 4)
+        usual = usual_micro_batch(self.machine)
+        if self.machine.rates.layer is not None:
+            return (usual, 2 * usual, usual // 2, usual // 4)
+        # A smaller one may leave room for layers that would be read again.
+        smallest = DEFAULT_MICRO_BATCH_TOKENS["cpu" if self.machine.on_cpu else "cuda"]
+        return (usual,) if usual == smallest else (usual, smallest)
 
     def _best_of_size(self, size: int, allowed_s: float) -> SweepPlan | None:
         """The fastest plan of a micro-batch size that takes less than `allowed_s`."""

@@ -19,7 +19,7 @@ from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.plan.planner import spread_layers
 from strata.engine.types import InputError
 
-from .small_plans import AMPLE, MIB, costs_of, make_plan, named_gib, work_of
+from .small_plans import AMPLE, MIB, RATES, costs_of, make_plan, named_gib, work_of
 
 JOBS = {
     "num_layers": st.integers(1, 12),
@@ -160,3 +160,27 @@ def test_streamed_layers_are_priced_once_a_group_and_resident_ones_once(tiny_cos
     assert bytes_read(1, 0) == bytes_read(1, 8)
     assert bytes_read(3, 0) - bytes_read(3, 8) == 2 * 8 * 100 * MIB
     assert bytes_read(3, 5) - bytes_read(3, 8) == 2 * 3 * 100 * MIB
+
+
+@pytest.mark.parametrize(
+    ("devices", "flop_per_s", "tokens"),
+    [(("cpu",), 4.3e11, 512), (("cpu",), 7e11, 1024), (("cpu",), 2e12, 2048), (("cuda:0",), 2e12, 8192)],
+    ids=str,
+)
+def test_a_micro_batch_grows_with_the_rate_of_products(tiny_costs, devices, flop_per_s, tokens):
+    costs = costs_of(tiny_costs, 4, 10, 512)
+    rates = replace(RATES, gemm_flop_per_s=flop_per_s)
+    assert make_plan(costs, work_of(costs, 400_000), AMPLE, devices, rates=rates).micro_batch_tokens == tokens
+
+
+def test_a_large_micro_batch_takes_no_memory_from_layers_that_would_be_read_again(tiny_costs):
+    """What leaves out a resident layer is read again in every group."""
+    costs = costs_of(tiny_costs, 6, 100, 512)
+    work = work_of(costs, 100_000)
+    rates = replace(RATES, gemm_flop_per_s=2e12, disk_bytes_per_s=1e8)
+    ample = make_plan(costs, work, rates=rates, num_groups=4)
+    small = make_plan(costs, work, rates=rates, num_groups=4, micro_batch_tokens=512)
+    assert ample.memory_bytes > small.memory_bytes
+    budgets = Budgets(device_bytes=small.memory_bytes, host_bytes=1 << 50)
+    found = make_plan(costs, work, budgets, rates=rates, num_groups=4)
+    assert (found.micro_batch_tokens, len(found.resident_layers)) == (512, 6)
