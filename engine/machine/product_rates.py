@@ -1,4 +1,4 @@
-"""How fast this CPU multiplies matrices in each way: measured once, in about a tenth of a second, and kept.
+"""How fast this CPU multiplies matrices in each way: measured once, in a fraction of a second, and kept.
 
 What `--dtype auto` and `--dtype int8` are decided by: a processor's flags do not say what is fast on it.
 The figures stay in strata/products.json of the user's cache folder for as long as machine, threads and torch
@@ -32,10 +32,13 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """What a CPU may compute in by its own choice; float16 overflows."""
 INT8 = "int8"
 NUM_INPUTS = 2048
-SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 1024
-"""Of a product that tells what is out of the question, and of one as long as a layer's are."""
-NUM_TOKENS = 64
-"""Rows of the product, as of a small micro-batch."""
+SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 4096
+"""Of a product that tells what is out of the question, and of one for which as much is rounded to int8, beside
+its size, as in a layer."""
+FEW_TOKENS, MANY_TOKENS = 64, 512
+"""Rows of the first product, and most of the other: the fewer there are, the more a weight's order costs."""
+LONG_S = 0.02
+"""Of the larger product on what is fastest: it has as many rows as take so long."""
 HOPELESS = 0.25
 """Share of the fastest rate below which a way is not timed on the larger product."""
 SLOW_INT8 = 0.8
@@ -52,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ProductRates:
-    """FLOP/s of a thread in a linear layer, by what computes it: "float32", "bfloat16", "int8" (with scales).
+    """FLOP/s of a thread in a linear layer, by what computes it: "float32", "bfloat16", "int8" (its rounding, too).
 
     `is_steady`: rounds took about equally long, so that they are worth keeping.
     """
@@ -152,18 +155,20 @@ def measure_product_rates() -> ProductRates:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rates, _ = _time_products(SMALL_OUTPUTS, (*FLOATS, INT8))
+        rates, _ = _time_products(FEW_TOKENS, SMALL_OUTPUTS, (*FLOATS, INT8))
         fastest = max(rates.values())
         likely = [name for name, rate in rates.items() if rate > HOPELESS * fastest]
-        refined, is_steady = _time_products(LARGE_OUTPUTS, likely)
+        num_tokens = int(LONG_S * fastest / (2 * NUM_INPUTS * LARGE_OUTPUTS))
+        num_tokens = min(max(num_tokens, FEW_TOKENS), MANY_TOKENS)
+        refined, is_steady = _time_products(num_tokens, LARGE_OUTPUTS, likely)
     finally:
         torch.set_num_threads(num_threads)
     return ProductRates(flop_per_s=rates | refined, is_steady=is_steady)
 
 
-def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, float], bool]:
+def _time_products(num_tokens: int, num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, float], bool]:
     """Best FLOP/s of a product in each of some ways, and whether their medians are about as good."""
-    runs = _products(NUM_TOKENS, num_outputs)
+    runs = _products(num_tokens, num_outputs)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for name in ways:
@@ -174,7 +179,7 @@ def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, flo
                 break
             for name in ways:
                 seconds[name].append(_seconds(runs[name]))
-    flops = 2 * NUM_TOKENS * NUM_INPUTS * num_outputs
+    flops = 2 * num_tokens * NUM_INPUTS * num_outputs
     is_steady = all(median(found) < STEADY * min(found) for found in seconds.values())
     return {name: flops / min(found) for name, found in seconds.items()}, is_steady
 
@@ -182,17 +187,20 @@ def _time_products(num_outputs: int, ways: Sequence[str]) -> tuple[dict[str, flo
 def _products(num_tokens: int, num_outputs: int) -> dict[str, Callable[[], object]]:
     generator = torch.Generator().manual_seed(0)
     x_TK = torch.randn(num_tokens, NUM_INPUTS, generator=generator)
-    weight_NK = torch.randn(num_outputs, NUM_INPUTS, generator=generator)
+    distinct_NK = torch.randn(SMALL_OUTPUTS, NUM_INPUTS, generator=generator)
+    weight_NK = distinct_NK.repeat(num_outputs // SMALL_OUTPUTS, 1)
     codes, scales = quantize_weight(weight_NK)
-    # Modules that read the same activations share their codes: making them is not timed.
-    rounded = quantize_activations(x_TK, float("inf"))
+    hidden = x_TK.bfloat16()
+
+    def rounded() -> torch.Tensor:
+        return int8_linear(quantize_activations(hidden), codes, scales, None, dtype=torch.bfloat16)
 
     def dense(dtype: torch.dtype) -> Callable[[], object]:
-        hidden, weight = x_TK.to(dtype), weight_NK.to(dtype)
-        return lambda: torch.nn.functional.linear(hidden, weight)
+        x, weight = x_TK.to(dtype), weight_NK.to(dtype)
+        return lambda: torch.nn.functional.linear(x, weight)
 
     products = {name: dense(dtype) for name, dtype in FLOATS.items()}
-    return products | {INT8: lambda: int8_linear(rounded, codes, scales, None, dtype=torch.float32)}
+    return products | {INT8: rounded}
 
 
 def _seconds(run: Callable[[], object]) -> float:
