@@ -114,6 +114,10 @@ class Prompt:
     num_truncated_tokens: int = 0
 
 
+SUMS = "loglik"
+"""Name of the member scores [O] that are log-likelihoods, where the scores are these over lengths."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuestionScores:
     """What a run says of one question: scores, probabilities [O] float, and option indexes, best first."""

@@ -114,5 +114,5 @@ def describe_normalization(normalize: str) -> str:
         return "log-likelihoods are sums (--normalize none)"
     return (
         f"log-likelihoods are divided by the option's length in {normalize}s (--normalize {normalize}); "
-        "scores.parquet keeps the sums"
+        "the column scores of scores.parquet keeps the sums"
     )

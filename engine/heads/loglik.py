@@ -12,7 +12,7 @@ from strata.engine.heads.debiasing.debias import Order
 from strata.engine.heads.head import Draft, Head, Pen, shown_order
 from strata.engine.heads.probabilities import rank_options
 from strata.engine.heads.token_head import TokenHead
-from strata.engine.types import InputError, Prompt, Question, QuestionScores
+from strata.engine.types import SUMS, InputError, Prompt, Question, QuestionScores
 
 EMPTY_OPTION_PENALTY = 100.0
 """Nats by which an empty option's log-likelihood lies below the least likely other option's."""
@@ -20,8 +20,6 @@ EMPTY_OPTION_PENALTY = 100.0
 Normalization = Literal["none", "char", "byte", "token"]
 DEFAULT_NORMALIZATION: Normalization = "char"
 """The best of the four on real models: sums prefer short options."""
-SUMS = "loglik"
-"""Name of the member scores [O] that are the sums, whatever they are divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)

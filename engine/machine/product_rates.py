@@ -33,8 +33,8 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8 = "int8"
 NUM_INPUTS = 2048
 SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 4096
-"""Of a product that tells what is out of the question, and of one for which as much is rounded to int8, beside
-its size, as in a layer."""
+"""Of a product that tells what is out of the question, and of one for which as much is rounded to int8 as in a
+layer, for its size."""
 FEW_TOKENS, MANY_TOKENS = 64, 512
 """Rows of the first product, and most of the other: the fewer there are, the more a weight's order costs."""
 LONG_S = 0.02
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ProductRates:
-    """FLOP/s of a thread in a linear layer, by what computes it: "float32", "bfloat16", "int8" (its rounding, too).
+    """FLOP/s of a thread in a linear layer, by its dtype: "float32", "bfloat16", "int8" (with rounding).
 
     `is_steady`: rounds took about equally long, so that they are worth keeping.
     """

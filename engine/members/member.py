@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from strata.engine.heads.debias import BY_PLACE, STATED_ORDER
 from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.debiasing.registry import DebiasName
-from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, SUMS, Normalization
-from strata.engine.types import InputError, Question
+from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
+from strata.engine.types import SUMS, InputError, Question
 
 if TYPE_CHECKING:
     from strata.engine.prompts.templates import Template

@@ -16,13 +16,16 @@ import pyarrow.parquet as pq
 
 from strata.engine.files import write_atomically, write_text_atomically
 from strata.engine.results.label_columns import label_probabilities
-from strata.engine.types import Branch, InputError, Prompt, Question, QuestionScores
+from strata.engine.types import SUMS, Branch, InputError, Prompt, Question, QuestionScores
 
 NUM_PREDICTED = 3
 """Letters a question in submission.csv (the metric is MAP@3)."""
 
 MEMBER_COLUMN_PREFIX = "member_"
 """Keeps a member called `scores` or `margin` from taking the place of a column of our own."""
+
+NORMALIZED = "normalized"
+"""Column of what orders options, where the scores are log-likelihoods: these over the options' lengths."""
 
 LABEL_COLUMN_PREFIX = "probability_"
 """Of the columns that a label has."""
@@ -89,6 +92,8 @@ def csv_field(text: str) -> str:
 def write_scores(path: Path, scores: Sequence[QuestionScores]) -> None:
     """Writes scores.parquet, one row a question, with a `member_<name>` column for every member.
 
+    Scores of head `loglik` are log-likelihoods, as prompts.jsonl lets anybody check them; what these are over
+    the options' lengths, by which options are ordered, is the column `normalized`.
     Texts to classify have a `probability_<label>` column for every label, null where a row cannot get it.
 
     Args:
@@ -100,14 +105,19 @@ def write_scores(path: Path, scores: Sequence[QuestionScores]) -> None:
     """
     columns = [
         [row.question.id for row in scores],
-        [as_floats(row.scores) for row in scores],
+        [as_floats(row.member_scores.get(SUMS, row.scores)) for row in scores],
         [as_floats(row.probabilities) for row in scores],
         [list(row.order) for row in scores],
         [row.margin for row in scores],
         [row.question.answer for row in scores],
     ]
     schema = SCORES_SCHEMA
-    for name in dict.fromkeys(name for row in scores for name in row.member_scores):
+    members = dict.fromkeys(name for row in scores for name in row.member_scores)
+    if SUMS in members:
+        del members[SUMS]
+        schema = schema.append(pa.field(NORMALIZED, pa.list_(pa.float64())))
+        columns.append([as_floats(row.scores) for row in scores])
+    for name in members:
         schema = schema.append(pa.field(MEMBER_COLUMN_PREFIX + name, pa.list_(pa.float64())))
         columns.append([as_floats(row.member_scores.get(name)) for row in scores])
     for name, column in label_probabilities(scores).items():
@@ -153,14 +163,14 @@ def scores_of_row(row: dict, number: int, member_columns: Sequence[str]) -> Ques
     """One row of scores.parquet as the object it was written from."""
     options = ("",) * len(row["scores"])
     question = Question(id=row["id"], prompt="", options=options, answer=row["answer"], row=number)
-    present = [name for name in member_columns if row[name] is not None]
+    present = {name.removeprefix(MEMBER_COLUMN_PREFIX): row[name] for name in member_columns}
+    if NORMALIZED in row:
+        present[SUMS] = row["scores"]
     return QuestionScores(
         question=question,
-        scores=np.array(row["scores"], dtype=np.float64),
+        scores=np.array(row.get(NORMALIZED, row["scores"]), dtype=np.float64),
         probabilities=np.array(row["probabilities"], dtype=np.float64),
-        member_scores={
-            name.removeprefix(MEMBER_COLUMN_PREFIX): np.array(row[name], float) for name in present
-        },
+        member_scores={name: np.array(found, float) for name, found in present.items() if found is not None},
     )
 
 

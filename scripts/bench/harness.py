@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from strata.engine.files import write_text_atomically
-from strata.engine.heads.loglik import SUMS
 from strata.engine.json_files import read_json_object
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.prompts.templates import Template
 from strata.engine.questions.question_file import read_questions
 from strata.engine.scorer import Scorer
-from strata.engine.types import InputError, Question, RunWarnings
+from strata.engine.types import SUMS, InputError, Question, RunWarnings
 from strata.scripts.bench.configs import HarnessBenchConfig
 from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, print_table
 from strata.scripts.real_models import find_real_models

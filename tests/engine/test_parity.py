@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
+from strata.engine.results.tables import read_scores
+
 from ..families import CLASSIFIER_FAMILIES, CONFIGS, FAMILIES, randomize_weights
 from ..reference import read_prompts
 from ..sample_questions import QUESTIONS, write_jsonl
@@ -91,8 +93,13 @@ def test_normalization_decides_the_scores_and_sums_are_kept(checkpoint, score, r
         np.testing.assert_allclose(row.member_scores["loglik"], expected[row.question.id], atol=TOLERANCE)
     assert run.record["plan"]["normalize"] == "char"
     columns = pq.read_table(run.out / "scores.parquet").to_pydict()
-    assert columns["scores"] == [row.scores.tolist() for row in run.scores]
-    assert columns["member_loglik"] == [row.member_scores["loglik"].tolist() for row in run.scores]
+    assert columns["normalized"] == [row.scores.tolist() for row in run.scores]
+    assert columns["scores"] == [row.member_scores["loglik"].tolist() for row in run.scores]
+    for row, kept in zip(run.scores, read_scores(run.out / "scores.parquet"), strict=True):
+        assert (kept.order, kept.scores.tolist()) == (row.order, row.scores.tolist())
+        assert {name: found.tolist() for name, found in kept.member_scores.items()} == {
+            name: found.tolist() for name, found in row.member_scores.items()
+        }
 
 
 def test_normalization_without_effect_is_told(checkpoint, score):

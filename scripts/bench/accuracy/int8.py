@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from strata.engine.config import ScoreConfig
 from strata.engine.json_files import read_json_object
 from strata.engine.machine.product_rates import product_rates
 from strata.engine.pack.config import PackConfig
+from strata.engine.results.tables import read_scores
 from strata.engine.run.score import score_questions
 from strata.scripts.bench.accuracy.config import Int8BenchConfig
 from strata.scripts.bench.record import RESULTS, append_result, asked_settings, print_environment, print_table
@@ -72,8 +72,7 @@ def score_set(config: Int8BenchConfig, model: Path, way: str) -> Scores:
         )
         # It is asked how exact int8 is, also where it is slow.
         score_questions(asked, product_rates().with_int8())
-    rows = pq.read_table(out / "scores.parquet", columns=["id", "scores"]).to_pylist()
-    return {row["id"]: np.array(row["scores"]) for row in rows}
+    return {row.question.id: row.scores for row in read_scores(out / "scores.parquet")}
 
 
 def top1_agreement(found: Scores, exact: Scores) -> float:
