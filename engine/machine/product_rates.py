@@ -33,8 +33,8 @@ FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INT8 = "int8"
 NUM_INPUTS = 2048
 SMALL_OUTPUTS, LARGE_OUTPUTS = 256, 4096
-"""Of a product that tells what is out of the question, and of one for which as much is rounded to int8 as in a
-layer, for its size."""
+"""Of a product that tells what is out of the question, and of one for which the share of rounding to int8 is
+a layer's."""
 FEW_TOKENS, MANY_TOKENS = 64, 512
 """Rows of the first product, and most of the other: the fewer there are, the more a weight's order costs."""
 LONG_S = 0.02
