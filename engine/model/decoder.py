@@ -23,7 +23,7 @@ from strata.engine.model.families import (
     refuse_unsupported,
     refuse_what_transformers_cannot,
 )
-from strata.engine.model.fused.modules import fuse_modules
+from strata.engine.model.fused.modules import fuse_modules, unfuse_modules
 from strata.engine.model.int8_linears import SharedActivations, int8_names, quantize_linears
 from strata.engine.model_files.empty_model import empty_model
 from strata.engine.types import InputError
@@ -90,8 +90,16 @@ class Decoder:
 
     def fuse(self, functions: FusedFunctions, device: torch.device, dtype: torch.dtype) -> None:
         """Makes modules compute by a device's fused functions, those for which it is the same."""
-        modules = (*self.layers, self.base.get_submodule("norm"))
-        self.fused = fuse_modules(modules, functions, device, dtype)
+        self.fused = fuse_modules(self._fusible, functions, device, dtype)
+
+    def unfuse(self, because: str) -> None:
+        """Makes every module compute as its class does again, and be called by those that hold it."""
+        unfuse_modules(self._fusible)
+        self.fused, self.unfused_because = frozenset(), because
+
+    @property
+    def _fusible(self) -> tuple[nn.Module, ...]:
+        return (*self.layers, self.base.get_submodule("norm"))
 
     def prepare_rope(self, max_position: int, device: torch.device, dtype: torch.dtype) -> None:
         """Makes tables of cos and sin [max_position + 1, H] for every kind of layer, on a device.

@@ -130,6 +130,9 @@ def calibrate_on_questions(
         FileSource(),
     )
     try:
+        for decoder in members.model.decoders:
+            # Fused functions take weights from modules that they do not call, and give no norm's output.
+            decoder.unfuse("its norms and linear modules are listened to")
         job = members.prepare(members.render(questions, str(config.questions)), GroupGoal())
         workers = [_listen(decoder) for decoder in members.model.decoders]
         ears = [_listen_to_inputs(decoder) if with_moments else [] for decoder in members.model.decoders]

@@ -120,12 +120,19 @@ def ending_processor():
     return processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
 
 
-@pytest.mark.parametrize("head", ["score", "classifier"])
-def test_an_adapter_brings_its_classifier_with_its_bias(head, classifier, classify, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_brings_its_classifier_with_its_bias(family, classify, tmp_path):
+    model = build_label_classifier(family, tmp_path / "model", bias=True)
+    adapter = train_by_chance(model, tmp_path / "adapter", seed=3)
+    oracle = load_classifier(model, adapter)
+    assert any(name.endswith("score.bias") for name in load_file(adapter / "adapter_model.safetensors"))
+    assert_logits_equal(classify(model, adapter=(adapter,)), expected_logits(oracle, model, TEXTS))
+
+
+def test_an_adapter_may_call_its_classifier_so(classifier, classify, tmp_path):
     adapter = train_by_chance(classifier, tmp_path / "adapter", seed=3)
     oracle = load_classifier(classifier, adapter)
-    assert any(name.endswith("score.bias") for name in load_file(adapter / "adapter_model.safetensors"))
-    rename_head(adapter, head)
+    rename_head(adapter, "classifier")
     run = classify(classifier, adapter=(adapter,))
     assert_logits_equal(run, expected_logits(oracle, classifier, TEXTS))
 

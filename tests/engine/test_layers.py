@@ -104,6 +104,14 @@ def test_a_classifier_at_every_layer(num_layers, norm, classifier, classify):
     assert run.record["plan"]["final_norm"] is norm
 
 
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "mistral"])
+def test_a_classifier_with_an_adapter_in_other_families(family, classify, tmp_path):
+    model = build_label_classifier(family, tmp_path / "model", bias=True)
+    adapter = train_by_chance(model, tmp_path / "lora", seed=2)
+    run = classify(model, adapter=(adapter,), layers=2)
+    assert_logits_equal(run, expected_logits(cut_classifier(model, 2, adapter), model, TEXTS))
+
+
 def test_nothing_beyond_is_read(classifier, classify, tmp_path):
     """The last layer is NaN on disk; the bytes read are as planned, fewer by that layer (and the norm)."""
     whole = classify(classifier, layers=LAYERS_PER_MODEL)

@@ -47,6 +47,12 @@ def fuse_modules(
     return frozenset(fused)
 
 
+def unfuse_modules(modules: Iterable[nn.Module]) -> None:
+    """Gives modules, and all modules in them, the forwards of their classes again."""
+    for module in (inner for outer in modules for inner in outer.modules()):
+        vars(module).pop("forward", None)
+
+
 def _choose(
     module: nn.Module, functions: FusedFunctions, device: torch.device, dtype: torch.dtype
 ) -> FusedCandidate | None:

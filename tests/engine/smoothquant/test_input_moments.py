@@ -11,6 +11,7 @@ from torch import nn
 
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
+from strata.engine.model import open_model
 from strata.engine.pack.calibrated import InputMoments
 from strata.engine.pack.config import PackConfig
 from strata.engine.pack.pack import pack_checkpoint
@@ -21,6 +22,7 @@ from strata.engine.smoothquant.config import CalibrationConfig
 from strata.engine.smoothquant.input_moments import MomentsListener, block_inputs
 from strata.engine.smoothquant.norm_maxima import calibrate_on_questions
 from strata.engine.types import RunWarnings
+from strata.kernels.elementwise.plain import PLAIN
 from strata.scripts.pack import run_pack
 
 
@@ -53,6 +55,22 @@ def test_moments_are_those_of_transformers(checkpoint, questions, fixed_rates, t
     attention = [f"layers.0.self_attn.{name}_proj" for name in "qkv"]
     assert by_linear[attention[0]].linears == tuple(attention)
     assert by_linear["layers.0.mlp.gate_proj"] is by_linear["layers.0.mlp.up_proj"]
+
+
+def test_fused_modules_are_heard_as_all_others(checkpoint, questions, fixed_rates, tmp_path, monkeypatch):
+    """Where norms, rotations and gates are fused (AMX, Triton), the same is found as where they are not."""
+    model, asked = checkpoint("llama-gqa"), CalibrationConfig(questions=questions)
+    expected = calibrate_on_questions(model, asked, tmp_path)
+    monkeypatch.setattr(open_model, "choose_functions", lambda device, dtype: PLAIN)
+    with Scorer.open([Member(model=model)], MachineSettings(devices="cpu", dtype="float32")) as scorer:
+        assert scorer._opened.model.decoders[0].fused
+    found = calibrate_on_questions(model, asked, tmp_path)
+    assert [one.linears for one in found.inputs] == [one.linears for one in expected.inputs]
+    assert [(one.norm, one.linears) for one in found.norms] == [
+        (one.norm, one.linears) for one in expected.norms
+    ]
+    for one, other in zip(found.inputs, expected.inputs, strict=True):
+        torch.testing.assert_close(one.blocks, other.blocks, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_are_the_diagonal_of_whole_moments():
