@@ -8,11 +8,11 @@ each room keeps the schemas of what it reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from strata.engine.types import InputError
@@ -145,10 +145,34 @@ def fit_schema(schema: type[AnySchema], content: object) -> AnySchema:
         return schema.model_validate(content)
     except ValidationError as error:
         first, path = _most_telling(error, content)
-        message = first["msg"].removeprefix("Value error, ")
-        expected = message[:1].lower() + message[1:]
+        expected = _expected(first)
         found = "" if first["type"] == "missing" else f", found {shown(first['input'])}"
         raise MisfitError(tuple(path), f"{expected}{found}") from None
+
+
+def check_fields(settings: object, kind: type, elsewhere: Mapping[str, object] | None = None) -> None:
+    """Checks that the fields of settings which a caller's own code has made are of the types they say.
+
+    Args:
+        settings: an object of a dataclass.
+        kind: the dataclass whose fields are checked.
+        elsewhere: what stands for types that only type checkers import, by name.
+
+    Raises:
+        InputError: the first field that holds something else.
+    """
+    for name, hint in get_type_hints(kind, localns=dict(elsewhere or {})).items():
+        value = getattr(settings, name)
+        try:
+            TypeAdapter(hint).validate_python(value, strict=True)
+        except ValidationError as error:
+            expected = _expected(error.errors(include_url=False)[0])
+            raise InputError(f"{kind.__name__}.{name}: {expected}, found {shown(value)}") from None
+
+
+def _expected(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _most_telling(error: ValidationError, content: object) -> tuple[ErrorDetails, list[int | str]]:

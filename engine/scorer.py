@@ -28,6 +28,7 @@ from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member, group_bases, group_members
 from strata.engine.model_files.opening import OPENING
 from strata.engine.plan.overrides import GroupGoal
+from strata.engine.questions.checked import check_questions
 from strata.engine.results.notebook_table import ScoredQuestions
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 from strata.engine.weights.byte_sources import ByteSource, FileSource
@@ -125,6 +126,7 @@ class Scorer:
             InputError: questions that a member cannot be asked, or too small a budget.
             FloatingPointError: scores that are not finite even in float32.
         """
+        questions = check_questions(questions)
         by_id = {row.question.id: row for rows in self.groups(questions) for row in rows}
         return ScoredQuestions(by_id[question.id] for question in questions)
 
@@ -147,12 +149,9 @@ class Scorer:
 
     def render(self, questions: Sequence[Question], source: str = "the questions") -> Sequence[Prompt]:
         """The prompts that members are given; `source` names the question file in messages."""
-        ids = [question.id for question in questions]
-        if len(set(ids)) < len(ids):
-            twice = next(name for name in ids if ids.count(name) > 1)
-            raise InputError(f"questions: id {twice!r} comes twice; expected each id once")
+        checked = check_questions(questions)
         with self.session.timer.phase("tokenize"):
-            return self._opened.render(questions, source)
+            return self._opened.render(checked, source)
 
     def prepare(self, prompts: Sequence[Prompt], group_goal: GroupGoal | None = None) -> Job:
         """Plans the scoring of prompts, in groups as the goal says."""

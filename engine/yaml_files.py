@@ -7,6 +7,7 @@ Data flow: text -> `read_yaml`: values, and a place for every key and item -> `o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ MAX_DEPTH = 32
 MAX_NODES = 20_000
 """After aliases are followed: these can expand without end."""
 
+UNFIT = re.compile("[\0\ud800-\udfff]")
+"""What neither a path nor a UTF-8 file can hold, though an escape may ask for it."""
 MERGE_TAG = "tag:yaml.org,2002:merge"
 
 Keys = tuple[int | str, ...]
@@ -93,13 +96,19 @@ def override(file: YamlFile, settings: Sequence[str]) -> YamlFile:
         name, equals, text = setting.partition("=")
         if not equals or not all(name.split(".")):
             raise InputError(f"--set {setting!r}: expected KEY.KEY=VALUE")
-        try:
-            value = yaml.safe_load(text)
-        # A date that is none raises the latter.
-        except (yaml.YAMLError, ValueError):
-            raise InputError(f"--set {setting!r}: {text!r} is no YAML value") from None
-        values = _put(values, name.split("."), value, setting)
+        values = _put(values, name.split("."), _read_value(name, text), setting)
     return replace(file, values=values)
+
+
+def _read_value(name: str, text: str) -> Any:
+    """The value of a setting, within the bounds of a file."""
+    where = f"--set {shown(name)}"
+    try:
+        return _Values(Path(where)).of(yaml.compose(text, Loader=yaml.SafeLoader))[0]
+    except yaml.YAMLError:
+        raise InputError(f"{where}: {shown(text)} is no YAML value") from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply; expected at most {MAX_DEPTH} levels") from None
 
 
 def _put(values: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
@@ -156,6 +165,8 @@ class _Values:
             value = self._constructor.construct_object(node)
         except (ValueError, OverflowError) as error:
             raise InputError(f"{where}: {shown(node.value)} is no value ({error})") from None
+        if isinstance(value, str) and UNFIT.search(value):
+            raise InputError(f"{where}: {shown(value)} holds a NUL or half a surrogate; expected UTF-8 text")
         if value is None or isinstance(value, (str, int, float, bool)):
             return value
         return node.value  # dates and the like stay as they are written

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from strata.engine.json_files import check_fields
 from strata.engine.types import InputError
 
 
@@ -30,6 +31,7 @@ class MachineSettings:
 
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""
+        check_fields(self, MachineSettings)
         for flag, budget in (("--memory-gib", self.memory_gib), ("--host-memory-gib", self.host_memory_gib)):
             if budget is not None and not budget > 0:
                 raise InputError(f"{flag}: {budget} is no amount of memory; expected a number above 0")

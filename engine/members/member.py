@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from strata.engine.heads.debias import BY_PLACE, STATED_ORDER
 from strata.engine.heads.debiasing.debias import DebiasSettings
 from strata.engine.heads.debiasing.registry import DebiasName
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
+from strata.engine.json_files import check_fields, shown
 from strata.engine.types import SUMS, InputError, Question
 
 if TYPE_CHECKING:
@@ -91,6 +92,20 @@ class Member:
         ]
 
 
+def _check_types(members: Sequence[Member]) -> None:
+    if not isinstance(members, Sequence):
+        raise InputError(f"members: {shown(members)}; expected a list of Member")
+    for member in members:
+        if not isinstance(member, Member):
+            raise InputError(f"members: {shown(member)} is no Member")
+        check_fields(member, Member, {"Template": Any})
+        unanswered = next((shot for shot in member.shots if shot.answer is None), None)
+        if unanswered is not None:
+            raise InputError(
+                f"Member.shots: question {unanswered.id!r} has no answer; expected answered ones"
+            )
+
+
 def _refuse_repeated_adapters(members: Sequence[Member]) -> None:
     first: dict[tuple[Path, Member], Path] = {}
     for member in members:
@@ -136,10 +151,11 @@ def group_members(members: Sequence[Member]) -> list[list[Member]]:
     """Members that share model and prompts, and so a sweep, together; in order of first appearance.
 
     Raises:
-        InputError: no member, two of one name, or an adapter that is given twice.
+        InputError: no member, a setting of another type, two of one name, or an adapter that is given twice.
     """
     if not members:
         raise InputError("members: none given; expected at least one")
+    _check_types(members)
     _refuse_repeated_adapters(members)
     members = name_members(members)
     names = [member.name for member in members]

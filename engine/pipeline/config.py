@@ -87,6 +87,11 @@ class Pipeline:
         names = [self.members[name].member.context for stage in self.stages for name in stage.members]
         return list(dict.fromkeys(name for name in names if name in self.retrieval))
 
+    @property
+    def unused_sources(self) -> list[str]:
+        """Context sources that no member names."""
+        return [name for name in self.retrieval if name not in self.sources]
+
 
 def read_pipeline(path: Path, settings: Sequence[str] = ()) -> Pipeline:
     """Reads and checks a file.
@@ -100,6 +105,9 @@ def read_pipeline(path: Path, settings: Sequence[str] = ()) -> Pipeline:
     """
     file = override(read_yaml(path), settings)
     section = file.fit(RunSection)
+    for name in (FROM_QUESTION, NO_CONTEXT):
+        if name in section.retrieval:
+            raise file.error(("retrieval", name), f"{name} has a meaning of its own; expected another name")
     members = {
         name: _member(file, section, name, member, index)
         for index, (name, member) in enumerate(section.members.items())

@@ -131,6 +131,8 @@ def _run(
     )
     config = asdict(settings) | {"pipeline": pipeline.file.values}
     with RunRecord(out / "run.json", config, warnings) as record, PeakMemory() as memory:
+        for name in pipeline.unused_sources:
+            warnings.say(f"retrieval.{name}: no member's context names it; it is not searched")
         questions = _read(pipeline, settings, session)
         fitted = settle_fitted(pipeline, sum(question.answer is not None for question in questions))
         forecasts = forecast(pipeline, questions, session, fitted=fitted, samples=True)

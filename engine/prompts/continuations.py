@@ -8,17 +8,20 @@ a digit, is the continuation's. An empty prefix is the tokenizer's BOS, or EOS w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from strata.engine.json_files import shown
 from strata.engine.prompts.tokenizer import JointTokenizer, Tokens
 from strata.engine.types import Branch, InputError, Prompt, Question, Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LARGEST_ID = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,10 +70,11 @@ def render_continuations(
         window: most tokens that are computed of a pair, all but its last; None sets no limit.
 
     Raises:
-        InputError: a continuation that becomes no token, a prefix that does and no BOS or EOS, or a pair
-            longer than the window.
+        InputError: no pairs of texts, a continuation that becomes no token, a prefix that does and no BOS or
+            EOS, or a pair longer than the window.
     """
-    texts = [(prefix + continuation, len(prefix.rstrip())) for prefix, continuation in pairs]
+    checked = [(_text(number, prefix), _text(number, rest)) for number, prefix, rest in _numbered(pairs)]
+    texts = [(prefix + continuation, len(prefix.rstrip())) for prefix, continuation in checked]
     encoded = encode_pairs(texts, JointTokenizer(tokenizer))
     for number, pair in enumerate(encoded):
         if not pair.num_prefix:
@@ -86,18 +90,48 @@ def render_token_continuations(
     """The same of pairs that are token ids already, to which nothing is added.
 
     Raises:
-        InputError: a prefix or a continuation without a token, a negative id, or a pair longer than the
-            window.
+        InputError: no pairs of token ids, a prefix or a continuation without a token, or a pair longer than
+            the window.
     """
     prompts = []
-    for number, (prefix, continuation) in enumerate(pairs):
-        ids = np.array([*prefix, *continuation], np.int32)
+    for number, prefix, continuation in _numbered(pairs):
+        ids = np.concatenate([_token_ids(number, prefix), _token_ids(number, continuation)])
         if not len(prefix):
             raise InputError(f"pair {number}: the prefix has no token; expected at least one")
-        if ids.min() < 0:
-            raise InputError(f"pair {number}: token id {ids.min()}; expected none below 0")
         prompts.append(_build_prompt(number, ids, len(prefix), window))
     return prompts
+
+
+def _numbered(pairs: Iterable[Sequence[Any]]) -> Iterator[tuple[int, Any, Any]]:
+    """Number, prefix and continuation of every pair."""
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+        raise InputError(f"pairs: {shown(pairs)}; expected a list of (prefix, continuation)")
+    for number, pair in enumerate(pairs):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InputError(f"pair {number}: {shown(pair)}; expected (prefix, continuation)")
+        yield number, *pair
+
+
+def _text(number: int, text: object) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"pair {number}: {shown(text)}; expected a text")
+    return text
+
+
+def _token_ids(number: int, ids: object) -> np.ndarray:
+    """[n] int32."""
+    try:
+        given = np.asarray(ids)
+    except (ValueError, OverflowError):
+        given = np.array(None)
+    if given.shape == (0,):
+        return np.empty(0, np.int32)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError(f"pair {number}: {shown(ids)}; expected a list of token ids, whole numbers")
+    if given.min() < 0 or given.max() > LARGEST_ID:
+        wrong = given.min() if given.min() < 0 else given.max()
+        raise InputError(f"pair {number}: token id {wrong}; expected none below 0 or above {LARGEST_ID}")
+    return given.astype(np.int32)
 
 
 def _build_prompt(number: int, ids: np.ndarray, num_prefix: int, window: int | None) -> Prompt:

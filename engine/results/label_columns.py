@@ -12,10 +12,18 @@ def label_probabilities(scores: Sequence[QuestionScores]) -> dict[str, list[floa
 
     None where a row may not get the label. Empty for questions whose options are no labels.
     """
-    labels = dict.fromkeys(name for row in scores if row.question.is_text for name in row.question.options)
-    columns: dict[str, list[float | None]] = {name: [None] * len(scores) for name in labels}
-    for place, row in enumerate(scores):
-        if row.question.is_text:
-            for name, probability in zip(row.question.options, row.probabilities.tolist(), strict=True):
-                columns[name][place] = probability
+    return _columns(scores, [row.question.is_text for row in scores])
+
+
+def named_probabilities(scores: Sequence[QuestionScores]) -> dict[str, list[float | None]]:
+    """The same for all that results call options: labels of texts, letters of questions."""
+    return _columns(scores, [True] * len(scores))
+
+
+def _columns(scores: Sequence[QuestionScores], kept: Sequence[bool]) -> dict[str, list[float | None]]:
+    columns: dict[str, list[float | None]] = {}
+    for place, (row, is_kept) in enumerate(zip(scores, kept, strict=True)):
+        for option, probability in enumerate(row.probabilities.tolist() if is_kept else ()):
+            name = row.question.name_of(option)
+            columns.setdefault(name, [None] * len(scores))[place] = probability
     return columns

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from strata.engine.files import write_atomically, write_text_atomically
-from strata.engine.results.label_columns import label_probabilities
+from strata.engine.results.label_columns import label_probabilities, named_probabilities
 from strata.engine.types import SUMS, Branch, InputError, Prompt, Question, QuestionScores
 
 NUM_PREDICTED = 3
@@ -57,12 +57,12 @@ def write_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
 
 
 def write_label_submission(path: Path, scores: Sequence[QuestionScores]) -> None:
-    """Writes `id,<label>,<label>,...`: a probability a label, 0 for one that a row may not get.
+    """Writes `id,<label>,<label>,...`: a probability a label (a letter), 0 for one that a row may not get.
 
     Raises:
         OutputError: If the file cannot be written.
     """
-    columns = label_probabilities(scores)
+    columns = named_probabilities(scores)
     lines = [",".join(map(csv_field, ("id", *columns)))]
     for row, cells in zip(scores, zip(*columns.values(), strict=True), strict=True):
         lines.append(",".join([csv_field(row.question.id), *(repr(cell or 0.0) for cell in cells)]))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from strata.engine.json_files import shown
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.progress import progress_bar
 from strata.engine.prompts.tokenizer import read_tokenizer
@@ -25,12 +26,15 @@ from strata.engine.types import InputError
 from strata.scripts.bridges.cross_encoder_folder import RerankerFolder, read_reranker_folder
 from strata.scripts.bridges.cross_encoder_settings import (
     Activation,
+    apply_activation,
+    check_count,
+    check_prompts,
     find_activation,
     find_tokens,
     longest_pair,
 )
 from strata.scripts.bridges.pair_scorers import DecoderPairs, EncoderPairs, PairScorer
-from strata.scripts.bridges.pair_tokens import Pair, PairTokenizer, check_pairs, is_single_pair
+from strata.scripts.bridges.pair_tokens import Pair, PairTokenizer, check_pairs, is_single_pair, is_text
 
 PairInput = Sequence[str]
 
@@ -71,8 +75,10 @@ class StrataCrossEncoder:
             machine: dtype, memory budgets and devices, as `strata score` has them.
 
         Raises:
-            InputError: whatever is wrong with the folder, in one line.
+            InputError: whatever is wrong with the folder or an argument, in one line.
         """
+        if max_length is not None:
+            check_count("max_length", max_length)
         folder = read_reranker_folder(Path(model_name_or_path))
         tokenizer = read_tokenizer(folder.path)
         tokenizer.model_max_length = max_length or longest_pair(folder, tokenizer.model_max_length)
@@ -81,6 +87,7 @@ class StrataCrossEncoder:
         self.activation_fn = activation_fn or find_activation(folder)
         self.prompts = dict(folder.prompts) if prompts is None else prompts
         self.default_prompt_name = default_prompt_name or folder.default_prompt_name
+        check_prompts(self.prompts, self.default_prompt_name)
         self._tokens = PairTokenizer(tokenizer, folder.uses_chat)
         self._scorer = _open(folder, _on_device(machine or MachineSettings(), device), tokenizer)
 
@@ -137,8 +144,7 @@ class StrataCrossEncoder:
         """
         if kwargs:
             raise InputError(f"predict: argument {min(kwargs)!r} is unknown")
-        if batch_size <= 0:
-            raise InputError(f"batch_size={batch_size}: expected at least 1")
+        check_count("batch_size", batch_size)
         _warn_of(device=device, pool=pool, chunk_size=chunk_size)
         is_single = is_single_pair(inputs)
         pairs = check_pairs([inputs] if is_single else inputs)
@@ -182,8 +188,12 @@ class StrataCrossEncoder:
             For each, its place in `documents` as `corpus_id`, its `score`, and its `text` if asked for.
 
         Raises:
-            InputError: a model of several labels, or as `predict` does.
+            InputError: a model of several labels, documents that are no list of texts, or as `predict` does.
         """
+        if not isinstance(documents, (list, tuple)):
+            raise InputError(f"documents: {shown(documents)}; expected a list of texts")
+        if top_k is not None:
+            check_count("top_k", top_k, least=0)
         if self.num_labels != 1:
             raise InputError(
                 f"rank: the model has {self.num_labels} labels; expected 1, or predict in its place"
@@ -219,13 +229,15 @@ class StrataCrossEncoder:
         return torch.stack([found[place] for place in range(len(pairs))]) if pairs else torch.empty(0)
 
     def _activate(self, logits: torch.Tensor, activation: Activation, apply_softmax: bool) -> torch.Tensor:
-        scores = activation(logits) if len(logits) else logits
+        scores = apply_activation(activation, logits) if len(logits) else logits
         if self.num_labels == 1 and scores.ndim > 1:
             scores = scores.squeeze(-1)
         return torch.softmax(scores, dim=1) if apply_softmax and scores.ndim > 1 else scores
 
     def _resolve_prompt(self, prompt: str | None, name: str | None) -> str | None:
         if prompt is not None:
+            if not is_text(prompt):
+                raise InputError(f"prompt={shown(prompt)}: expected a text")
             return prompt
         if name is None:
             return self.prompts.get(self.default_prompt_name) if self.default_prompt_name else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
 
+from strata.engine.json_files import shown
 from strata.engine.model_files.config_file import read_config_json
 from strata.engine.types import InputError
 from strata.scripts.bridges.cross_encoder_folder import RerankerFolder
+from strata.scripts.bridges.pair_tokens import is_text
 
 YES_NO = ("yes", "no")
 """Words whose tokens a causal model is read at, unless its folder names others."""
@@ -58,3 +61,34 @@ def longest_pair(folder: RerankerFolder, of_tokenizer: int) -> int:
         return folder.max_seq_length
     positions = read_config_json(folder.path).get("max_position_embeddings", -1)
     return of_tokenizer if positions == -1 else min(of_tokenizer, positions)
+
+
+def check_count(name: str, count: object, *, least: int = 1) -> None:
+    """Raises InputError where an argument is no whole number, or too small."""
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
+        raise InputError(f"{name}={shown(count)}: expected at least {least}, a whole number")
+
+
+def check_prompts(prompts: object, default_name: object) -> None:
+    """Raises InputError where prompts are no texts by name, or the default one is none of them."""
+    is_named = isinstance(prompts, Mapping) and all(isinstance(name, str) for name in prompts)
+    if not isinstance(prompts, Mapping) or not is_named or not all(map(is_text, prompts.values())):
+        raise InputError(f"prompts={shown(prompts)}: expected texts by name")
+    if default_name is not None and default_name not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise InputError(f"default_prompt_name={shown(default_name)}: expected one of the prompts ({known})")
+
+
+def apply_activation(activation: Activation, logits: torch.Tensor) -> torch.Tensor:
+    """What an activation makes of logits [n, L]: as many rows.
+
+    Raises:
+        InputError: it cannot be called, or gives something else.
+    """
+    if not callable(activation):
+        raise InputError(f"activation_fn={shown(activation)}: expected a function of tensors")
+    scores = activation(logits)
+    if not isinstance(scores, torch.Tensor) or scores.shape[:1] != logits.shape[:1]:
+        found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise InputError(f"activation_fn: gave {found} for {len(logits)} pairs; expected a tensor of as many")
+    return scores

@@ -8,13 +8,14 @@ Source: sentence_transformers.base.modules.transformer.Transformer.preprocess, v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
 
+from strata.engine.json_files import shown
 from strata.engine.types import InputError
 
 if TYPE_CHECKING:
@@ -44,13 +45,26 @@ def check_pairs(inputs: Any) -> list[Pair]:
     Raises:
         InputError: one is something else, with its place.
     """
+    if not isinstance(inputs, Iterable):
+        raise InputError(f"inputs: {shown(inputs)}; expected a list of pairs of texts")
     pairs = []
     for place, given in enumerate(inputs):
-        pair = given if isinstance(given, str) else tuple(given)
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        pair = tuple(given) if isinstance(given, (list, tuple, np.ndarray)) else ()
+        if len(pair) != 2 or not all(is_text(text) for text in pair):
             raise InputError(f"inputs[{place}]: {given!r}; expected a pair of texts, a query and a document")
         pairs.append((str(pair[0]), str(pair[1])))
     return pairs
+
+
+def is_text(text: object) -> bool:
+    """Whether it is a text that UTF-8 can hold, as tokenizers want it: without half of a surrogate pair."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class PairTokenizer:
@@ -123,6 +137,6 @@ class PairTokenizer:
         except (TemplateError, TypeError, ValueError) as error:
             told = str(error).splitlines()[0]
             raise InputError(f"{where} refuses the roles query and document: {told}") from None
-        for role, shown in zip(PAIR_ROLES, varied, strict=True):
-            if shown == base:
+        for role, written in zip(PAIR_ROLES, varied, strict=True):
+            if written == base:
                 raise InputError(f"{where} does not show what the {role} says; expected one for rerankers")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from strata.engine.deadline import parse_duration_s
 from strata.engine.types import InputError
+from strata.scripts.doctor.extras import USES
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*", re.ASCII | re.IGNORECASE)
 SLUG_CHARACTERS = range(5, 51)
@@ -71,5 +72,15 @@ class KaggleSettings:
         for text in self.model:
             if text.count("/") != 4:
                 raise InputError(f"--model: {text!r}; expected OWNER/MODEL/FRAMEWORK/VARIATION/VERSION")
+        for extra in self.extra:
+            if extra not in USES:
+                known = ", ".join(filter(None, USES))
+                raise InputError(f"--extra: {extra!r} is unknown; expected one of {known}")
+        # Before a folder is replaced or a wheel is built, which takes a while.
+        if self.wheels is not None and not self.wheels.is_dir():
+            raise InputError(f"--wheels: {self.wheels} is not there; expected a folder of wheels")
+        for flag, file in (("--wheel", self.wheel), ("--image", self.image)):
+            if file is not None and not file.is_file():
+                raise InputError(f"{flag}: {file} is not there; expected a file")
         parse_duration_s("--deadline", self.deadline)
         parse_duration_s("--commit-deadline", self.commit_deadline)

@@ -126,5 +126,10 @@ def _tell(settings: KaggleSettings, sources: Sources, wheels: Sequence[Path]) ->
     console.print(f"{len(wheels)} wheel(s), {num_bytes / 1e6:.1f} MB", markup=False)
     console.print(f"mounted: {', '.join((*names, *sources.competitions))}", markup=False, soft_wrap=True)
     console.print(f"how to upload: {settings.out / 'README.md'}", markup=False, soft_wrap=True)
+    for path, dataset in sources.to_upload:
+        if not path.exists():
+            print(
+                f"warning: {path}: not on this machine; expected in the data set {dataset}", file=sys.stderr
+            )
     for path in sources.unknown:
         print(f"warning: {path}: whose model that is, is not known; name it with --model", file=sys.stderr)

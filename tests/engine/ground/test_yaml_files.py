@@ -140,3 +140,25 @@ def test_an_error_names_the_nearest_place(tmp_path):
     file = read(tmp_path, TEXT)
     assert str(file.error(("members", "big", "absent"), "x")).endswith("run.yaml:4:5: members.big.absent: x")
     assert str(file.error((), "x")).endswith("run.yaml:1:1: x")
+
+
+@pytest.mark.parametrize("escape", ["\\0", "\\ud800"])
+def test_texts_that_no_path_can_hold_are_refused(tmp_path, escape):
+    with pytest.raises(InputError, match=r"run.yaml:1:12: .*expected UTF-8 text"):
+        read(tmp_path, f'a: {{model: "x{escape}"}}')
+    with pytest.raises(InputError, match=r"--set 'a'.*expected UTF-8 text"):
+        override(read(tmp_path, "a: 1"), [f'a="{escape}"'])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 3000, "nested too deeply"),
+        ("[" * 40 + "]" * 40, "32 levels"),
+        ("&a [*a]", "32 levels"),
+        ("{a: 1, a: 2}", "the key 'a' is there twice"),
+    ],
+)
+def test_settings_have_the_bounds_of_a_file(tmp_path, text, message):
+    with pytest.raises(InputError, match=f"--set 'x'.*{message}"):
+        override(read(tmp_path, "a: 1"), [f"x={text}"])

@@ -122,3 +122,27 @@ def test_an_installed_strata_has_to_be_given_its_wheel(given, monkeypatch, tmp_p
     assert "--wheel: strata runs from an installed package" in capsys.readouterr().err
     assert main([*given, "--wheel", "absent.whl", "--overwrite"]) == 2
     assert "--wheel: absent.whl is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--wheels", "absent"], "--wheels: absent is not there; expected a folder of wheels"),
+        (["--image", "absent.txt"], "--image: absent.txt is not there; expected a file"),
+        (["--extra", "evil"], "--extra: 'evil' is unknown; expected one of adapters, calibration"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_folder_is_replaced(given, flags, message, capsys):
+    assert main(given) == 0
+    left = sorted(Path("out").rglob("*"))
+    capsys.readouterr()
+    assert main([*given, "--overwrite", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert sorted(Path("out").rglob("*")) == left
+
+
+def test_a_path_that_is_nowhere_is_told(given, capsys):
+    """The pipeline's adapter is a folder of this machine, and is not there."""
+    assert main(given) == 0
+    assert "warning: lora: not on this machine; expected in the data set me/lora" in capsys.readouterr().err
