@@ -67,7 +67,7 @@ def test_nothing_is_said_where_nobody_looks():
 
 
 TELL_MODULES = """
-import json, sys
+import gc, json, sys
 from strata.engine.results.timeline import Track
 from strata.scripts import start
 
@@ -76,13 +76,14 @@ note = Track.note
 def tell(self, work, *rest, **others):
     if work == "compute":
         Track.note = note
-        print(json.dumps(sorted(sys.modules)), flush=True)
+        searches = sum(generation["collections"] for generation in gc.get_stats())
+        print(json.dumps([sorted(sys.modules), searches]), flush=True)
     return note(self, work, *rest, **others)
 
 Track.note = tell
 sys.exit(start.main())
 """
-"""Prints the modules that are loaded when the first layer has been computed."""
+"""When the first layer has been computed, prints the modules loaded and how often garbage was looked for."""
 
 NOT_NEEDED = (
     "bitsandbytes",
@@ -104,12 +105,13 @@ NOT_NEEDED = (
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory) -> tuple[list[str], list[float]]:
-    """Modules loaded by `strata score` up to its first layer, and its scores."""
+def scored(tmp_path_factory) -> tuple[list[str], int, list[float]]:
+    """Modules loaded by `strata score` up to its first layer, searches for garbage, and its scores."""
     out = tmp_path_factory.mktemp("start") / "out"
     command = [sys.executable, "-c", TELL_MODULES, *flags(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
-    return json.loads(done.stdout.splitlines()[0]), scores_in(out)
+    modules, searches = json.loads(done.stdout.splitlines()[0])
+    return modules, searches, scores_in(out)
 
 
 def flags(out) -> list[str]:
@@ -124,14 +126,20 @@ def scores_in(out) -> list[float]:
 
 @pytest.mark.parametrize("name", NOT_NEEDED)
 def test_score_loads_no_more_than_it_needs_before_the_first_layer(scored, name):
-    modules, _ = scored
+    modules, *_ = scored
     assert "transformers.modeling_utils" in modules
     assert name not in modules
 
 
+def test_garbage_is_hardly_looked_for_before_the_first_layer(scored):
+    """Python's own thresholds would have it looked for some 700 times, among objects that are all to stay."""
+    _, searches, _ = scored
+    assert searches < 50
+
+
 def test_the_same_is_scored_as_with_all_that_transformers_imports(scored, tmp_path):
     assert run_command(flags(tmp_path / "out")) == 0
-    assert scored[1] == pytest.approx(scores_in(tmp_path / "out"), abs=1e-6)
+    assert scored[2] == pytest.approx(scores_in(tmp_path / "out"), abs=1e-6)
 
 
 COMPILE_LATER = """
