@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,24 @@ def fast_products() -> Iterator[None]:
     rates = product_rates.ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 2e11, "int8": 3e11})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(product_rates, "_product_rates", lambda path, measured_on: rates)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_asked_once() -> Iterator[None]:
+    """Each run records what git says of the checkout: the same for all runs of a session."""
+    from strata.engine.results import machine_facts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_facts, "read_command", functools.cache(machine_facts.read_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Only a power cut tells whether bytes were flushed; child processes flush them all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def render_page(
     )
 
 
+@functools.cache
 def _template() -> Template:
     # autoescape is on for every template: Jinja's own choice by file name would leave `.jinja` unescaped.
     environment = Environment(

@@ -179,7 +179,13 @@ def test_columns_of_labels_are_soft_labels(checkpoint, tmp_path):
     assert_same_weights(train(config), train_plainly(config, start, targets, np.ones(len(LABELS))), start)
 
 
-@pytest.mark.parametrize("extra", [(), ("--layers", "2", "--layers-norm", "no")], ids=["whole", "layers"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param((), id="whole", marks=pytest.mark.slow),
+        pytest.param(("--layers", "2", "--layers-norm", "no"), id="layers"),
+    ],
+)
 def test_a_planted_signal_is_learnt_and_scored_by_name(extra, checkpoint, tmp_path, score):
     model, out = checkpoint("llama-gqa"), tmp_path / "run"
     texts, held_out = write_texts(tmp_path / "train.jsonl", 200), write_texts(tmp_path / "test.jsonl", 40, 1)

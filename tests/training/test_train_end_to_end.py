@@ -61,7 +61,11 @@ def write_planted(path: Path, count: int, seed: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    "extra", [("--task", "binary"), ("--task", "choice", "--streamed")], ids=["binary", "choice-streamed"]
+    "extra",
+    [
+        pytest.param(("--task", "binary"), id="binary", marks=pytest.mark.slow),
+        pytest.param(("--task", "choice", "--streamed"), id="choice-streamed"),
+    ],
 )
 def test_a_planted_signal_is_learnt(extra, checkpoint, tmp_path, score: Callable):
     model = checkpoint("llama-gqa")

@@ -1,6 +1,6 @@
 """Owns the oracle of masked sets: transformers' own forward under an explicit 4D mask and position ids.
 
-One path of prompts.jsonl a call, the mask written token by token from the rule. Imports nothing of the
+One path of prompts.jsonl a call, the mask written from the rule. Imports nothing of the
 engine.
 """
 
@@ -33,14 +33,13 @@ def places(num_tokens: int, siblings: list[list[int]]) -> tuple[list[int], list[
 
 def dense_mask(positions: list[int], parts: list[int], window: int | None) -> torch.Tensor:
     """[1, 1, L, L] float32, 0 where a row sees a key and a very negative number elsewhere."""
-    size = len(positions)
-    mask = torch.full((1, 1, size, size), torch.finfo(torch.float32).min)
-    for row in range(size):
-        for key in range(row + 1):
-            apart = parts[row] > 0 and parts[key] not in (0, parts[row])
-            if not apart and (window is None or positions[key] > positions[row] - window):
-                mask[0, 0, row, key] = 0
-    return mask
+    position, part = torch.tensor(positions), torch.tensor(parts)
+    rows, keys = part[:, None], part[None, :]
+    apart = (rows > 0) & (keys != 0) & (keys != rows)
+    seen = torch.ones_like(apart).tril() & ~apart
+    if window is not None:
+        seen &= position[None, :] > position[:, None] - window
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
 
 
 class SetReference:

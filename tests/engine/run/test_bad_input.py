@@ -230,6 +230,7 @@ def test_a_child_process_refuses_a_bad_file(checkpoint, tmp_path, out):
     assert_refused(status, stderr, out, ("bad.csv", "17"))
 
 
+@pytest.mark.slow
 def test_a_child_process_refuses_a_truncated_shard(copied_model, good_file, out):
     shard = sorted(copied_model.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-10])

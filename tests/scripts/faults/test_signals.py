@@ -26,8 +26,12 @@ def ignore_interrupts() -> None:
 
 @pytest.mark.parametrize(
     ("number", "before"),
-    [(signal.SIGINT, None), (signal.SIGTERM, None), (signal.SIGTERM, ignore_interrupts)],
-    ids=["SIGINT", "SIGTERM", "SIGTERM-in-background"],
+    [
+        pytest.param(signal.SIGINT, None, id="SIGINT"),
+        # test_pack_cli.py stops a command in the foreground by SIGTERM.
+        pytest.param(signal.SIGTERM, None, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, ignore_interrupts, id="SIGTERM-in-background"),
+    ],
 )
 def test_a_signal_ends_a_run_and_is_told(number, before, checkpoint, questions, tmp_path):
     out = tmp_path / "out"

@@ -95,8 +95,9 @@ def assert_same_launched(decode, monkeypatch: pytest.MonkeyPatch, shape: tuple[i
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize(("group_size", "act_order"), [(32, False), (32, True), (-1, False)])
-@pytest.mark.parametrize("zero_offset", [0, 1])
+@pytest.mark.parametrize(
+    ("group_size", "act_order", "zero_offset"), [(32, False, 1), (32, True, 0), (-1, False, 1)]
+)
 def test_gptq(bits: int, group_size: int, act_order: bool, zero_offset: int, monkeypatch) -> None:
     num_rows, num_columns, fields = 48, 96, 32 // bits
     groups = 1 if group_size == -1 else num_columns // group_size

@@ -18,7 +18,29 @@ LLAMA = NormSettings(eps=1e-5, offset=0.0, rounds_first=True)
 GEMMA = NormSettings(eps=1e-6, offset=1.0, rounds_first=False)
 OLMO = NormSettings(eps=1e-6, offset=0.0, rounds_first=False)
 STYLES = {"llama": LLAMA, "gemma": GEMMA, "olmo": OLMO}
-NORM_SHAPES = ((1, 1), (1, 7), (26, 48), (3, 100), (5, 2048), (2, 2500))
+NORM_CASES = (
+    *(((26, 48), style) for style in STYLES),
+    ((1, 1), "llama"),
+    ((1, 7), "gemma"),
+    ((3, 100), "olmo"),
+    ((5, 2048), "gemma"),
+    ((2, 2500), "llama"),
+)
+ROTATED = (
+    (1, (1, 1), (16, 16)),
+    (26, (4, 2), (20, 12)),
+    (26, (9, 3), (96, 96)),
+    (1, (4, 2), (6, 2)),
+    (1, (9, 3), (20, 12)),
+    (26, (1, 1), (6, 2)),
+)
+"""Tokens, heads of queries and keys, and the size of a head with what of it is rotated."""
+GATED = (
+    *(((26, 48), activation) for activation in ACTIVATIONS),
+    ((1, 1), "gelu"),
+    ((1, 1, 1025), "silu"),
+    ((2, 3, 100), "gelu_tanh"),
+)
 
 
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -42,8 +64,7 @@ def assert_close(found: torch.Tensor, exact: torch.Tensor, torchs_own: torch.Ten
     assert bool((error <= allowed).all()), float((error - allowed).max())
 
 
-@pytest.mark.parametrize("shape", NORM_SHAPES, ids=str)
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(("shape", "style"), NORM_CASES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rms_norm(shape: tuple[int, int], style: str, dtype: torch.dtype) -> None:
     settings = STYLES[style]
@@ -85,13 +106,10 @@ def test_rows_may_lie_apart_and_have_more_axes() -> None:
     torch.testing.assert_close(found, plain.rms_norm(x, weight, 1e-6, 0.0, True))
 
 
-@pytest.mark.parametrize("num_tokens", [1, 26])
-@pytest.mark.parametrize("heads", [(1, 1), (4, 2), (9, 3)], ids=str)
-@pytest.mark.parametrize(("head_dim", "width"), [(16, 16), (20, 12), (96, 96), (6, 2)])
+@pytest.mark.parametrize(("num_tokens", "heads", "sizes"), ROTATED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rotate(
-    num_tokens: int, heads: tuple[int, int], head_dim: int, width: int, dtype: torch.dtype
-) -> None:
+def test_rotate(num_tokens: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    head_dim, width = sizes
     query, key = (
         draw(1, num_tokens, count, head_dim, dtype=dtype, seed=count).transpose(1, 2) for count in heads
     )
@@ -116,8 +134,7 @@ def test_heads_of_a_joint_projection_are_rotated_where_they_lie() -> None:
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (26, 48), (1, 1, 1025), (2, 3, 100)], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("shape", "activation"), GATED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gated(shape: tuple[int, ...], activation: str, dtype: torch.dtype) -> None:
     gate, up = 4 * draw(*shape, dtype=dtype), draw(*shape, dtype=dtype, seed=1)
