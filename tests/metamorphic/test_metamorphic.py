@@ -47,6 +47,24 @@ def settings_of(checkpoint, tmp_path_factory):
     return settings
 
 
+@pytest.fixture(scope="module")
+def unchanged() -> dict[str, dict[str, np.ndarray]]:
+    """Scores in float32 of the questions as they are, by model: filled by `exact_of`."""
+    return {}
+
+
+@pytest.fixture
+def exact_of(unchanged, settings_of, score, tmp_path):
+    """`exact_of(name)` -> scores by question id, computed once a model."""
+
+    def exact(name: str) -> dict[str, np.ndarray]:
+        if name not in unchanged:
+            unchanged[name] = scores_of(score, tmp_path, ROWS, **settings_of(name))
+        return unchanged[name]
+
+    return exact
+
+
 def farthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float:
     """The largest difference over the questions of the left."""
     return max(float(np.abs(scores - right[name]).max()) for name, scores in left.items())
@@ -59,11 +77,10 @@ def changes_averages(name: str, change: object) -> bool:
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("name", MODELS)
-def test_changed_questions_in_float32(name, change, settings_of, score, tmp_path):
+def test_changed_questions_in_float32(name, change, settings_of, exact_of, score, tmp_path):
     if name == "letters" and change is with_a_twin_option:
         pytest.skip("another option is another prompt")
-    settings = settings_of(name)
-    expected = scores_of(score, tmp_path, ROWS, **settings)
+    settings, expected = settings_of(name), exact_of(name)
     assert max(np.ptp(scores) for scores in expected.values()) > 0.1
     found = change(score, tmp_path, **settings)
     if not changes_averages(name, change):
@@ -72,15 +89,14 @@ def test_changed_questions_in_float32(name, change, settings_of, score, tmp_path
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "-".join(map(str, layout.values())))
 @pytest.mark.parametrize("name", ["loglik", "adapters"])
-def test_changed_layouts_in_float32(name, layout, settings_of, score, tmp_path):
-    settings = settings_of(name)
-    expected = scores_of(score, tmp_path, ROWS, **settings)
+def test_changed_layouts_in_float32(name, layout, settings_of, exact_of, score, tmp_path):
+    settings, expected = settings_of(name), exact_of(name)
     assert farthest(scores_of(score, tmp_path, ROWS, **settings, **layout), expected) <= ROUNDING
 
 
 @pytest.mark.parametrize("name", ["loglik", "adapters"])
-def test_changes_in_int8(name, settings_of, score, tmp_path):
-    exact = scores_of(score, tmp_path, ROWS, **settings_of(name))
+def test_changes_in_int8(name, settings_of, exact_of, score, tmp_path):
+    exact = exact_of(name)
     settings = settings_of(name) | {"dtype": "int8", "int8_check_questions": 0}
     expected = scores_of(score, tmp_path, ROWS, **settings)
     moved_by_int8 = farthest(expected, exact)

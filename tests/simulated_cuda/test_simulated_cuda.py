@@ -21,12 +21,10 @@ ENGINE = "tests/engine"
 CHECKS = "tests/simulated_cuda/checks"
 
 FORMATS = f"{ENGINE}/weights/formats/test_scores.py::test_scores_are_those_of_the_decoded_weights"
-STORED = ("bitsandbytes-fp4-nested", "gptq-act-order", "awq")
 
 RUNS = {
     "the checker and planted bugs": [f"{CHECKS}/races.py", f"{CHECKS}/planted.py"],
     "budgets and odd hosts": [f"{CHECKS}/budgets.py", f"{CHECKS}/odd_hosts.py", f"{CHECKS}/heads.py"],
-    "a dry run of the acceptance": [f"{CHECKS}/acceptance.py"],
     "tests for cards": [
         f"{ENGINE}/test_gpu.py",
         "-k",
@@ -35,18 +33,26 @@ RUNS = {
     ],
     "tests for CPUs, on a card": [
         "--on-device=cuda:0",
-        *(f"{FORMATS}[{layout}]" for layout in STORED),
+        f"{FORMATS}[awq]",
         f"{ENGINE}/model/test_int8.py::test_adapters_apply_to_int8_weights[1]",
         f"{ENGINE}/sweep/test_overflow.py::test_only_the_micro_batches_that_overflow_are_computed_again[disk]",
-        f"{ENGINE}/test_invariance.py::test_every_family_in_mixed_layouts[gemma3-cut-fine]",
         f"{ENGINE}/test_invariance.py::test_several_adapters_in_one_sweep_score_as_each_alone[plain]",
+    ],
+}
+SLOW_RUNS = {
+    "a dry run of the acceptance": [f"{CHECKS}/acceptance.py"],
+    "more tests for CPUs, on a card": [
+        "--on-device=cuda:0",
+        *(f"{FORMATS}[{layout}]" for layout in ("bitsandbytes-fp4-nested", "gptq-act-order")),
+        f"{ENGINE}/test_invariance.py::test_every_family_in_mixed_layouts[gemma3-cut-fine]",
         f"{ENGINE}/test_parity.py::test_language_model_heads[qwen3-letters_rotate]",
     ],
 }
+CASES = [*RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_RUNS)]
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", CASES)
 def test_on_simulated_cards(name: str, tmp_path: Path) -> None:
     reason = can_be_installed()
     if reason is not None:
@@ -54,7 +60,7 @@ def test_on_simulated_cards(name: str, tmp_path: Path) -> None:
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-p", "simulated_cuda.plugin", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, f"--accounts={tmp_path}", "--tb=short", *RUNS[name]],
+        [*command, f"--accounts={tmp_path}", "--tb=short", *(RUNS | SLOW_RUNS)[name]],
         cwd=TESTS.parent,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,

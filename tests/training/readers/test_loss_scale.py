@@ -54,8 +54,13 @@ def test_a_step_that_overflows_is_repeated_with_a_smaller_scale(
 ):
     run = [checkpoint("llama-gqa"), questions, tmp_path]
     exact = train(*run, "float32", streamed=streamed)
-    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**40)
+    are_finite, verdicts = loss_scale._are_finite, []
+    monkeypatch.setattr(
+        loss_scale, "_are_finite", lambda given: verdicts.append(are_finite(given)) or verdicts[-1]
+    )
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**24)
     assert error(train(*run, "float16", streamed=streamed), exact) < 0.05
+    assert [verdicts[0], verdicts[-1]] == [False, True]
 
 
 def test_gradients_are_added_to_those_that_are_there():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from strata.engine.types import InputError
@@ -17,7 +18,7 @@ def test_large_bench_limits_the_child_and_removes_the_checkpoint(storage, tmp_pa
     monkeypatch.setattr(large, "RESULTS", tmp_path / "results")
     settings = {"shape": "tiny", "storage": storage, "folder": tmp_path, "limit_gib": 3.0, "memory_gib": 1.0}
     config = LargeBenchConfig(**settings, prefix_tokens=24, option_tokens=4, dtype="float32")
-    held = bytearray(b"1" * (3 << 30))  # what this process holds is not the child's peak
+    held = np.ones(3 << 30, np.uint8)  # what this process holds is not the child's peak
     assert large.run_large_bench(config) == 0
     assert len(held) == 3 << 30
     measured = json.loads(capsys.readouterr().out.splitlines()[-1])
