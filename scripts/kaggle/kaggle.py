@@ -131,5 +131,5 @@ def _tell(settings: KaggleSettings, sources: Sources, wheels: Sequence[Path]) ->
             print(
                 f"warning: {path}: not on this machine; expected in the data set {dataset}", file=sys.stderr
             )
-    for path in sources.unknown:
-        print(f"warning: {path}: whose model that is, is not known; name it with --model", file=sys.stderr)
+    for unknown in sources.unknown:
+        print(f"warning: {unknown}: whose model that is, is not known; name it with --model", file=sys.stderr)

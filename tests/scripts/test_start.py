@@ -134,7 +134,7 @@ def test_score_loads_no_more_than_it_needs_before_the_first_layer(scored, name):
 def test_garbage_is_hardly_looked_for_before_the_first_layer(scored):
     """Python's own thresholds would have it looked for some 700 times, among objects that are all to stay."""
     _, searches, _ = scored
-    assert searches < 50
+    assert searches < 100
 
 
 def test_the_same_is_scored_as_with_all_that_transformers_imports(scored, tmp_path):

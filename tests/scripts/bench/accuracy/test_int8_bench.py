@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from strata.engine.json_files import read_json_object
 from strata.scripts.bench.accuracy import int8
 from strata.scripts.bench.accuracy.config import Int8BenchConfig
 
@@ -26,7 +27,9 @@ def test_keys_and_what_is_kept(checkpoint, fixed_rates, tmp_path: Path, monkeypa
     monkeypatch.setattr(int8, "RESULTS", tmp_path / "results")
     for name in ("arc_challenge_val", "openbookqa_dev"):
         write_jsonl(tmp_path / f"{name}.jsonl", QUESTIONS)
-    config = Int8BenchConfig(data=tmp_path, model=checkpoint("llama-gqa"), folder=tmp_path / "runs")
+    config = Int8BenchConfig(
+        data=tmp_path, model=checkpoint("llama-gqa"), folder=tmp_path / "runs", plain=("v_proj",)
+    )
     assert int8.run_int8_bench(config) == 0
     monkeypatch.setattr(int8, "score_questions", None)
     monkeypatch.setattr(int8, "run_pack", None)
@@ -36,4 +39,6 @@ def test_keys_and_what_is_kept(checkpoint, fixed_rates, tmp_path: Path, monkeypa
     assert found["num_questions"] == len(QUESTIONS)
     assert found["int8_rank_agreement"] == found["int8_top1_agreement"] / found["bfloat16_top1_agreement"]
     assert found["int8_score_rms_error"] == again["int8_score_rms_error"] > 0
+    ignored = read_json_object(tmp_path / "runs" / "packed" / "config.json")["quantization_config"]["ignore"]
+    assert any("v_proj" in name for name in ignored)
     assert str(tmp_path) not in lines[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from strata.engine.machine.settings import MachineSettings
 from strata.engine.members.member import Member
@@ -70,3 +72,20 @@ def test_keys_and_what_is_kept(config: LoraBenchConfig, tmp_path: Path, monkeypa
     for step in ("pack_checkpoint", "run_search", "run_train", "score_questions"):
         monkeypatch.setattr(lora, step, None)
     assert lora.run_lora_bench(config) == 0
+
+
+def test_binary_of_the_first_layers_with_a_held_out_share(config: LoraBenchConfig, tmp_path: Path) -> None:
+    """The adapter's folder says how many layers it is for; its held-out figure is the training's own."""
+    asked = replace(config, task="binary", layers=2, valid_share=0.5, lora_targets=("v_proj", "down_proj"))
+    assert lora.run_lora_bench(asked) == 0
+    found = json.loads((tmp_path / "results" / "lora.jsonl").read_text(encoding="ascii"))
+    trained = json.loads((config.folder / "binary" / "train.json").read_text(encoding="utf-8"))
+    assert found["lora_map3_held_out"] == trained["metrics"]["map_at_3"]
+    assert trained["plan"]["num_valid"] == len(ANIMALS) // 2
+    after = json.loads((config.folder / "after" / "run.json").read_text(encoding="utf-8"))
+    before = json.loads((config.folder / "before" / "run.json").read_text(encoding="utf-8"))
+    assert after["plan"]["num_layers"] == 2
+    assert before["plan"]["num_layers"] == 3
+    names = load_file(config.folder / "binary" / "adapter" / "adapter_model.safetensors")
+    adapted = {name.split(".")[-3] for name in names if ".lora_A." in name}
+    assert adapted == {"v_proj", "down_proj"}
