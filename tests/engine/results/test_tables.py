@@ -14,7 +14,13 @@ import pytest
 from strata.engine import files
 from strata.engine.files import OutputError
 from strata.engine.results import tables
-from strata.engine.results.tables import read_scores, write_prompts, write_scores, write_submission
+from strata.engine.results.tables import (
+    read_scores,
+    write_label_submission,
+    write_prompts,
+    write_scores,
+    write_submission,
+)
 from strata.engine.types import Branch, InputError, Prompt, Question, QuestionScores, Target
 
 from ..ground.test_files import fail_with_full_disk, write_part_then_fail
@@ -51,6 +57,12 @@ def test_submission_has_the_three_best_letters(tmp_path):
     rows = [make_scores("7", [1, 0, -1, 5, -2]), make_scores("8", [0, 1]), make_scores("9", [2, 2, 2, 2])]
     write_submission(path, rows)
     assert path.read_bytes() == b"id,prediction\n7,D A B\n8,B A\n9,A B C\n"
+
+
+def test_a_submission_of_probabilities_has_a_column_a_letter(tmp_path):
+    path = tmp_path / "submission.csv"
+    write_label_submission(path, [make_scores("7", [0, 0]), make_scores("8", [0, 0, 0, 0])])
+    assert path.read_text() == "id,A,B,C,D\n7,0.5,0.5,0.0,0.0\n8,0.25,0.25,0.25,0.25\n"
 
 
 def test_submission_reaches_the_last_of_26_letters(tmp_path):

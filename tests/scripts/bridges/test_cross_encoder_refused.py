@@ -172,3 +172,38 @@ def test_an_activation_from_elsewhere_is_not_loaded(built, tmp_path, caplog):
     with StrataCrossEncoder(folder, machine=FLOAT32) as model:
         assert isinstance(model.activation_fn, torch.nn.Sigmoid)
     assert "activation os.system is no module of torch.nn" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 0}, r"max_length=0: expected at least 1"),
+        ({"max_length": 2.5}, r"max_length=2.5: expected at least 1, a whole number"),
+        (
+            {"prompts": {"web": "search: "}, "default_prompt_name": "wiki"},
+            r"default_prompt_name='?wiki.*'web'",
+        ),
+        ({"prompts": {"web": 3}}, r"prompts=.*expected texts by name"),
+    ],
+)
+def test_arguments_of_opening(settings, message, built):
+    with pytest.raises(InputError, match=message) as caught:
+        StrataCrossEncoder(built["decoder"], machine=FLOAT32, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model.rank("q", "one text"), r"documents: .*expected a list of texts"),
+        (lambda model: model.rank("q", ["a"], top_k=-1), r"top_k=-1: expected at least 0"),
+        (lambda model: model.predict([("a", "b")], batch_size=0), r"batch_size=0: expected at least 1"),
+        (lambda model: model.predict([("a", "b")], prompt=3), r"prompt=3: expected a text"),
+        (lambda model: model.predict([("a", "b")], activation_fn="tanh"), r"activation_fn=.*a function"),
+        (lambda model: model.predict([("a", "b")], activation_fn=lambda x: 1), r"activation_fn: gave int"),
+    ],
+)
+def test_arguments_of_calls(ask, message, model):
+    with pytest.raises(InputError, match=message) as caught:
+        ask(model)
+    assert "\n" not in str(caught.value)
