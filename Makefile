@@ -127,8 +127,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@mkdir -p $(TYPED) && ln -sfn ../.. $(TYPED)/strata
-	MYPYPATH=$(TYPED) $(BIN)/mypy -p strata.engine -p strata.kernels -p strata.training -p strata.retrieval \
-		-p strata.scripts
+	MYPYPATH=$(TYPED) $(BIN)/mypy -n $(TEST_PROCESSES) -p strata.engine -p strata.kernels -p strata.training \
+		-p strata.retrieval -p strata.scripts
 	$(BIN)/codespell $(SPELLED)
 
 # Nothing is fetched: neither by the build nor by the pages.
