@@ -84,12 +84,23 @@ class Member:
         return replace(self, adapter=None, label=None)
 
     def read(self, questions: Sequence[Question]) -> Sequence[Question]:
-        """The questions with the contexts that this member is given."""
+        """The questions with the contexts that this member is given.
+
+        Raises:
+            InputError: a question without the context that the member names.
+        """
         if self.context == FROM_QUESTION:
             return questions
-        return [
-            replace(question, context=dict(question.contexts).get(self.context, "")) for question in questions
-        ]
+        return [replace(question, context=self._context_of(question)) for question in questions]
+
+    def _context_of(self, question: Question) -> str:
+        named = {NO_CONTEXT: ""} | dict(question.contexts)
+        if self.context not in named:
+            raise InputError(
+                f"Member.context: question {question.id!r} has no context {self.context!r}; expected "
+                f"{FROM_QUESTION} or one of {', '.join(named)}"
+            )
+        return named[self.context]
 
 
 def _check_types(members: Sequence[Member]) -> None:

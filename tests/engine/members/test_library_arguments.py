@@ -135,3 +135,14 @@ def test_what_is_no_list_of_members(members):
 def test_machine(settings, message):
     with pytest.raises(InputError, match=message):
         Scorer.open([Member(model=FOLDER)], MachineSettings(**settings))
+
+
+def test_a_context_that_no_question_has():
+    member = Member(model=FOLDER, context="wiki")
+    question = Question(id="7", prompt="p", options=("a", "b"), contexts=(("web", "text"),))
+    with pytest.raises(InputError, match=r"Member.context: question '7' has no context 'wiki'; .*none, web"):
+        member.read([question])
+    (found,) = Member(model=FOLDER, context="web").read([question])
+    assert found.context == "text"
+    (without,) = Member(model=FOLDER, context="none").read([question])
+    assert without.context == ""
