@@ -17,8 +17,7 @@ COLLECTIONS = (50_000, 20, 100)
 """Objects made between two searches for unreachable cycles, and generations between wider ones.
 
 Imports make hundreds of thousands of objects, all to stay. By Python's own (700, 10, 10) they are searched
-700 times before the first layer, a seventh of the start's CPU time or more. Tensors go when nobody holds
-them, without a search.
+some 700 times before the first layer. What nobody holds goes without a search, unless it holds itself.
 """
 
 
