@@ -1,8 +1,8 @@
-"""The functions on CPUs with AMX in bfloat16: fewer passes over memory, gates inside oneDNN's products.
+"""The functions on CPUs: what torch does with the fewest passes over memory and the fewest new tensors.
 
-A bfloat16 product takes so little time there that what lies between products takes as long. A gate is two
-products, one with its activation and one with the multiplication in it, applied to float32 sums before they
-are rounded; norms and rotations are what torch does with the fewest passes.
+With AMX a bfloat16 product takes so little time that what lies between products takes as long. There a gate
+is two products of oneDNN, one with its activation and one with the multiplication in it, applied to float32
+sums before they are rounded.
 Legend: T tokens, D model dim, N heads, H head dim, R rotated features, F FFN.
 """
 
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from strata.kernels.elementwise.functions import Activation, FusedFunctions, NormSettings, Projection
-from strata.kernels.elementwise.plain import activate
 
 ONEDNN_ACTIVATIONS: dict[Activation, tuple[str, str]] = {
     "silu": ("swish", ""),
@@ -26,12 +25,24 @@ ONEDNN_ACTIVATIONS: dict[Activation, tuple[str, str]] = {
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, settings: NormSettings) -> torch.Tensor:
     """x [..., D] over its root mean square, times weight [D] + offset, in x's dtype; as `plain.rms_norm`."""
-    wide = x.to(torch.float32, copy=True)
-    squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
-    wide *= squares.div_(x.shape[-1]).add_(settings.eps).rsqrt_()
+    normed = _normed(x, settings.eps) if x.dtype == torch.float32 else _normed_wide(x, settings.eps)
     if settings.rounds_first:
-        return wide.to(x.dtype).mul_(weight + settings.offset if settings.offset else weight)
-    return wide.mul_(weight.to(torch.float32) + settings.offset).to(x.dtype)
+        return normed.to(x.dtype).mul_(weight + settings.offset if settings.offset else weight)
+    return normed.mul_(weight.to(torch.float32) + settings.offset).to(x.dtype)
+
+
+def _normed(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x over its root mean square; float32, every bit as `plain`'s."""
+    squares = x * x
+    scale = squares.mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return torch.mul(x, scale, out=squares)
+
+
+def _normed_wide(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same of 16 bits, in float32: a norm rounds more than a mean of squares, less than x was rounded."""
+    wide = x.to(torch.float32)
+    squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    return wide.mul_(squares.div_(x.shape[-1]).add_(eps).rsqrt_())
 
 
 def rotate(
@@ -56,14 +67,20 @@ def _rotate_one(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> t
 
 
 def gated(x: torch.Tensor, gate: Projection, up: Projection, activation: Activation) -> torch.Tensor:
-    """activation(gate(x)) * up(x), [..., F]: two products where both projections are plain linear modules."""
-    if not (_is_plain(gate) and _is_plain(up)):
-        return activate(gate(x), activation).mul_(up(x))
+    """activation(gate(x)) * up(x), [..., F]: two products where oneDNN's are fast and both modules plain."""
+    if not (_has_fast_gates(x.dtype) and _is_plain(gate) and _is_plain(up)):
+        return _activate_in_place(gate(x), activation).mul_(up(x))
     name, algorithm = ONEDNN_ACTIVATIONS[activation]
     opened = torch.ops.mkldnn._linear_pointwise(
         x, gate.weight, gate.bias, name, [1.0] if name == "swish" else [], algorithm
     )
     return torch.ops.mkldnn._linear_pointwise.binary(x, opened, up.weight, up.bias, "mul")
+
+
+def _activate_in_place(opened: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "silu":
+        return torch.ops.aten.silu_(opened)
+    return torch.ops.aten.gelu_(opened, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def _is_plain(projection: Projection) -> TypeGuard[nn.Linear]:
@@ -73,12 +90,13 @@ def _is_plain(projection: Projection) -> TypeGuard[nn.Linear]:
     )
 
 
+def _has_fast_gates(dtype: torch.dtype) -> bool:
+    """Elsewhere oneDNN's products take longer than those that torch chooses, or compute in another way."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
 def _refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"{device} is no CPU"
-    if dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported():
-        return "on CPUs only bfloat16 with AMX is fused"
-    return None
+    return None if device.type == "cpu" else f"{device} is no CPU"
 
 
-FUSED_ON_CPU = FusedFunctions(name="onednn", refusal=_refusal, rms_norm=rms_norm, rotate=rotate, gated=gated)
+FUSED_ON_CPU = FusedFunctions(name="cpu", refusal=_refusal, rms_norm=rms_norm, rotate=rotate, gated=gated)

@@ -2,7 +2,9 @@
 
 `help_s`: a process that prints `strata --help`, from its start to its end. `first_layer_s`: `strata score` on
 the bundled questions, from its process' start to the moment when a device begins with the first layer of the
-sweep; `run_s` is all of that run. Each process is new; after the first round its files are in the page cache.
+sweep; `run_s` is all of that run. `imports_s`: a process that imports torch and transformers' models and does
+nothing: what a run cannot do without, so `first_layer_over_imports` tells of the machine's speed no more.
+Each process is new; after the first round its files are in the page cache.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ first = min(span.start_s for span in timelines[0].spans if span.work == "compute
 print(json.dumps(timelines[0].started + first))
 sys.exit(status)
 """
+IMPORT = "import torch; from transformers import AutoTokenizer, LlamaModel"
 HELP = "import sys; from strata.scripts.start import main; sys.argv[1:] = ['--help']; sys.exit(main())"
 
 
@@ -55,7 +58,10 @@ def run_start_bench(config: StartBenchConfig) -> int:
 def measure_starts(config: StartBenchConfig) -> dict[str, Any]:
     """Medians and the slowest of all rounds, in seconds."""
     helps = [_seconds_of(HELP)[0] for _ in range(config.rounds)]
-    runs = [_run_to_first_layer(config) for _ in range(config.rounds)]
+    imports, runs = [], []
+    for _ in range(config.rounds):
+        imports.append(_seconds_of(IMPORT)[0])
+        runs.append(_run_to_first_layer(config))
     firsts = [first_s for first_s, _ in runs]
     return {
         "help_s": median(helps),
@@ -63,6 +69,8 @@ def measure_starts(config: StartBenchConfig) -> dict[str, Any]:
         "first_layer_s": median(firsts),
         "first_layer_slowest_s": max(firsts),
         "run_s": median(run_s for _, run_s in runs),
+        "imports_s": median(imports),
+        "first_layer_over_imports": median(firsts) / median(imports),
     }
 
 

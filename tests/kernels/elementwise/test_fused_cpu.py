@@ -12,7 +12,7 @@ from strata.kernels.elementwise.fused_cpu import FUSED_ON_CPU, gated, rms_norm, 
 from strata.kernels.elementwise.reference import reference_gated, reference_rms_norm, reference_rotate
 from strata.kernels.elementwise.registry import choose_functions
 
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 STYLES = (
     NormSettings(eps=1e-5, offset=0.0, rounds_first=True),
     NormSettings(eps=1e-6, offset=1.0, rounds_first=False),
@@ -41,6 +41,13 @@ def test_norms(rows: int, settings: NormSettings, dtype: torch.dtype) -> None:
     usual = plain.rms_norm(x, weight, settings.eps, settings.offset, settings.rounds_first)
     assert_within_twice(rms_norm(x, weight, settings), usual, reference_rms_norm(x, weight, settings))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("settings", STYLES, ids=["llama", "gemma", "olmo2"])
+def test_norms_of_float32_are_those_of_the_family_to_the_bit(settings: NormSettings) -> None:
+    x, weight = draw(5, 72, dtype=torch.float32), draw(72, dtype=torch.float32)
+    usual = plain.rms_norm(x, weight, settings.eps, settings.offset, settings.rounds_first)
+    assert torch.equal(rms_norm(x, weight, settings), usual)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -92,10 +99,15 @@ def test_a_product_that_is_watched_is_computed_as_it_is() -> None:
     assert len(seen) == 1
 
 
-def test_only_where_products_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_functions(cpu, torch.bfloat16) is FUSED_ON_CPU
-    assert choose_functions(cpu, torch.float32) is None
+def test_gates_inside_products_only_where_these_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without AMX the two products are torch's own, so every bit is."""
+    gate, up = (nn.Linear(64, 96, bias=False, dtype=torch.bfloat16).requires_grad_(False) for _ in range(2))
+    x = draw(1, 40, 64, dtype=torch.bfloat16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert choose_functions(cpu, torch.bfloat16) is None
+    assert torch.equal(gated(x, gate, up, "silu"), plain.gated(gate(x), up(x), "silu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_cpu_has_them(dtype: torch.dtype) -> None:
+    assert choose_functions(torch.device("cpu"), dtype) is FUSED_ON_CPU
+    assert choose_functions(torch.device("meta"), dtype) is None

@@ -6,6 +6,7 @@ Independent check: the forwards of transformers' own modules, and the rehearsal 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from strata.engine.model.decoder import build_decoder
 from strata.engine.model.fused.modules import fuse_modules
 from strata.engine.model.fused.patterns import recognize
 from strata.engine.model.int8_linears import Int8Linear
-from strata.engine.model.open_model import Computing, open_model
+from strata.engine.model.open_model import Computing, OpenModel, open_model
 from strata.engine.model.rehearsal import rehearse, rehearse_fused
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.tensor_reader import TensorReader
@@ -161,12 +162,20 @@ def test_another_kind_of_device_registers_its_own(checkpoint, monkeypatch, int8,
     assert given == [kind, kind]
 
 
-def test_off_cards_nothing_is_fused_and_the_reason_is_told(checkpoint) -> None:
-    computing = Computing(devices=("cpu",), dtype=torch.float32)
-    (decoder,) = open_model(open_checkpoint(checkpoint("llama-gqa")), (), computing, TensorReader()).decoders
+def test_where_all_functions_refuse_nothing_is_fused_and_the_reason_is_told(checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "FUNCTIONS", [TRITON])
+    (decoder,) = open_on_cpu(checkpoint("llama-gqa")).decoders
     assert decoder.fused == frozenset()
-    assert (
-        decoder.unfused_because
-        == "there are no Triton kernels for cpu; on CPUs only bfloat16 with AMX is fused"
-    )
+    assert decoder.unfused_because == "there are no Triton kernels for cpu"
     assert "forward" not in vars(decoder.layers[0].mlp)
+
+
+def test_on_cpus_a_decoder_is_fused(checkpoint) -> None:
+    (decoder,) = open_on_cpu(checkpoint("llama-gqa")).decoders
+    assert decoder.fused == {"LlamaAttention", "LlamaMLP", "LlamaRMSNorm"}
+    assert decoder.unfused_because is None
+
+
+def open_on_cpu(folder: Path) -> OpenModel:
+    computing = Computing(devices=("cpu",), dtype=torch.float32)
+    return open_model(open_checkpoint(folder), (), computing, TensorReader())
