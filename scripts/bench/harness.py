@@ -146,6 +146,8 @@ class LmEvalModel:
                 doc={},
                 arguments=(f"Question: {question.prompt}\nAnswer:", f" {option}"),
                 idx=index,
+                task_name="options",
+                doc_id=index,
             )
             for question in questions
             for index, option in enumerate(question.options)
