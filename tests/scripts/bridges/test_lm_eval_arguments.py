@@ -84,7 +84,7 @@ def test_models_are_not_downloaded():
 def test_an_absent_harness_is_told_with_its_extra(monkeypatch, capsys):
     monkeypatch.setattr(lm_eval_command, "find_spec", lambda name: None)
     assert cli.main(["lm-eval", "--tasks", "t"]) == 2
-    expected = "strata: lm-eval is not installed; expected pip install 'strata-score[lm-eval]'\n"
+    expected = 'strata: lm-eval is not installed; expected pip install "strata-score[lm-eval]"\n'
     assert capsys.readouterr().err == expected
 
 
