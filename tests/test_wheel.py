@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+
+from strata.scripts.bridges.lm_eval_command import MODEL_CLASS, MODEL_NAME
 
 from .scripts.kaggle.kernel_world import clean_environment, make_venv
 
@@ -75,6 +78,16 @@ def test_every_module_is_in_the_wheel(unpacked):
 @pytest.mark.parametrize("name", DATA)
 def test_data_files_are_in_the_wheel(unpacked, name):
     assert (unpacked / name).is_file()
+
+
+def test_programs_and_plugins_that_the_wheel_brings(unpacked):
+    """What pip makes of its metadata: the command, and the model that lm-evaluation-harness looks for."""
+    (wheel,) = distributions(path=[str(unpacked)])
+    found = {(entry.group, entry.name): entry.value for entry in wheel.entry_points}
+    assert found == {
+        ("console_scripts", "strata"): "strata.scripts.start:main",
+        ("lm_eval.models", MODEL_NAME): MODEL_CLASS,
+    }
 
 
 def test_the_wheel_scores(unpacked, checkpoint, questions, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from strata.engine.types import LETTERS, InputError
@@ -19,6 +20,8 @@ LOOKALIKES = {
     "context": ("article", "contexts", "document", "evidence", "passage", "passages", "support"),
 }
 """Columns that may be meant for a role that a file has no column for: named, not used."""
+LEAST_ALIKE = 0.8
+"""Of a misspelt name, by difflib's ratio: "answrer" for "answer" has 0.92."""
 
 _OPTION = re.compile(r"(option|choice|opt|op)_?([a-z]|\d{1,2})")
 
@@ -108,12 +111,19 @@ def _name_options(columns: Sequence[str]) -> tuple[dict[str, str], int | None]:
     return {}, None
 
 
+def _looks_like(name: str, role: str) -> bool:
+    """Whether a column may be meant for a role that is optional, by another word or misspelt."""
+    if role not in LOOKALIKES:
+        return False
+    return name in LOOKALIKES[role] or bool(get_close_matches(name, [role], cutoff=LEAST_ALIKE))
+
+
 def _find_unused(columns: Sequence[str], names: dict[str, str]) -> tuple[str, ...]:
     unused = []
     for role in ROLES:
         taken = {role} | {raw for raw, name in names.items() if name == role}
         others = [column for column in columns if _plain(column) == role and column not in taken]
         if not taken & set(columns):
-            others += [column for column in columns if _plain(column) in LOOKALIKES.get(role, ())]
+            others += [column for column in columns if _looks_like(_plain(column), role)]
         unused += [f"column {column!r} is not used; expected {role!r} as its name" for column in others]
     return tuple(unused)

@@ -42,7 +42,7 @@ def run_harness_bench(config: HarnessBenchConfig) -> int:
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         raise InputError(
-            f"strata bench harness: {error}; expected pip install 'strata-score[lm-eval]'"
+            f'strata bench harness: {error}; expected pip install "strata-score[lm-eval]"'
         ) from None
     print_environment()
     for model in config.models or find_real_models():
@@ -146,6 +146,8 @@ class LmEvalModel:
                 doc={},
                 arguments=(f"Question: {question.prompt}\nAnswer:", f" {option}"),
                 idx=index,
+                task_name="options",
+                doc_id=index,
             )
             for question in questions
             for index, option in enumerate(question.options)

@@ -164,15 +164,22 @@ class StrataLM(TemplateLM):
             **variables,
         )
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, in nats, in windows as the harness cuts them."""
-        texts = [request.args[0] for request in requests]
-        windows = [self._windows(text) for text in texts]
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float] | list[tuple[float, bool]]:
+        """Log-likelihoods of whole texts, in nats, in windows as the harness cuts them.
+
+        Version 0.4.13 asks for (text,) and expects a number; 0.5.0.dev1 asks for ("", text) and expects what
+        `loglikelihood` gives, never greedy.
+        """
+        windows = [self._windows(request.args[-1]) for request in requests]
         found = iter(self._loglikelihood_tokens([window for of_text in windows for window in of_text]))
-        totals = [sum(next(found)[0] for _ in of_text) for of_text in windows]
-        for text, total in zip(texts, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-        return totals
+        answers: list[Any] = []
+        for request, of_text in zip(requests, windows, strict=True):
+            total = sum(next(found)[0] for _ in of_text)
+            answers.append(total if len(request.args) == 1 else (total, False))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answers[-1])
+        return answers
 
     def _windows(self, text: str) -> list[TokenRequest]:
         windows = get_rolling_token_windows(

@@ -14,7 +14,7 @@ from strata.engine.types import InputError
 
 MODEL_NAME = "strata"
 MODEL_CLASS = "strata.scripts.bridges.lm_eval:StrataLM"
-NEEDED = "expected pip install 'strata-score[lm-eval]'"
+NEEDED = 'expected pip install "strata-score[lm-eval]"'
 
 
 def run_lm_eval(arguments: Sequence[str]) -> int:

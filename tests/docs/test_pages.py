@@ -90,6 +90,15 @@ def test_the_navigation_has_every_page() -> None:
     assert set(listed) == there
 
 
+def test_the_page_of_installing_lists_every_extra() -> None:
+    table = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]\n")[1]
+    )
+    extras = re.findall(r"^([\w-]+) = \[", table.split("\n[project")[0], re.M)
+    rows = [line.split("|")[1] for line in page("install.md").split("\n") if line.startswith("| `")]
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows))) == sorted(set(extras) - {"dev"})
+
+
 def test_the_figure_fetches_nothing() -> None:
     figure = (DOCS / "figures" / "sweep.svg").read_text(encoding="utf-8")
     assert "<script" not in figure

@@ -49,6 +49,8 @@ EXTRAS = {
     "score a GGUF file": "gguf",
     "kaggle": "kaggle",
     "run, calibrated": "calibration",
+    "score over a cluster": "ray",
+    "lm-eval": "lm-eval",
 }
 PIPELINE = """\
 retrieval: {{wiki: {{index: index}}}}
@@ -77,6 +79,8 @@ def told(checkpoint, questions, tmp_path_factory) -> dict[str, list]:
         "score a GGUF file": ["score", "--model", str(gguf), *asked, "--out", "scored"],
         "kaggle": ["kaggle", "fit.yaml", "--owner", "me", "--out", "kaggle"],
         "run, calibrated": ["run", "fit.yaml", *asked, "--out", "fitted"],
+        "score over a cluster": ["score", "--model", model, *asked, "--out", "shared", "--ray", "local"],
+        "lm-eval": ["lm-eval", "--model", "strata", "--tasks", "few"],
     }
     command = [sys.executable, "-c", RUN_WITHOUT, json.dumps([PACKAGES, commands])]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

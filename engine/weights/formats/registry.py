@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from strata.engine.types import InputError
 from strata.engine.weights.formats import (
     awq,
@@ -51,7 +53,7 @@ FORMATS: dict[str, Collect] = {
 def collect_weights(
     settings: Mapping[str, Any] | None, stored: Mapping[str, StoredTensor], read: ReadSmall
 ) -> list[StoredWeight]:
-    """Every weight of a checkpoint; tensors that no format claims are plain.
+    """Every weight of a checkpoint; tensors that no format claims, or reads to know how to decode, are plain.
 
     Args:
         settings: `quantization_config` of config.json; None for a plain checkpoint.
@@ -62,13 +64,19 @@ def collect_weights(
         InputError: a format or a variant that strata does not read, or a part that is missing.
     """
     encoded: list[StoredWeight] = []
+    claimed: set[str] = set()
+
+    def read_and_claim(tensor: StoredTensor) -> torch.Tensor:
+        claimed.add(tensor.name)
+        return read(tensor)
+
     if settings:
         method = quant_method(settings)
         if method not in FORMATS:
             known = ", ".join(sorted(FORMATS))
             raise InputError(f"quantization_config: quant_method {method!r}; expected one of {known}")
-        encoded = FORMATS[method](settings, stored, read)
-    claimed = {part.name for weight in encoded for part in weight.parts.values()}
+        encoded = FORMATS[method](settings, stored, read_and_claim)
+    claimed |= {part.name for weight in encoded for part in weight.parts.values()}
     return [*encoded, *(plain_weight(tensor) for name, tensor in stored.items() if name not in claimed)]
 
 

@@ -72,7 +72,7 @@ def check_harness() -> None:
         import lm_eval.evaluator
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
-        hint = "expected pip install 'strata-score[lm-eval]'"
+        hint = 'expected pip install "strata-score[lm-eval]"'
         raise InputError(f"strata bench lm-eval: {error}; {hint}") from None
 
 

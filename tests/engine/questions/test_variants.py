@@ -93,10 +93,13 @@ def test_file_capital_answer_context(tmp_path):
     [
         ("label,passage", ("'label'", "'passage'")),
         ("answer,context,Answer,Context", ("'Answer'", "'Context'")),
+        ("answrer,Contxt", ("'answrer'", "'Contxt'")),
     ],
 )
 def test_columns_that_look_meant_and_are_not_used_are_named(columns, named, tmp_path):
     cells = {"label": "1", "passage": "x", "answer": "A", "context": "c", "Answer": "B", "Context": "d"}
+    cells |= {"answrer": "A", "Contxt": "c", "word": "y"}
+    columns = f"{columns},word"
     text = f"id,prompt,A,B,{columns}\n1,Why?,a,b,{','.join(cells[name] for name in columns.split(','))}\n"
     _, warnings = read(tmp_path, "q.csv", text)
     assert ["is not used" in line for line in warnings.messages] == [True, True]

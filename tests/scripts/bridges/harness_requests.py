@@ -17,11 +17,33 @@ PAIRS = [
 
 
 def requests(kind, arguments):
-    """The harness' requests of a kind, of a task called `few`."""
+    """The harness' requests of a kind, of a task `few`: named twice, as its versions differ in where."""
     instance = pytest.importorskip("lm_eval.api.instance")
+    given = {"request_type": kind, "doc": {}, "task_name": "few"}
     return [
-        instance.Instance(request_type=kind, doc={}, arguments=each, idx=index, metadata=("few", index, 1))
+        instance.Instance(**given, arguments=each, idx=index, doc_id=index, metadata=("few", index, 1))
         for index, each in enumerate(arguments)
+    ]
+
+
+def rolling_requests(texts):
+    """The harness' requests for whole texts: from version 0.5 on with an empty context before each."""
+    version = pytest.importorskip("lm_eval").__version__
+    return requests("loglikelihood_rolling", [(text,) if version < "0.5" else ("", text) for text in texts])
+
+
+def assert_same_totals(found, expected):
+    """Answers to `rolling_requests`: numbers, or from version 0.5 on pairs that say that none is greedy."""
+    if isinstance(expected[0], tuple):
+        assert_same(found, expected)
+    else:
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def answers_of(sample):
+    """The answers to a question's requests; from version 0.5 on, each is in a list of its own."""
+    return [
+        answer[0] if isinstance(answer[0], tuple | list) else answer for answer in sample["filtered_resps"]
     ]
 
 

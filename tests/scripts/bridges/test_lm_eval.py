@@ -10,7 +10,7 @@ import copy
 import pytest
 import torch
 
-from .harness_requests import PAIRS, assert_same, requests
+from .harness_requests import PAIRS, answers_of, assert_same, assert_same_totals, requests, rolling_requests
 
 evaluator = pytest.importorskip("lm_eval.evaluator")
 tasks = pytest.importorskip("lm_eval.tasks")
@@ -48,9 +48,8 @@ def test_log_likelihoods(model, settings, strata_model, harness_model, checkpoin
     assert ours.max_length == theirs.max_length
     asked = requests("loglikelihood", PAIRS)
     assert_same(ours.loglikelihood(asked), theirs.loglikelihood(asked))
-    rolling = requests("loglikelihood_rolling", [(text,) for text in TEXTS])
-    found, expected = ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling)
-    assert found == pytest.approx(expected, abs=1e-3)
+    rolling = rolling_requests(TEXTS)
+    assert_same_totals(ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling))
 
 
 def test_what_would_be_written_greedily(strata_model, harness_model, stories260k):
@@ -83,7 +82,26 @@ def test_accuracies_of_a_task(shots, task, data_set_cache, strata_model, harness
         assert ours["results"]["few"][metric] == theirs["results"]["few"][metric]
     for one, other in zip(ours["samples"]["few"], theirs["samples"]["few"], strict=True):
         assert one["arguments"] == other["arguments"]
-        assert_same(one["filtered_resps"], other["filtered_resps"])
+        assert_same(answers_of(one), answers_of(other))
+
+
+def test_perplexities_of_a_task(task, data_set_cache, strata_model, harness_model, checkpoint):
+    """Whole texts, as the harness itself asks for them, whichever its version."""
+    texts = {
+        **task,
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+    }
+    names = ("word_perplexity", "bits_per_byte")
+    texts["metric_list"] = [{"metric": name} for name in names]
+    del texts["doc_to_choice"]
+    folder = checkpoint("llama-gqa")
+    ours, theirs = (evaluate(model, texts, 0) for model in (strata_model(folder), harness_model(folder)))
+    for name in names:
+        expected = theirs["results"]["few"][f"{name},none"]
+        assert ours["results"]["few"][f"{name},none"] == pytest.approx(expected, rel=1e-4)
+        assert expected > 1
 
 
 def test_few_shot_examples_that_all_questions_share_are_computed_once(

@@ -11,7 +11,7 @@ from strata.engine.types import InputError
 from strata.scripts import cli
 from strata.scripts.bridges.lm_eval_command import register_model
 
-from .harness_requests import PAIRS, assert_same, requests
+from .harness_requests import PAIRS, assert_same, requests, rolling_requests
 
 pytest.importorskip("lm_eval.evaluator")
 
@@ -61,8 +61,9 @@ def test_answers_are_cached_as_they_come(strata_model, checkpoint):
     model.set_cache_hook(Hook())
     found = model.loglikelihood(requests("loglikelihood", PAIRS))
     assert [kept["loglikelihood", pair] for pair in PAIRS] == found
-    (total,) = model.loglikelihood_rolling(requests("loglikelihood_rolling", [("The tide",)]))
-    assert kept.pop(("loglikelihood_rolling", ("The tide",))) == total
+    rolling = rolling_requests(["The tide"])
+    (total,) = model.loglikelihood_rolling(rolling)
+    assert kept.pop(("loglikelihood_rolling", rolling[0].args)) == total
     assert len(kept) == len(PAIRS)
 
 

@@ -8,6 +8,13 @@ from strata.engine.weights.formats.registry import ignored_settings, quant_metho
 from .layouts import LAYOUTS
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_part_of_a_weight_is_said_to_be_unused(layout, quantized):
+    """A quantisation state is read as the checkpoint is opened; scales of activations are indeed not used."""
+    unused = open_checkpoint(quantized(layout).path).unused
+    assert [name for name in unused if not name.endswith(".input_scale")] == []
+
+
 def test_early_configs_of_bitsandbytes_name_no_method(damaged, quantized):
     for layout, name in (("bitsandbytes-nf4", "nf4"), ("bitsandbytes-8bit", "int8")):
         assert open_checkpoint(damaged(layout, quant_method=None)).format_name == name
