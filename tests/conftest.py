@@ -64,6 +64,17 @@ def fast_products() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def small_products() -> Iterator[None]:
+    """Every sweep samples products as narrow as its model, once: the rate is that of no real layer."""
+    from strata.engine.machine import roofline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "WIDTHS", (16, 2048))
+        patch.setattr(roofline, "FINAL_S", (0.001, 0.3))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def commands_asked_once() -> Iterator[None]:
     """Each run records what git says of the checkout: the same for all runs of a session."""
     from strata.engine.results import machine_facts
