@@ -1,4 +1,7 @@
-"""Fixtures the whole suite shares: tiny checkpoints made once a session, a question file, and a scorer."""
+"""Fixtures the whole suite shares: tiny checkpoints made once a session, a question file, and a scorer.
+
+Imports nothing that takes long: the process that hands the tests out reads this file too, and runs none.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers.utils.logging import disable_progress_bar
 
-from . import families
-from .kernels import cuda_attention_ops
-from .reference import Reference
 from .sample_questions import QUESTIONS, write_jsonl
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -23,18 +25,24 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
+    import torch
+
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def attention_operators_of_cuda() -> None:
     """They run on the CPU too, so that a simulated card can call them."""
+    from .kernels import cuda_attention_ops
+
     cuda_attention_ops.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_progress_bars() -> None:
     """Saving a checkpoint writes nothing to stderr, whichever test is the first to want it."""
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
 
 
@@ -104,6 +112,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     Kinds: causal_lm, classifier, contrast_classifier, sharded (one tensor or two a shard).
     """
+    from . import families
+
     root = tmp_path_factory.mktemp("checkpoints")
     builders = {
         "causal_lm": families.build_causal_lm,
@@ -122,6 +132,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., Reference]:
     """`reference(model folder, adapter folder=None, dtype="float32")`, loaded once a session."""
+    from .reference import Reference
+
     return functools.cache(Reference)
 
 
