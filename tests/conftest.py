@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .processes.fork_server import ForkServer
 from .sample_questions import QUESTIONS, write_jsonl
 
 if TYPE_CHECKING:
     from .reference import Reference
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a minute comes first: at the end all but one of the processes would wait for it."""
+    items.sort(key=lambda item: "simulated_cuda" not in item.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +104,13 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """`forks.run(code, *arguments)`: processes of their own that need no time for imports."""
+    with ForkServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
