@@ -29,11 +29,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere.
+
+    In child processes too, whose threads would wait for each other in loops that leave the others no core.
+    """
     import torch
 
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
