@@ -71,8 +71,9 @@ real-models: $(INSTALLED)
 demo-real: real-models
 	$(BIN)/strata demo --real
 
+# Each process takes one end of the tests, so that what files of one folder share is made once.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -m "not slow"
 
 # The whole of tests/engine/test_gpu.py, and tests that score on the CPU, on two cards made of CPU tensors.
 SIM := PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p simulated_cuda.plugin -n $(TEST_PROCESSES)

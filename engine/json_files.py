@@ -7,6 +7,7 @@ each room keeps the schemas of what it reads.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -161,13 +162,21 @@ def check_fields(settings: object, kind: type, elsewhere: Mapping[str, object] |
     Raises:
         InputError: the first field that holds something else.
     """
-    for name, hint in get_type_hints(kind, localns=dict(elsewhere or {})).items():
+    for name, adapter in _adapters_of(kind, tuple((elsewhere or {}).items())):
         value = getattr(settings, name)
         try:
-            TypeAdapter(hint).validate_python(value, strict=True)
+            adapter.validate_python(value, strict=True)
         except ValidationError as error:
             expected = _expected(error.errors(include_url=False)[0])
             raise InputError(f"{kind.__name__}.{name}: {expected}, found {shown(value)}") from None
+
+
+@functools.cache
+def _adapters_of(
+    kind: type, elsewhere: tuple[tuple[str, object], ...]
+) -> list[tuple[str, TypeAdapter[object]]]:
+    hints = get_type_hints(kind, localns=dict(elsewhere))
+    return [(name, TypeAdapter(hint)) for name, hint in hints.items()]
 
 
 def _expected(detail: ErrorDetails) -> str:

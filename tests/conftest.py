@@ -1,4 +1,7 @@
-"""Fixtures the whole suite shares: tiny checkpoints made once a session, a question file, and a scorer."""
+"""Fixtures the whole suite shares: tiny checkpoints made once a session, a question file, and a scorer.
+
+Imports nothing that takes long: the process that hands the tests out reads this file too, and runs none.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,51 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers.utils.logging import disable_progress_bar
 
-from . import families
-from .kernels import cuda_attention_ops
-from .reference import Reference
+from .processes.fork_server import ForkServer
 from .sample_questions import QUESTIONS, write_jsonl
+
+if TYPE_CHECKING:
+    from .reference import Reference
 
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes a minute comes first: at the end all but one of the processes would wait for it."""
+    items.sort(key=lambda item: "simulated_cuda" not in item.nodeid)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere."""
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and lose seconds to them when the cores are busy elsewhere.
+
+    In child processes too, whose threads would wait for each other in loops that leave the others no core.
+    """
+    import torch
+
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def attention_operators_of_cuda() -> None:
     """They run on the CPU too, so that a simulated card can call them."""
+    from .kernels import cuda_attention_ops
+
     cuda_attention_ops.install()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_progress_bars() -> None:
     """Saving a checkpoint writes nothing to stderr, whichever test is the first to want it."""
+    from transformers.utils.logging import disable_progress_bar
+
     disable_progress_bar()
 
 
@@ -64,6 +84,17 @@ def fast_products() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def small_products() -> Iterator[None]:
+    """Every sweep samples products as narrow as its model, once: the rate is that of no real layer."""
+    from strata.engine.machine import roofline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "WIDTHS", (16, 2048))
+        patch.setattr(roofline, "FINAL_S", (0.001, 0.3))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def commands_asked_once() -> Iterator[None]:
     """Each run records what git says of the checkout: the same for all runs of a session."""
     from strata.engine.results import machine_facts
@@ -82,6 +113,13 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """`forks.run(code, *arguments)`: processes of their own that need no time for imports."""
+    with ForkServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four questions of two to five options, one of them without a context, one in French."""
     return write_jsonl(tmp_path_factory.mktemp("questions") / "questions.jsonl", QUESTIONS)
@@ -93,6 +131,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     Kinds: causal_lm, classifier, contrast_classifier, sharded (one tensor or two a shard).
     """
+    from . import families
+
     root = tmp_path_factory.mktemp("checkpoints")
     builders = {
         "causal_lm": families.build_causal_lm,
@@ -111,6 +151,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def reference() -> Callable[..., Reference]:
     """`reference(model folder, adapter folder=None, dtype="float32")`, loaded once a session."""
+    from .reference import Reference
+
     return functools.cache(Reference)
 
 

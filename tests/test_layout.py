@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import os
 import subprocess
@@ -24,6 +25,11 @@ def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(("strata", *(part for part in parts if part != "__init__")))
@@ -43,9 +49,14 @@ def is_module(name: str) -> bool:
     return path.is_dir() or path.with_suffix(".py").is_file()
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@functools.cache
+def imported_modules(path: Path) -> tuple[str, ...]:
     """Every module of ours a file imports, wherever in the file, as a full dotted name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    return tuple(_imported_modules(path))
+
+
+def _imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -160,7 +171,7 @@ def test_public_classes_have_names_of_their_own() -> None:
     names = Counter(
         node.name
         for path in (path for folder in PACKAGES for path in python_files(folder))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in parsed(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert [name for name, count in names.items() if count > 1] == []
@@ -172,7 +183,7 @@ def test_docstrings_tell_and_do_not_command() -> None:
         for path in (path for folder in PACKAGES for path in python_files(folder))
         # Help texts of commands and of their flags speak to a user.
         if path.name != "cli.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef) and (text := ast.get_docstring(node) or "").split(maxsplit=1)[:1]
         if text.split(maxsplit=1)[0].rstrip(".,;:") in COMMANDING.split()
     ]

@@ -10,6 +10,7 @@ template itself, as transformers has them; the message is then the head's own.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,11 +127,17 @@ def compile_template(template: Template, *, head: Head) -> jinja2.Template:
             "at once"
         )
     try:
-        return _ENVIRONMENT.from_string(template.text)
+        return _compile(template.text)
     except jinja2.TemplateSyntaxError as error:
         raise _syntax_error(template.name, error) from error
 
 
+@functools.lru_cache(maxsize=64)
+def _compile(text: str) -> jinja2.Template:
+    return _ENVIRONMENT.from_string(text)
+
+
+@functools.lru_cache(maxsize=64)
 def find_variables(name: str, text: str) -> frozenset[str]:
     """The template variables that a Jinja text uses.
 

@@ -71,5 +71,6 @@ def _template() -> Template:
     return environment.get_template(TEMPLATE)
 
 
+@functools.cache
 def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ The owner of what the CPU is called, how many cores there are, and what Linux li
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -100,6 +101,7 @@ def parse_gpu(line: str) -> dict:
     return {"name": name, "memory_gib": memory_gib, "driver": driver}
 
 
+@functools.cache
 def package_version(distribution: str) -> str | None:
     """The installed version, without importing the package; None when it is not installed."""
     try:

@@ -6,7 +6,7 @@ The calls are found in the syntax trees of all that is shipped, so that a new on
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
@@ -23,17 +23,21 @@ PICKLING_CALLS = {"torch.load", "pd.read_pickle", "pandas.read_pickle"}
 RUNNING_CALLS = {"eval", "exec"}
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+@functools.cache
+def nodes() -> list[tuple[str, ast.Call | ast.Import | ast.ImportFrom]]:
+    return [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node)
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom))
+    ]
 
 
-def calls() -> Iterator[tuple[str, str, ast.Call]]:
-    for place, node in nodes():
-        if isinstance(node, ast.Call):
-            yield place, ast.unparse(node.func), node
+@functools.cache
+def calls() -> list[tuple[str, str, ast.Call]]:
+    """Where a call is, the name of what is called, and the call."""
+    return [(place, ast.unparse(node.func), node) for place, node in nodes() if isinstance(node, ast.Call)]
 
 
 def says(node: ast.Call, keyword: str, value: object) -> bool:

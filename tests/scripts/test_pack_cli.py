@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -103,13 +101,11 @@ def has_finished_a_file(partial: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_keeps_what_is_finished_and_says_so(number, checkpoint, out, capsys):
+def test_a_signal_keeps_what_is_finished_and_says_so(number, checkpoint, out, capsys, forks):
     flags = ["--model", str(checkpoint("llama-gqa")), "--out", str(out), "--format", "nf4"]
     flags += ["--shard-gib", repr(20_000 / 2**30)]
     partial = out.with_name("out.partial")
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "pack", *flags], stderr=subprocess.PIPE, text=True
-    )
+    process = forks.start(SLOW, "pack", *flags)
     deadline = time.monotonic() + 60
     while not has_finished_a_file(partial) and time.monotonic() < deadline:
         time.sleep(0.01)

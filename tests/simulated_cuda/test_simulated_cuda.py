@@ -23,12 +23,12 @@ CHECKS = "tests/simulated_cuda/checks"
 FORMATS = f"{ENGINE}/weights/formats/test_scores.py::test_scores_are_those_of_the_decoded_weights"
 
 RUNS = {
-    "the checker and planted bugs": [f"{CHECKS}/races.py", f"{CHECKS}/planted.py"],
-    "budgets and odd hosts": [f"{CHECKS}/budgets.py", f"{CHECKS}/odd_hosts.py", f"{CHECKS}/heads.py"],
-    "tests for cards": [
+    "checks and tests for cards": [
+        *(f"{CHECKS}/{name}.py" for name in ("races", "planted", "budgets", "odd_hosts", "heads")),
         f"{ENGINE}/test_gpu.py",
         "-k",
-        "(one_device and float16 and (streamed-ram or groups-disk)) or (two_workers and cuda:1 and groups) "
+        "checks or (one_device and float16 and (streamed-ram or groups-disk)) "
+        "or (two_workers and cuda:1 and groups) "
         "or (families and (gemma2 or mixtral)) or classifiers or failing_kernel",
     ],
     "tests for CPUs, on a card": [

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,23 +139,20 @@ def test_kept_rates_hold_for_the_same_machine_alone(change, tmp_path):
     assert read_product_rates(path, here) is None
 
 
-def test_this_machine_is_measured_once(tmp_path):
+def test_this_machine_is_measured_once(tmp_path, forks):
     code = (
+        "import torch\n"
         "from strata.engine.machine import product_rates as rates\n"
+        "torch.set_num_threads(1)\n"
         "rates.STEADY = 1e9\n"
         "{change}\n"
         "print(sorted(rates.product_rates().flop_per_s.items()))\n"
     )
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
     def run(change: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-c", code.format(change=change)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        done = forks.run(code.format(change=change), environment={"XDG_CACHE_HOME": str(tmp_path)})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     first = run("")
     assert (tmp_path / "strata" / "products.json").is_file()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections import namedtuple
 
 import pytest
@@ -92,12 +90,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_real_limit_on_files_is_told_in_one_line(config):
+def test_a_real_limit_on_files_is_told_in_one_line(config, forks):
     flags = {"--model": config.model, "--out": config.out, "--format": "fp32"}
     arguments = [str(text) for pair in flags.items() for text in pair]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "pack", *arguments], capture_output=True, text=True, check=False
-    )
+    done = forks.run(LIMITED, "pack", *arguments)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("strata: cannot write ")
     assert "model.safetensors: File too large; " in done.stderr

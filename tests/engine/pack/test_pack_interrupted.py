@@ -61,10 +61,9 @@ pack_checkpoint(PackConfig(model=model, format="nf4", out=out, shard_gib=float(s
 """
 
 
-def test_a_killed_process_is_resumed(config, whole):
+def test_a_killed_process_is_resumed(config, whole, forks):
     arguments = [str(config.model), str(config.out), repr(SHARD_GIB)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, timeout=120)
-    assert done.returncode == -9
+    assert forks.run(KILLED, *arguments).returncode == -9
     assert not config.out.exists()
     assert list(partial_of(config).glob(".*.tmp")) != []
     assert pack_checkpoint(config).num_shards_kept > 0

@@ -3,8 +3,7 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -31,11 +30,15 @@ def call(argv: list[str], capsys) -> tuple[int, str]:
     return status, capsys.readouterr().err
 
 
-def call_in_a_child(argv: list[str]) -> tuple[int, str]:
-    """Exit status and stderr of the command line as a user runs it."""
-    command = [sys.executable, "-m", "strata.scripts.cli", *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stderr
+@pytest.fixture
+def call_in_a_child(forks) -> Callable[[list[str]], tuple[int, str]]:
+    """Exit status and stderr of the command line in a process of its own."""
+
+    def call(argv: list[str]) -> tuple[int, str]:
+        done = forks.run("import sys; from strata.scripts.cli import main; sys.exit(main())", *argv)
+        return done.returncode, done.stderr
+
+    return call
 
 
 def assert_refused(status: int, stderr: str, out: Path, culprits: tuple[str, ...]) -> None:
@@ -223,7 +226,7 @@ def test_good_rows_leave_no_warnings(checkpoint, good_file, out, capsys):
     assert json.loads((out / "run.json").read_text())["warnings"]["rows"] == {}
 
 
-def test_a_child_process_refuses_a_bad_file(checkpoint, tmp_path, out):
+def test_a_child_process_refuses_a_bad_file(checkpoint, tmp_path, out, call_in_a_child):
     path = tmp_path / "bad.csv"
     path.write_bytes(BAD_FILES["duplicate id"][0])
     status, stderr = call_in_a_child(arguments(checkpoint("llama-gqa"), path, out))
@@ -231,14 +234,14 @@ def test_a_child_process_refuses_a_bad_file(checkpoint, tmp_path, out):
 
 
 @pytest.mark.slow
-def test_a_child_process_refuses_a_truncated_shard(copied_model, good_file, out):
+def test_a_child_process_refuses_a_truncated_shard(copied_model, good_file, out, call_in_a_child):
     shard = sorted(copied_model.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-10])
     status, stderr = call_in_a_child(arguments(copied_model, good_file, out))
     assert_refused(status, stderr, out, (shard.name,))
 
 
-def test_a_child_process_scores_an_odd_file(odd_file, checkpoint, out):
+def test_a_child_process_scores_an_odd_file(odd_file, checkpoint, out, call_in_a_child):
     status, stderr = call_in_a_child(arguments(checkpoint("llama-gqa"), odd_file("an empty option"), out))
     assert status == 0, stderr
     assert "Traceback" not in stderr

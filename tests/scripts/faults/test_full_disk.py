@@ -7,11 +7,11 @@ the exit status, stderr and the folder, then the same command without a limit.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ...processes.fork_server import ForkServer
 
 CHILD = """
 import json, resource, sys
@@ -34,14 +34,14 @@ LIMITS = (100, 1_000, 8_000, 20_000, 60_000, 300_000)
 
 
 def run_with_limits(
-    runs: list[tuple[int | None, list[str]]], *, again: bool
+    forks: ForkServer, runs: list[tuple[int | None, list[str]]], *, again: bool
 ) -> list[tuple[int | None, int, list[str]]]:
     """For each limit in bytes: exit status and lines on stderr of a command, all in one process.
 
     `again`: then those that failed once more, without a limit.
     """
-    command = [sys.executable, "-c", CHILD, json.dumps(runs), "again" if again else "once"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = forks.run(CHILD, json.dumps(runs), "again" if again else "once")
+    assert done.returncode == 0, done.stderr
     found, lines = [], []
     for line in done.stderr.splitlines():
         if line.startswith("limit "):
@@ -53,7 +53,7 @@ def run_with_limits(
 
 
 @pytest.mark.parametrize("command", ["score", "train", "index", "pack"])
-def test_a_disk_that_fills_up_is_told_in_one_line(command, checkpoint, questions, tmp_path):
+def test_a_disk_that_fills_up_is_told_in_one_line(command, checkpoint, questions, tmp_path, forks):
     corpus = tmp_path / "corpus.jsonl"
     pages = (f'{{"id": "{page}", "text": "Page {page} of {page * 7919}."}}\n' for page in range(2000))
     corpus.write_text("".join(pages), encoding="utf-8")
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line(command, checkpoint, questions
     runs = [(limit, [command, *flags, "--out", str(out)]) for limit, out in zip(LIMITS, outs, strict=True)]
     runs.append((None, [command, *flags, "--out", str(tmp_path / "whole")]))
     is_resumed = command in ("index", "pack")
-    found = run_with_limits(runs, again=is_resumed)
+    found = run_with_limits(forks, runs, again=is_resumed)
     found, again = found[: len(runs)], found[len(runs) :]
     assert found[-1][1] == 0
     refused = [lines for _, status, lines in found if status == 1]

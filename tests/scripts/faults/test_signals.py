@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,31 +17,25 @@ SLOW = (
 )
 
 
-def ignore_interrupts() -> None:
-    """As for a job that a script started in the background."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+IGNORED = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""As for a job that a script started in the background."""
 
 
 @pytest.mark.parametrize(
     ("number", "before"),
     [
-        pytest.param(signal.SIGINT, None, id="SIGINT"),
+        pytest.param(signal.SIGINT, "", id="SIGINT"),
         # test_pack_cli.py stops a command in the foreground by SIGTERM.
-        pytest.param(signal.SIGTERM, None, id="SIGTERM", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, ignore_interrupts, id="SIGTERM-in-background"),
+        pytest.param(signal.SIGTERM, "", id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, IGNORED, id="SIGTERM-in-background"),
     ],
 )
-def test_a_signal_ends_a_run_and_is_told(number, before, checkpoint, questions, tmp_path):
+def test_a_signal_ends_a_run_and_is_told(number, before, checkpoint, questions, tmp_path, forks):
     out = tmp_path / "out"
     flags = {"--model": checkpoint("llama-gqa"), "--questions": questions, "--out": out}
     flags |= {"--devices": "cpu", "--micro-batch-tokens": 16}
     arguments = [str(text) for pair in flags.items() for text in pair]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "score", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=before,
-    )
+    process = forks.start(before + SLOW, "score", *arguments)
     deadline = time.monotonic() + 60
     while not (out / "run.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

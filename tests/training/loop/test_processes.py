@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from strata.training.data.training_set import read_training_set
 from strata.training.loop import evaluation
 from strata.training.loop.processes import OneProcess
 
+from ...processes.fork_server import ForkedProcess, ForkServer
 from ..tiny_reader import (
     TinyReader,
     planted_questions,
@@ -96,8 +94,8 @@ SHARED_RUNS = {
 }
 
 
-def start_process(folder: Path, rank: int, port: int) -> subprocess.Popen:
-    environment = os.environ | {
+def start_process(forks: ForkServer, folder: Path, rank: int, port: int) -> ForkedProcess:
+    environment = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -105,19 +103,18 @@ def start_process(folder: Path, rank: int, port: int) -> subprocess.Popen:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-c", TRAIN_IN_A_PROCESS, str(folder), json.dumps(SHARED_RUNS)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    arguments = str(folder), json.dumps(SHARED_RUNS)
+    return forks.start(TRAIN_IN_A_PROCESS, *arguments, cwd=ROOT, environment=environment)
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_two_processes_train_what_one_does(tmp_path, forks):
     alone = {
         name: train_tiny(tiny_config(tmp_path, **changes, out=tmp_path / name))
         for name, changes in SHARED_RUNS.items()
     }
     port = free_port()
-    both = [start_process(tmp_path, rank, port) for rank in range(2)]
+    both = [start_process(forks, tmp_path, rank, port) for rank in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,14 +100,11 @@ STEPS_SAVED = {
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
+def killed(tmp_path_factory, forks) -> tuple[Path, dict[str, int]]:
     """The folder of every killed run, and its exit codes."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", TRAIN_AND_DIE, str(folder), json.dumps(CHANGES), json.dumps(KILLS)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, timeout=120, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    done = forks.run(TRAIN_AND_DIE, str(folder), json.dumps(CHANGES), json.dumps(KILLS), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 

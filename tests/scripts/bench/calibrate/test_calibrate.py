@@ -42,6 +42,7 @@ from strata.scripts.bench.calibrate.layer_runs import (
     prefix_attention,
 )
 from strata.scripts.bench.configs import CalibrateConfig
+from strata.scripts.bench.timing import least_seconds
 from strata.scripts.bench.workloads.flops import gemm_flops_per_token
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
@@ -220,6 +221,10 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "ATTENTION_KEYS", {"cpu": 128})
     monkeypatch.setattr(calibrate, "LINEAR_ROWS", {"cpu": 32})
     monkeypatch.setattr(calibrate, "measure_gemm_rate", lambda *arguments, **settings: 1e11)
+    monkeypatch.setattr(calibrate.psutil, "cpu_percent", lambda interval: 0.0)
+    monkeypatch.setattr(
+        storage_runs, "least_seconds", lambda run, device, at_least_s: least_seconds(run, device, 0.0)
+    )
     interference = partial(storage_runs.measure_interference, seconds=0.1)
     monkeypatch.setattr(calibrate, "measure_interference", interference)
     monkeypatch.setattr(calibrate, "measure_decode_rates", lambda *arguments: {"nf4": 1e9})
