@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,11 @@ def require_notebooks() -> None:
         pytest.skip("no network namespace can be made here with unshare")
     if run_image_python("-c", "import ipykernel, nbclient").returncode != 0:
         pytest.skip(f"{image_python()} lacks ipykernel or nbclient")
+    version = run_image_python("-c", "import platform; print(platform.python_version())").stdout.strip()
+    if not version.startswith("3.12."):
+        warnings.warn(
+            f"no image of Kaggle's (make kaggle-image): notebooks run with Python {version}", stacklevel=2
+        )
 
 
 def make_venv(root: Path, hidden: Collection[str]) -> Path:

@@ -86,7 +86,7 @@ def assert_memory_as_planned(run, accounts) -> None:
 def test_memory_is_what_the_plan_says(hidden_store, devices, wide_model, score, accounts):
     run = score(model=wide_model, devices=devices, hidden_store=hidden_store, resident_layers=0, **SWEEP)
     assert_memory_as_planned(run, accounts)
-    # The plan is no arbitrary bound either; attention's keys of the longest call are most of it here.
+    # The plan is no arbitrary bound either; a roofline's sample is most of the peak here.
     assert max(run.record["measured"]["peak_device_bytes"].values()) > run.record["plan"]["memory_bytes"] / 3
 
 

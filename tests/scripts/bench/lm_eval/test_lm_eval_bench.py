@@ -74,5 +74,5 @@ def test_an_absent_question_file_is_named(tmp_path):
 
 def test_without_the_harness_a_line_says_so(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(InputError, match=r"expected pip install 'strata-score\[lm-eval\]'"):
+    with pytest.raises(InputError, match=r'expected pip install "strata-score\[lm-eval\]"'):
         lm_eval.run_lm_eval_bench(LMEvalBenchConfig(data=data))
