@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
+CHANGING_PRODUCTS = ("ATEN_CPU_CAPABILITY", "KMP_", "MKL_", "OMP_", "ONEDNN_")
+"""How variables begin by which libraries choose instructions and threads: with one it is another machine."""
 PACKAGES = ("strata-score", "torch", "transformers", "safetensors", "numpy")
 GIB = 2**30
 RESULTS = Path(__file__).parent / "results"
@@ -149,12 +152,16 @@ def _now() -> str:
 
 
 def _machine() -> dict[str, Any]:
-    return {
+    machine = {
         "cpu": cpu_name() or platform.machine(),
         "num_cores": num_usable_cores(),
         "ram_gib": round(psutil.virtual_memory().total / GIB, 1),
         "gpus": _gpu_names(),
     }
+    variables = {
+        name: value for name, value in sorted(os.environ.items()) if name.startswith(CHANGING_PRODUCTS)
+    }
+    return machine | ({"variables": variables} if variables else {})
 
 
 def _gpu_names() -> list[str]:

@@ -47,6 +47,15 @@ def test_environment_line_is_one_line_with_versions():
     assert all(word in line for word in ("cores", "GiB RAM", "torch 2.", "transformers 5.", "commit "))
 
 
+def test_what_makes_another_machine_of_this_one_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("HOME", "/nowhere")
+    record.append_result("sweep", {"config": {}}, tmp_path)
+    variables = json.loads((tmp_path / "sweep.jsonl").read_text())["machine"]["variables"]
+    assert variables["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert "HOME" not in variables
+
+
 def test_commit_is_unknown_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert record._commit() == "unknown"
