@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def test_adapter_without_the_head_is_refused(
     get_peft_model(model, LoraConfig(target_modules=["query"])).save_pretrained(str(tmp_path / "bare"))
     with pytest.raises(InputError, match=r"--adapter: .*bare: holds no tensor for classifier"):
         score(encoder("bert", with_head=False), adapter=(tmp_path / "bare",))
+
+
+def test_an_adapter_without_peft_names_the_extra(
+    encoder: Callable[..., Path],
+    score: Callable[..., ScoreRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = hf.AutoModelForMultipleChoice.from_pretrained(encoder("bert"))
+    given = LoraConfig(target_modules=["query"], modules_to_save=["classifier"])
+    get_peft_model(model, given).save_pretrained(str(tmp_path / "whole"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r'expected pip install "strata-score\[adapters\]"$'):
+        score(encoder("bert"), adapter=(tmp_path / "whole",))
 
 
 @pytest.mark.parametrize(
