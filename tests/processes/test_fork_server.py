@@ -32,7 +32,7 @@ print(json.dumps({
     "group": os.getpgid(0),
     "pytest": [name for name in sys.modules if "pytest" in name],
     "limits": [resource.getrlimit(number) for number in range(16)],
-}))
+}), flush=True)
 print("said", file=sys.stderr)
 sys.exit(3)
 """
