@@ -55,6 +55,7 @@ def find_fault(reader: FuzzedReader, folder: Path, content: bytes) -> str | None
     Faults of one kind have equal texts: the error's type and the last line of ours that it went through.
     """
     (folder / reader.file).write_bytes(content)
+    forget_peak()
     before = peak_kib()
     try:
         with _time_limit():
@@ -77,18 +78,27 @@ def find_fault(reader: FuzzedReader, folder: Path, content: bytes) -> str | None
 
 
 def forget_peak() -> None:
-    """Makes the peak that of now, so that what other tests took hides nothing; where the system can."""
+    """Makes the peak that of now, so that what was taken before hides nothing; where the system can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_kib() -> int:
     """The most memory that this process had at one time, in KiB."""
+    return _of_status("VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def below_peak_kib() -> int:
+    """How much memory this process can take without its peak telling, in KiB; 0 where that can't be known."""
+    return max(peak_kib() - (_of_status("VmRSS:") or peak_kib()), 0)
+
+
+def _of_status(field: str) -> int | None:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(status.partition("VmHWM:")[2].split()[0])
+        return None
+    return int(status.partition(field)[2].split()[0])
 
 
 @contextmanager
