@@ -13,7 +13,7 @@ from strata.scripts.bench.configs import LargeBenchConfig
 from strata.scripts.bench.large import large
 
 
-@pytest.mark.parametrize("storage", [None, "nf4"])
+@pytest.mark.parametrize("storage", [None, pytest.param("nf4", marks=pytest.mark.slow)])
 def test_large_bench_limits_the_child_and_removes_the_checkpoint(storage, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(large, "RESULTS", tmp_path / "results")
     settings = {"shape": "tiny", "storage": storage, "folder": tmp_path, "limit_gib": 3.0, "memory_gib": 1.0}
