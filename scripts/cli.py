@@ -69,6 +69,7 @@ def plan(config: PlanConfig) -> int:
     """Print what `strata score` with these flags would do: time, memory, bytes, bottleneck. Reads no weights.
 
     Example: strata plan --model DIR --questions test.csv --memory-gib 14
+
     Example: strata plan --profile kaggle-2xt4 --shape llama2-70b --questions 4000 --tokens 1500
     """
     from strata.scripts.plan import run_plan

@@ -67,6 +67,7 @@ def forecast(
     Raises:
         InputError: whatever is wrong with a member's files or settings.
     """
+    _check_paths(pipeline)
     found = []
     for index, stage in enumerate(pipeline.stages):
         share, is_assumed = expected_share(stage, fitted)
@@ -86,6 +87,13 @@ def forecast(
                     )
                 )
     return found
+
+
+def _check_paths(pipeline: Pipeline) -> None:
+    for name, placed in pipeline.members.items():
+        for key, path in (("model", placed.member.model), ("adapter", placed.member.adapter)):
+            if path is not None and not path.exists():
+                raise pipeline.file.error(("members", name, key), f"{path}: no such file or folder")
 
 
 def expected_share(stage: Stage, fitted: Fitted) -> tuple[float, bool]:

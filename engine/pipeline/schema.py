@@ -16,9 +16,11 @@ deadline: 8.5h
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from strata.engine.heads.debiasing.registry import DebiasName
 from strata.engine.heads.loglik import DEFAULT_NORMALIZATION, Normalization
@@ -30,9 +32,19 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(Schema):
-    """A base: keys that nobody knows are refused."""
+    """A base: a key that nobody knows is refused, with the known one that is most like it, or all of them."""
 
-    model_config = ConfigDict(extra="forbid")
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_keys(cls, values: object) -> object:
+        unknown = [key for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+        if unknown:
+            like = get_close_matches(str(unknown[0]), cls.model_fields, n=1)
+            expected = like[0] if like else f"one of {', '.join(cls.model_fields)}"
+            kind = PydanticCustomError("unknown_key", "expected {expected}", {"expected": expected})
+            misfit = InitErrorDetails(type=kind, loc=(unknown[0],), input=unknown[0])
+            raise ValidationError.from_exception_data(cls.__name__, [misfit])
+        return values
 
 
 class MachineSection(Section):

@@ -56,10 +56,11 @@ def finders(
         InputError: settings that mean nothing, with their place, or packages that are missing.
     """
     configs = {name: _read_source(file, name, retrieval[name]) for name in sources}
-    for config in configs.values():
+    for name, config in configs.items():
         require_packages(packages_for(config))
         if not (config.index / "manifest.json").is_file():
-            raise InputError(f"{config.index}: holds no index; expected a folder that `strata index` made")
+            message = f"{config.index}: holds no index; expected a folder that `strata index` made"
+            raise file.error(("retrieval", name, "index"), message)
     return {name: partial(_find, config, warnings) for name, config in configs.items()}
 
 

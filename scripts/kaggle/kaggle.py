@@ -40,6 +40,12 @@ def run_kaggle(settings: KaggleSettings) -> int:
         require_acceptance()
     pipeline = read_pipeline(settings.config)
     sources = find_sources(list_paths(pipeline.file.values), settings)
+    if pipeline.fits and sources.competitions:
+        raise pipeline.file.error(
+            (),
+            "weights, calibration or risk are to be fitted, but a competition's questions have no answers; "
+            "expected `fitted: FILE` of a run on answered questions",
+        )
     needs_peft = any(member.member.adapter for member in pipeline.members.values())
     notebook = build_notebook(
         questions=settings.questions,

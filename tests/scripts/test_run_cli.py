@@ -84,7 +84,10 @@ def test_a_plan_says_what_every_stage_takes(file, asked, tmp_path, capsys, fixed
     ("settings", "message"),
     [
         (["members.plain.head=x"], "members.plain.head: expected one of"),
-        (["retrieval.wiki={index: /nowhere}", "members.plain.context=wiki"], "/nowhere: holds no index"),
+        (
+            ["retrieval.wiki={index: /nowhere}", "members.plain.context=wiki"],
+            "wiki.index: /nowhere: holds no",
+        ),
         (["retrieval.wiki={method: [bm25]}", "members.plain.context=wiki"], "retrieval.wiki: no index"),
         (
             ["retrieval.wiki={index: x, qrels: y}", "members.plain.context=wiki"],
@@ -95,7 +98,11 @@ def test_a_plan_says_what_every_stage_takes(file, asked, tmp_path, capsys, fixed
             ["retrieval.wiki={index: x, method: [bm]}", "members.plain.context=wiki"],
             "retrieval.wiki.method: ",
         ),
-        (["members.plain.model=/nowhere"], "/nowhere"),
+        (["members.plain.model=/nowhere"], "run.yaml:2:18: members.plain.model: /nowhere: no such file or"),
+        (
+            ["members.loglik.adapter=/nowhere"],
+            "run.yaml:3:11: members.loglik.adapter: /nowhere: no such file",
+        ),
         (["fitted=/nowhere.json"], "/nowhere.json"),
         (["x"], "--set 'x': expected KEY.KEY=VALUE"),
     ],

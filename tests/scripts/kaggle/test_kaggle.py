@@ -146,3 +146,15 @@ def test_a_path_that_is_nowhere_is_told(given, capsys):
     """The pipeline's adapter is a folder of this machine, and is not there."""
     assert main(given) == 0
     assert "warning: lora: not on this machine; expected in the data set me/lora" in capsys.readouterr().err
+
+
+def test_what_only_answers_can_fit_is_refused_here_not_on_the_kernel(given, capsys):
+    fits = f"{PIPELINE}calibration: temperature\n"
+    Path("p.yaml").write_text(fits, encoding="utf-8")
+    assert main(given) == 2
+    assert "a competition's questions have no answers; expected `fitted: FILE`" in capsys.readouterr().err
+    assert not Path("out").exists()
+    Path("fitted.json").touch()
+    Path("p.yaml").write_text(f"{fits}fitted: fitted.json\n", encoding="utf-8")
+    assert main(given) == 0
+    assert Path("out/wheelhouse/fitted.json").is_file()
