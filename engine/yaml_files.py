@@ -81,7 +81,8 @@ def read_yaml(path: Path) -> YamlFile:
     except RecursionError:
         raise InputError(f"{path}: nested too deeply; expected at most {MAX_DEPTH} levels") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {shown(values)}; expected a YAML mapping")
+        held = "nothing" if values is None else shown(values)
+        raise InputError(f"{path}: holds {held}; expected a YAML mapping")
     return YamlFile(path=path, values=values, places=places)
 
 

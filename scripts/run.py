@@ -45,8 +45,9 @@ def run_run(settings: RunSettings) -> int:
 def print_stage(account: StageAccount) -> None:
     """A line or two about a stage that has just ended."""
     console = Console(highlight=False)
+    cut = " before the deadline," if account.num_reached < account.num_chosen else ""
     line = (
-        f"stage {account.name}: {account.num_reached:,} of {account.num_chosen:,} chosen question(s) "
+        f"stage {account.name}: {account.num_reached:,} of {account.num_chosen:,} chosen question(s){cut} "
         f"in {human_time(account.seconds)}"
     )
     if account.chosen_before is not None and account.chosen_after is not None:

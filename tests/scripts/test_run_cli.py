@@ -58,6 +58,13 @@ def test_what_is_printed(file, asked, tmp_path, capsys, fixed_rates):
     assert lines[-1].endswith(f"submission.csv, scores.parquet, run.json, report.html in {tmp_path / 'out'}")
 
 
+def test_a_stage_that_a_deadline_cut_says_so(file, asked, tmp_path, capsys, fixed_rates):
+    flags = ["--out", str(tmp_path / "out"), "--set", "deadline=0.05s"]
+    assert main(["run", str(file), "--questions", str(asked), *flags]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("stage 1 plain: 0 of 30 chosen question(s) before the deadline, in ")
+
+
 def test_a_plan_says_what_every_stage_takes(file, asked, tmp_path, capsys, fixed_rates):
     flags = ["--set", "deadline=1s", "--set", "machine={devices: auto, dtype: float16}"]
     arguments = ["run", str(file), "--questions", str(asked), "--plan", *flags]

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_told_by_place(tmp_path, text, message):
         ("a: 1\na: 2\n", "run.yaml:2:1: the key 'a' is there twice"),
         ("a: [\n", "run.yaml:2:1: not valid YAML"),
         ("- 1\n", "expected a YAML mapping"),
-        ("", "holds None; expected a YAML mapping"),
+        ("", "holds nothing; expected a YAML mapping"),
         ("a: &a [*a, *a]\n", "found undefined alias|expected at most 20,000 values"),
         ("a: " + "[" * 2000, "nested too deeply"),
         ("x: 2020-99-01\n", "run.yaml:1:4: '2020-99-01' is no value"),
