@@ -26,7 +26,9 @@ MODEL_TYPES = (
 )
 
 # What transformers 5.0 does not know yet, or cannot build or save from the family's own config.
-LATER = ("apertus", "exaone_moe", "hyperclovax", "internlm3", "ministral3", "phimoe")
+LATER = ("exaone_moe", "hyperclovax", "internlm3", "ministral3", "phimoe")
+# What transformers 5.0 cannot load itself: an activation of its asks the meta device for a number.
+BUILT = ("apertus",)
 IS_EARLY = Version(hf.__version__) < Version("5.5")
 
 
@@ -56,7 +58,10 @@ def test_option_log_likelihoods(model_type, reference, score, tmp_path):
     randomize(model)
     folder = save_with_tokenizer(model, tmp_path / "model")
     run = score(model=folder, head="loglik", normalize="none")
-    expected = reference(folder).score(run.out, "loglik")
+    whole = reference(folder)
+    if IS_EARLY and model_type in BUILT:
+        whole.causal_lm = model.eval()
+    expected = whole.score(run.out, "loglik")
     assert max(np.ptp(scores) for scores in expected.values()) > 1
     for row in run.scores:
         np.testing.assert_allclose(row.scores, expected[row.question.id], rtol=0, atol=TOLERANCE)
