@@ -21,6 +21,7 @@ from strata.engine.pipeline.settings import RunSettings
 from strata.engine.progress import human_time
 from strata.engine.questions.question_file import read_questions
 from strata.engine.results.human_units import human_bytes
+from strata.engine.results.partial_scores import resume_hint
 from strata.engine.types import RunWarnings
 from strata.scripts.contexts.run_contexts import finders
 from strata.scripts.score import describe_metrics, print_warnings
@@ -34,7 +35,10 @@ def run_run(settings: RunSettings) -> int:
         return print_plan(pipeline, settings)
     warnings = RunWarnings()
     search = finders(pipeline.file, pipeline.sources, pipeline.retrieval, warnings)
-    run = run_pipeline(pipeline, settings, search, tell=print_stage)
+    try:
+        run = run_pipeline(pipeline, settings, search, tell=print_stage)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(resume_hint(settings.out)) from interrupt
     print_warnings(run.record["warnings"])
     for line in warnings.lines():
         print(f"warning: {line}", file=sys.stderr)

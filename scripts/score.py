@@ -9,6 +9,7 @@ from rich.table import Table
 from strata.engine.config import ScoreConfig
 from strata.engine.report.members import member_names, member_table, rows_by_member
 from strata.engine.report.summary import describe_int8_check, describe_speed, resolved
+from strata.engine.results.partial_scores import resume_hint
 from strata.engine.results.tables import best_names
 from strata.engine.run.score import ScoreRun, score_questions
 from strata.engine.types import as_one_line
@@ -18,7 +19,10 @@ NUM_SHOWN = 5
 
 def run_score(config: ScoreConfig) -> int:
     """Scores the questions and prints a summary; warnings go to stderr. Returns the exit status."""
-    run = score_questions(config)
+    try:
+        run = score_questions(config)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(resume_hint(config.out)) from interrupt
     print_warnings(run.record["warnings"])
     print_summary(run)
     return 0

@@ -18,6 +18,8 @@ from strata.engine.json_files import Schema, check_schema, cut_torn_line, read_j
 from strata.engine.types import InputError, Prompt, Question, QuestionScores
 
 FILE_NAME = "partial.jsonl"
+PLACES = (FILE_NAME, f"members/*/{FILE_NAME}")
+"""In the output folder of `strata score`, and of `strata run`."""
 
 
 class PartialScores:
@@ -83,6 +85,13 @@ class PartialScores:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def resume_hint(out: Path) -> str:
+    """What an interrupted command says of results kept in its output folder; empty where there are none."""
+    counts = [path.read_bytes().count(b"\n") - 1 for place in PLACES for path in out.glob(place)]
+    num_kept = sum(count for count in counts if count > 0)
+    return f"{num_kept:,} result(s) are kept in {out}: --resume goes on after them" if num_kept else ""
 
 
 def fingerprint_job(prompts: Sequence[Prompt], settings: Iterable[object]) -> str:

@@ -12,6 +12,7 @@ from strata.engine.config import ScoreConfig
 from strata.engine.deadline import Deadline, parse_duration_s
 from strata.engine.results.partial_scores import FILE_NAME, PartialScores
 from strata.engine.types import InputError
+from strata.scripts.cli import main
 
 
 def scores_of(run):
@@ -49,6 +50,32 @@ def test_a_resumed_run_scores_as_an_uninterrupted_one(score, checkpoint, tmp_pat
     for question_id, expected in whole.items():
         np.testing.assert_allclose(found[question_id], expected, atol=1e-5)
     assert not (out / FILE_NAME).exists()
+
+
+PIPELINE = """\
+members: {plain: {model: %s, head: loglik, context: none}}
+stages: [{members: [plain]}]
+machine: {dtype: float32, devices: cpu}
+"""
+
+
+@pytest.mark.parametrize("command", ["score", "run"])
+def test_who_interrupts_is_told_what_is_kept(command, checkpoint, questions, tmp_path, monkeypatch, capsys):
+    add, model = PartialScores.add, checkpoint("llama-gqa")
+
+    def stop_after_the_first_group(self, scores):
+        add(self, scores)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PartialScores, "add", stop_after_the_first_group)
+    (tmp_path / "run.yaml").write_text(PIPELINE % model)
+    given = [str(tmp_path / "run.yaml")] if command == "run" else ["--model", str(model), "--devices", "cpu"]
+    out = tmp_path / "out"
+    assert main([command, *given, "--questions", str(questions), "--out", str(out)]) == 130
+    kept = sum(len(path.read_text().splitlines()) - 1 for path in out.rglob(FILE_NAME))
+    assert kept > 0
+    told = f"strata: interrupted; {kept} result(s) are kept in {out}: --resume goes on after them"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == told
 
 
 def test_resume_refuses_the_partial_results_of_another_job(score, checkpoint, tmp_path):
