@@ -30,7 +30,7 @@ from strata.scripts.score import describe_metrics, print_warnings
 def run_run(settings: RunSettings) -> int:
     """Runs or forecasts a pipeline. Returns the exit status."""
     settings.check()
-    pipeline = read_pipeline(settings.config, settings.set)
+    pipeline = read_pipeline(settings.config, settings.changes)
     if settings.plan:
         return print_plan(pipeline, settings)
     warnings = RunWarnings()

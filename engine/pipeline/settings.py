@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from strata.engine.deadline import parse_duration_s
 from strata.engine.types import InputError
 
 DRY_RUN_QUESTIONS = 10
@@ -22,6 +23,8 @@ class RunSettings:
     """Folder for what the run leaves."""
     set: tuple[str, ...] = ()
     """Put a value into the YAML, such as members.big.machine.dtype=int8; repeat for several."""
+    deadline: str | None = None
+    """Wall time the run may take, such as 8.5h or 90m, in place of the YAML's."""
     plan: bool = False
     """Only forecast every stage, in total and against the deadline; reads no weights, searches nothing."""
     profile: str | None = None
@@ -46,9 +49,16 @@ class RunSettings:
         """How many questions of the file are read; None for all."""
         return DRY_RUN_QUESTIONS if self.dry_run and self.limit is None else self.limit
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What is put into the YAML."""
+        return self.set if self.deadline is None else (*self.set, f"deadline={self.deadline}")
+
     def check(self) -> None:
         """Raises InputError when a setting means nothing."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit: {self.limit}; expected 1 or more")
+        if self.deadline is not None:
+            parse_duration_s("--deadline", self.deadline)
         if self.profile is not None and not self.plan:
             raise InputError("--profile: a run is on this machine; expected --plan beside it")

@@ -59,7 +59,7 @@ def test_what_is_printed(file, asked, tmp_path, capsys, fixed_rates):
 
 
 def test_a_stage_that_a_deadline_cut_says_so(file, asked, tmp_path, capsys, fixed_rates):
-    flags = ["--out", str(tmp_path / "out"), "--set", "deadline=0.05s"]
+    flags = ["--out", str(tmp_path / "out"), "--deadline", "0.05s", "--set", "deadline=9h"]
     assert main(["run", str(file), "--questions", str(asked), *flags]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("stage 1 plain: 0 of 30 chosen question(s) before the deadline, in ")
