@@ -26,11 +26,12 @@ from strata.engine.plan.workload import Workload
 from strata.engine.types import InputError
 
 DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
-LARGEST_USUAL_ON_CPU = 2048
-FLOP_PER_S_A_TOKEN = 1e9
+FAST_CPU_FLOP_PER_S = 5e11
+FAST_CPU_TOKENS = 2048
 """On a CPU each product first puts its weights in order, at about 10 GB/s. For a weight of two bytes and two
-FLOPs a token that takes a tenth of the product's time if a micro-batch has rate / FLOP_PER_S_A_TOKEN tokens:
-512 at the 430 GFLOP/s of two Zen 4 cores, 2,048 with AMX."""
+FLOPs a token that takes a tenth of the product's time at 1 GFLOP/s for each token of the micro-batch: 512
+tokens at the 430 GFLOP/s of two Zen 4 cores, 2,048 with AMX. Nothing lies between: on a shared machine AMX
+gives 0.6 to 2.3 TFLOP/s within minutes, and a size that followed would change the bits of results."""
 SMALLEST_MICRO_BATCH_TOKENS = 16
 MAX_GROUPS = 64
 SLOTS = 2
@@ -65,12 +66,8 @@ def usual_micro_batch(machine: Machine) -> int:
     """Tokens of a micro-batch that suit a kind of device, before anything of its layers was measured."""
     if not machine.on_cpu:
         return DEFAULT_MICRO_BATCH_TOKENS["cuda"]
-    usual = DEFAULT_MICRO_BATCH_TOKENS["cpu"]
-    while machine.linear == "dense" and usual < LARGEST_USUAL_ON_CPU:
-        if machine.rates.gemm_flop_per_s <= usual * FLOP_PER_S_A_TOKEN:
-            break
-        usual *= 2
-    return usual
+    is_fast = machine.linear == "dense" and machine.rates.gemm_flop_per_s > FAST_CPU_FLOP_PER_S
+    return FAST_CPU_TOKENS if is_fast else DEFAULT_MICRO_BATCH_TOKENS["cpu"]
 
 
 def predict_plan(plan: SweepPlan, costs: ModelCosts, work: Workload, rates: MachineRates) -> SweepPlan:

@@ -55,21 +55,23 @@ def write_gguf(checkpoint: Path, path: Path, matrix_type: str) -> None:
         matrix_type: bf16, q8_0 or q4_0; norms stay float32.
 
     Raises:
-        ValueError: Not such a model, an unknown type, or rows that its blocks do not divide.
+        ValueError: Not such a model, no weights, an unknown type, or rows that its blocks do not divide.
     """
     from gguf import GGUFWriter
     from safetensors import safe_open
-
-    from strata.engine.weights.checkpoint_folder import weight_files
 
     if matrix_type not in OUTPUT_TYPE:
         raise ValueError(f"matrix_type {matrix_type!r}: expected one of {', '.join(OUTPUT_TYPE)}")
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     _check_plain_llama(checkpoint, config)
+    # All that lie there: the bench made the folder, and a peer's interpreter has nothing of the engine.
+    weight_files = sorted(checkpoint.glob("*.safetensors"))
+    if not weight_files:
+        raise ValueError(f"{checkpoint}: no file *.safetensors")
     writer = GGUFWriter(path, "llama")
     _add_metadata(writer, config, matrix_type)
     with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files(checkpoint)]
+        files = [stack.enter_context(safe_open(file, framework="pt")) for file in weight_files]
         sources = {name: file for file in files for name in sorted(file.keys())}
         for name, file in sources.items():
             _announce_tensor(writer, name, file.get_slice(name).get_shape(), matrix_type)

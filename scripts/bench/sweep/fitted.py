@@ -95,7 +95,8 @@ def bench_flops(config: SweepBenchConfig) -> float:
         "formats": len(FORMATS) * a_format,
         # Without a limit, at three rates of which one takes twice as long, and twice through a cache.
         "throttle": 9 * job,
-        "peers": 2 * config.peer_questions * asked,
+        # In two dtypes, before the peers and after them.
+        "peers": 4 * config.peer_questions * asked,
     }
     return sum(costs.get(part, 0.0) for part in parts)
 

@@ -2,7 +2,8 @@
 
 Each peer runs in a separate process (see `peers/`), on the same random checkpoint; what is not installed is
 left out, with the reason. strata streams everything from a cold disk under a budget of a quarter of the
-checkpoint, its first layer's read included; llama.cpp holds all weights in memory.
+checkpoint, its first layer's read included; llama.cpp holds all weights in memory. A machine's speed
+drifts in the minutes that this takes, so strata is measured before its peers and after; the mean counts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
@@ -35,6 +37,7 @@ from strata.scripts.bench.workloads.synthetic_job import (
 
 SIZE = QuestionSize(prefix_tokens=500, option_tokens=40, num_options=5)
 NUM_PEER_QUESTIONS = 2
+DTYPES = ("bf16", "int8")
 KEYS = {
     "airllm": ("over_airllm", "int8_over_airllm"),
     "accelerate_disk": ("over_accelerate_disk", "int8_over_accelerate_disk"),
@@ -49,14 +52,16 @@ def run_peers_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict
     """Seconds a question of strata and of every peer that is installed, and their ratios."""
     checkpoint = bench_checkpoint(config)
     job = make_job(bench_shape(config), config.peer_questions, SIZE)
-    ours = {
-        dtype: steps.run(f"peers: strata {dtype}", partial(strata_s, config, job, checkpoint, dtype))
-        for dtype in ("bf16", "int8")
-    }
-    rows: list[dict[str, object]] = [
-        {"who": f"strata {dtype}, streamed", "s a question": seconds} for dtype, seconds in ours.items()
-    ]
-    results: dict[str, object] = {f"strata_{dtype}_s": seconds for dtype, seconds in ours.items()}
+    rounds: dict[str, list[float]] = {dtype: [] for dtype in DTYPES}
+    runs: dict[str, BaselineRun] = {}
+    results: dict[str, object] = {}
+
+    def measure_ours(when: str) -> None:
+        for dtype in DTYPES:
+            measure = partial(strata_s, config, job, checkpoint, dtype)
+            rounds[dtype].append(steps.run(f"peers: strata {dtype} {when}", measure))
+
+    measure_ours("before")
     peer_job = PeerJob(
         checkpoint=checkpoint,
         questions=job.questions[:NUM_PEER_QUESTIONS],
@@ -72,9 +77,20 @@ def run_peers_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict
             print(f"{peer}: left out: {run}")
             results[f"{peer}_left_out"] = run
             continue
+        runs[peer] = run
+    if runs:
+        measure_ours("after")
+    ours = {dtype: mean(seconds) for dtype, seconds in rounds.items()}
+    for dtype, seconds in rounds.items():
+        results |= {f"strata_{dtype}_s": ours[dtype], f"strata_{dtype}_rounds_s": seconds}
+    for peer, run in runs.items():
         results |= compare_with(peer, run, ours)
-        rows.append({"who": peer, "s a question": run.median_s})
-    print_table(rows)
+    print_table(
+        [
+            *({"who": f"strata {dtype}, streamed", "s a question": ours[dtype]} for dtype in DTYPES),
+            *({"who": peer, "s a question": run.median_s} for peer, run in runs.items()),
+        ]
+    )
     return results | {"peers_config": asdict(SIZE) | {"peer_questions": NUM_PEER_QUESTIONS}}
 
 

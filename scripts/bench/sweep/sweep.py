@@ -27,7 +27,7 @@ from strata.scripts.bench.sweep.agreement import HEADS, run_agreement_part
 from strata.scripts.bench.sweep.core import NUM_KINDS, bench_shape, run_core_part
 from strata.scripts.bench.sweep.fitted import FittedBench, fit_bench
 from strata.scripts.bench.sweep.formats import FORMATS, run_formats_part
-from strata.scripts.bench.sweep.peers import run_peers_part
+from strata.scripts.bench.sweep.peers import DTYPES, run_peers_part
 from strata.scripts.bench.sweep.throttle import PERCENTS, run_throttle_part
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 
@@ -83,7 +83,7 @@ def num_steps(config: SweepBenchConfig) -> int:
         "formats": len(FORMATS),
         "throttle": len(PERCENTS) + 2,
         "agreement": len(HEADS),
-        "peers": len(PEERS) + 2,
+        "peers": len(PEERS) + 2 * len(DTYPES),
     }
     return 1 + sum(counts[part] for part in config.parts or PARTS)
 

@@ -59,6 +59,18 @@ def test_peers_need_nothing_of_strata_beyond_its_scripts():
     assert done.stdout == "[]\n"
 
 
+def test_a_peers_interpreter_converts_a_checkpoint_without_the_engine(checkpoint, tmp_path):
+    pytest.importorskip("gguf")
+    paths = [str(checkpoint("bfloat16")), str(tmp_path / "model.gguf")]
+    code = (
+        "import sys; sys.modules['strata.engine'] = None\n"
+        "from pathlib import Path; from strata.scripts.bench.peers.gguf_file import write_gguf\n"
+        "write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 'bf16')"
+    )
+    subprocess.run([sys.executable, "-c", code, *paths], check=True)
+    assert (tmp_path / "model.gguf").stat().st_size > 100_000
+
+
 @pytest.mark.skipif(importlib.util.find_spec("airllm") is not None, reason="airllm is installed")
 def test_peer_that_is_not_installed_is_named(tmp_path):
     assert measure_peer("airllm", make_job(tmp_path, tmp_path / "work")) == "needs airllm"

@@ -84,6 +84,9 @@ def test_peers_part_compares_with_those_that_answer(config, monkeypatch):
     result = run_peers_part(config)
     assert result["airllm_left_out"] == "not installed"
     assert "over_airllm" not in result
+    for dtype in ("bf16", "int8"):
+        before, after = result[f"strata_{dtype}_rounds_s"]
+        assert result[f"strata_{dtype}_s"] == pytest.approx((before + after) / 2)
     for peer, (bf16_key, int8_key) in KEYS.items():
         if peer != "airllm":
             assert result[bf16_key] == pytest.approx(30 / result["strata_bf16_s"])
