@@ -3,14 +3,16 @@
 The layer runs on the meta device, where tensors have shapes and no elements, and every operator that would
 launch a kernel on a card is counted; what is done on the way from files to a layer is not. Attention is the
 variable-length one of a T4 ("efficient"), of later cards ("flash"), or SDPA a sequence ("sdpa"); norms,
-rotation and gates are the fused ones.
-Knows no rates: it counts.
+rotation and gates are the fused ones. Bytes that all but products and attention move, over the D + F elements
+of a token, are what a profile's `elements_per_s` follows from: a card's memory rate over them.
+Knows no rates: it counts. Legend: D model dim, F FFN.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -45,14 +47,25 @@ META = torch.device("meta")
 BACKENDS: dict[str, Backend] = {"efficient": EFFICIENT, "flash": FLASH, "sdpa": SdpaBackend()}
 WITHOUT_KERNEL = {"empty", "empty_strided", "new_empty", "empty_like", "detach", "alias", "_unsafe_view"}
 """Operators that launch nothing, beside views."""
+PRODUCTS = {"linear", "mm", "addmm", "bmm", "baddbmm"}
+GATHERS = {"index", "index_select", "embedding", "gather"}
+WRITES = {"copy_", "fill_", "zero_"}
+"""Operators that move other bytes than those of all that they are given and give."""
+ROUNDING_BYTES = 2 + 3
+"""Of an element that goes into int8 products: read for its column's largest value, read again and written as
+a code, two launches on a card."""
 
 
 @dataclass
 class KernelCounter(TorchDispatchMode):
-    """Counts operators on the meta device that would launch a kernel, and bytes of masks that they make."""
+    """Counts operators on the meta device that would launch a kernel, and bytes of masks that they make.
+
+    `moved_bytes` are what all but products and attention read and write.
+    """
 
     kernels: Counter[str] = field(default_factory=Counter)
     mask_bytes: int = 0
+    moved_bytes: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -74,7 +87,28 @@ class KernelCounter(TorchDispatchMode):
             return result
         self.kernels[name] += 1
         self.mask_bytes += sum(tensor.nbytes for tensor in outputs if tensor.dtype == torch.bool)
+        if name not in PRODUCTS and "attention" not in name:
+            self.moved_bytes += _moved_bytes(name, inputs, outputs)
         return result
+
+
+def _moved_bytes(name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
+    """Read and written by an operator that meets every element once."""
+    written = sum(map(_bytes, outputs))
+    if name in GATHERS:
+        # Of the table only what is taken.
+        return 2 * written + sum(_bytes(tensor) for tensor in inputs if not tensor.is_floating_point())
+    if name in WRITES:
+        inputs = inputs[1:]
+    return written + sum(map(_bytes, inputs))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Of the elements that lie in memory: an expanded dimension has one."""
+    lengths = (
+        length if stride else 1 for length, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.itemsize * prod(lengths)
 
 
 def run_trace_bench(config: TraceBenchConfig) -> int:
@@ -91,7 +125,9 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
 
     Returns:
         Kernels and mask bytes of the layer; calls of attention and its sequences; gathered keys over those of
-        the key space; scores that are computed over those that are needed.
+        the key space; scores that are computed over those that are needed; bytes moved by all but products and
+        attention over the D + F elements of a token, hidden states kept on the card included, and the same
+        where int8 products want their inputs rounded.
     """
     shape = SHAPES[config.shape]
     tree, batch = _second_micro_batch(config, shape)
@@ -116,6 +152,12 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
             decoder.run_layer(0, hidden_TD, position_ids, call)
     gathered = sum(tile.num_keys for tile in tiles)
     needed = int(count_visible(tree)[indexes(batch.rows)].sum())
+    width, heads = shape.hidden_size, shape.num_heads * shape.head_dim
+    elements = width + shape.intermediate_size
+    stored = 2 * hidden_TD.nbytes
+    moved = (counter.moved_bytes + stored) / (batch.num_rows * elements)
+    # What q, k and v read, o, gate and up, and down.
+    rounded = (width + heads + width + shape.intermediate_size) / elements
     return {
         "kernels_per_layer": counter.kernels.total(),
         "mask_bytes_per_layer": counter.mask_bytes,
@@ -123,6 +165,8 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
         "sequences": len(tiles),
         "gathered_over_keys": gathered / (batch.num_carried + batch.num_rows),
         "scores_over_needed": _scores(tiles) / needed,
+        "moved_bytes_per_element": moved,
+        "int8_moved_bytes_per_element": moved + ROUNDING_BYTES * rounded,
     }
 
 
