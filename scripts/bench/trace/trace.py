@@ -93,7 +93,7 @@ class KernelCounter(TorchDispatchMode):
 
 
 def _moved_bytes(name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
-    """Read and written by an operator that meets every element once."""
+    """Bytes that an operator reads and writes, each element once."""
     written = sum(map(_bytes, outputs))
     if name in GATHERS:
         # Of the table only what is taken.
@@ -125,9 +125,9 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
 
     Returns:
         Kernels and mask bytes of the layer; calls of attention and its sequences; gathered keys over those of
-        the key space; scores that are computed over those that are needed; bytes moved by all but products and
-        attention over the D + F elements of a token, hidden states kept on the card included, and the same
-        where int8 products want their inputs rounded.
+        the key space; scores that are computed over those that are needed; bytes that all but products and
+        attention move, over the D + F elements of a token, hidden states kept on the card included, and the
+        same where int8 products want their inputs rounded.
     """
     shape = SHAPES[config.shape]
     tree, batch = _second_micro_batch(config, shape)
