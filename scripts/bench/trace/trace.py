@@ -105,9 +105,7 @@ def _moved_bytes(name: str, inputs: list[torch.Tensor], outputs: list[torch.Tens
 
 def _bytes(tensor: torch.Tensor) -> int:
     """Of the elements that lie in memory: an expanded dimension has one."""
-    lengths = (
-        length if stride else 1 for length, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    lengths = (length if stride else 1 for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.itemsize * prod(lengths)
 
 
