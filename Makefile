@@ -93,7 +93,7 @@ KAGGLE_PYTHON ?= python3.12
 KAGGLE := .venv-kaggle
 KAGGLE_INSTALLED := $(KAGGLE)/.installed
 KAGGLE_VERSIONS := scripts/kaggle/image.txt scripts/kaggle/wheels.txt
-KAGGLE_TESTS := tests/engine/model tests/engine/test_family_parity.py tests/engine/test_parity.py tests/engine/gguf \
+KAGGLE_TESTS := tests/kernels tests/engine/model tests/engine/test_family_parity.py tests/engine/test_parity.py tests/engine/gguf \
 	tests/engine/pipeline tests/engine/weights tests/engine/adapters tests/engine/encoders tests/scripts/test_run_cli.py tests/scripts/kaggle
 # On sums of 32 nats these two miss 1e-4 by 2 parts in a thousand with that torch's products in float32.
 KAGGLE_ROUNDING := granitemoe granitemoeshared
