@@ -47,17 +47,13 @@ class LayerRates:
 
     def shared_by(self, num_workers: int) -> LayerRates:
         """What each of several workers reaches that share the device."""
-        return self.at_speed(1 / num_workers)
-
-    def at_speed(self, share: float) -> LayerRates:
-        """What is reached where the device computes at a share of its speed."""
         return LayerRates(
-            linear_flop_per_s=self.linear_flop_per_s * share,
-            attention_flop_per_s=self.attention_flop_per_s * share,
-            softmax_scores_per_s=self.softmax_scores_per_s * share,
-            elements_per_s=self.elements_per_s * share,
-            weights_bytes_per_s=self.weights_bytes_per_s * share,
-            call_s=self.call_s / share,
+            linear_flop_per_s=self.linear_flop_per_s / num_workers,
+            attention_flop_per_s=self.attention_flop_per_s / num_workers,
+            softmax_scores_per_s=self.softmax_scores_per_s / num_workers,
+            elements_per_s=self.elements_per_s / num_workers,
+            weights_bytes_per_s=self.weights_bytes_per_s / num_workers,
+            call_s=self.call_s * num_workers,
             masked_keys=self.masked_keys,
         )
 

@@ -2,8 +2,7 @@
 
 Predictions come from the plan that `strata plan --profile` would make with this machine's calibration; only
 the disk is measured anew, or is the rate of a throttled source. A run's checkpoint is not in the page cache.
-All configurations run on the CPU. A machine that others share computes faster or slower than when it was
-calibrated, so each configuration is also predicted at the speed of the GEMMs sampled beside its sweep.
+All configurations run on the CPU.
 The forecast for two T4 is added to the result: it needs no machine.
 """
 
@@ -23,7 +22,7 @@ import torch
 from strata.engine.config import PlanConfig
 from strata.engine.machine.devices import DTYPES
 from strata.engine.machine.measure import measure_disk_rate, measure_gemm_rate
-from strata.engine.machine.profile import ComputeRates, MachineProfile, load_profile, save_profile
+from strata.engine.machine.profile import MachineProfile, load_profile, save_profile
 from strata.engine.plan.shapes import TINYLLAMA_1B
 from strata.engine.types import InputError
 from strata.engine.weights.byte_sources import ByteSource, FileSource, ThrottledSource
@@ -96,9 +95,7 @@ class CaseResult:
     """A configuration's seconds.
 
     `gemm_share` is the GEMM rate (bfloat16, or float32) around the run as a share of the calibrated one: well
-    below 1, the machine was busy with something else, and the error says little. `speed` is the same of what
-    the configuration's linear layers compute in, beside the sweep, and `predicted_at_speed_s` what the plan
-    takes where all computing is at that share of its calibrated speed.
+    below 1, the machine was busy with something else, and the error says little.
     """
 
     name: str
@@ -107,18 +104,11 @@ class CaseResult:
     bottleneck: str
     stall_s: float
     gemm_share: float
-    speed: float
-    predicted_at_speed_s: float
 
     @property
     def error(self) -> float:
         """How far the prediction is off, as a share of what was measured."""
         return self.predicted_s / self.measured_s - 1
-
-    @property
-    def error_at_speed(self) -> float:
-        """The same of the prediction at the speed that the machine had."""
-        return self.predicted_at_speed_s / self.measured_s - 1
 
 
 def run_plan_error(config: PlanErrorConfig) -> int:
@@ -139,9 +129,8 @@ def run_plan_error(config: PlanErrorConfig) -> int:
         for case in cases:
             run = partial(measure_case, case, profile, config)
             results.append(CaseResult(**steps.run(case.name, run)))
-            last = results[-1]
-            print(f"{case.name}: {last.error:+.1%}, at its speed {last.error_at_speed:+.1%}", flush=True)
-    print_table([asdict(result) | _errors(result, "+.1%") for result in results])
+            print(f"{case.name}: {results[-1].error:+.1%}", flush=True)
+    print_table([asdict(result) | {"error": f"{result.error:+.1%}"} for result in results])
     append_result("plan_error", summarize(results, config, profile), RESULTS)
     return 0
 
@@ -173,42 +162,21 @@ def run_case(
 ) -> CaseResult:
     """Plans and sweeps a configuration; the median of its rounds counts."""
     fast = "bfloat16" if "bfloat16" in profile.compute else "float32"
-    done, probes = [], [probe_gemm(DTYPES[fast])]
+    measured, probes = [], [probe_gemm(DTYPES[fast])]
     for _ in range(config.rounds):
         with tempfile.TemporaryDirectory(dir=config.folder) as folder:
             run = plan_case(case, checkpoint, profile, Path(folder))
-            done.append(run_synthetic(run, open_source(case), cold=True))
+            measured.append(run_synthetic(run, open_source(case), cold=True).sweep_s)
         probes.append(probe_gemm(DTYPES[fast]))
     plan = run.plan
-    way = "int8" if plan.linear == "int8" else plan.dtype
-    speed = median(one.gemm_flop_per_s for one in done) / profile.compute[way].gemm_flop_per_s
-    fixed = replace(case, micro_batch_tokens=plan.micro_batch_tokens)
-    with tempfile.TemporaryDirectory(dir=config.folder) as folder:
-        at_speed = plan_case(fixed, checkpoint, profile_at_speed(profile, speed), Path(folder)).plan
     return CaseResult(
         name=case.name,
         predicted_s=plan.predicted_s,
-        measured_s=median(one.sweep_s for one in done),
+        measured_s=median(measured),
         bottleneck=plan.bottleneck,
         stall_s=plan.stall_s,
         gemm_share=min(probes) / profile.compute[fast].gemm_flop_per_s,
-        speed=speed,
-        predicted_at_speed_s=at_speed.predicted_s,
     )
-
-
-def profile_at_speed(profile: MachineProfile, share: float) -> MachineProfile:
-    """The machine where it computes, and decodes, at a share of its speed; disk and RAM are as they were."""
-    compute = {
-        way: ComputeRates(gemm_flop_per_s=share * rates.gemm_flop_per_s, layer=rates.layer.at_speed(share))
-        for way, rates in profile.compute.items()
-    }
-    decode = {step: share * rate for step, rate in profile.decode_weights_per_s.items()}
-    return replace(profile, compute=compute, decode_weights_per_s=decode)
-
-
-def _errors(result: CaseResult, spec: str) -> dict[str, str]:
-    return {"error": format(result.error, spec), "error_at_speed": format(result.error_at_speed, spec)}
 
 
 def probe_gemm(dtype: torch.dtype) -> float:
@@ -251,18 +219,12 @@ def summarize(
 ) -> dict[str, object]:
     """What is kept of a run of the bench."""
     errors = np.abs([result.error for result in results])
-    at_speed = np.abs([result.error_at_speed for result in results])
     return {
         "plan_error_median": float(np.median(errors)),
         "plan_error_max": float(errors.max()),
-        "plan_error_at_speed_median": float(np.median(at_speed)),
-        "plan_error_at_speed_max": float(at_speed.max()),
         "num_configurations": len(results),
         **forecast(),
-        "cases": [
-            asdict(result) | {"error": result.error, "error_at_speed": result.error_at_speed}
-            for result in results
-        ],
+        "cases": [asdict(result) | {"error": result.error} for result in results],
         "config": {
             "shape": TINYLLAMA_1B.name,
             "num_layers": config.num_layers,

@@ -56,16 +56,12 @@ class SyntheticRun:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JobRun:
-    """One run: seconds of sweep and head, what the job says of itself, label differences [Q, O].
-
-    `gemm_flop_per_s` is the mean of what was sampled beside the sweep, in what its linear layers compute in.
-    """
+    """One run: seconds of sweep and head, what the job says of itself, label differences [Q, O]."""
 
     seconds: float
     sweep_s: float
     group_s: list[float]
     weight_stream: WeightStream
-    gemm_flop_per_s: float
     scores: np.ndarray
 
 
@@ -113,16 +109,13 @@ def run_synthetic(run: SyntheticRun, source: ByteSource | None = None, *, cold: 
             drop_page_cache([run.config.model])
         with Stopwatch(job.opened.model.devices[0]) as watch:
             rows = {row.question.id: row for group in job.groups(Deadline()) for row in group}
-        measured = job.measure()
-    stream, roofline = measured.weight_stream, measured.roofline
+        stream = job.measure().weight_stream
     assert stream is not None
-    assert roofline is not None
     return JobRun(
         seconds=watch.seconds,
         sweep_s=scorer.session.timer.seconds["sweep"],
         group_s=[group.seconds for group in job.swept],
         weight_stream=stream,
-        gemm_flop_per_s=roofline.flop_per_s,
         scores=np.stack([rows[prompt.question.id].scores for prompt in run.job.prompts]),
     )
 

@@ -16,24 +16,19 @@ def test_plan_error_has_enough_configurations_of_different_names():
 
 def test_errors_are_shares_of_what_was_measured():
     def result(predicted_s: float, measured_s: float) -> plan_error.CaseResult:
-        """The machine is half as fast as when it was calibrated."""
         return plan_error.CaseResult(
             name="a",
             predicted_s=predicted_s,
             measured_s=measured_s,
             bottleneck="disk",
             stall_s=0.0,
-            gemm_share=0.5,
-            speed=0.5,
-            predicted_at_speed_s=2 * predicted_s,
+            gemm_share=1.0,
         )
 
     results = [result(11.0, 10.0), result(8.0, 10.0), result(10.5, 10.0)]
     summary = plan_error.summarize(results, plan_error.PlanErrorConfig(), load_profile("cpu-zen4"))
     assert summary["plan_error_median"] == pytest.approx(0.1)
     assert summary["plan_error_max"] == pytest.approx(0.2)
-    assert summary["plan_error_at_speed_median"] == pytest.approx(1.1)
-    assert summary["plan_error_at_speed_max"] == pytest.approx(1.2)
     # Two cards of 20 TFLOP/s and 137 GFLOP a token: at most 700 questions of 1,500 tokens an hour.
     assert 580 < summary["forecast_kaggle_2xt4_70b_q_per_h"] < 700
 
@@ -62,16 +57,3 @@ def test_a_configuration_is_planned_as_asked_and_run(settings, tmp_path, monkeyp
     assert found.measured_s > 0
     assert found.predicted_s > 0
     assert found.gemm_share > 0
-    assert found.speed > 0
-    # What is not computing, such as reading, takes as long as before.
-    slower = max(found.predicted_s, found.predicted_s / found.speed) * (1 + 1e-9)
-    assert min(1.0, 1 / found.speed) * found.predicted_s * (1 - 1e-9) <= found.predicted_at_speed_s <= slower
-
-
-def test_a_machine_at_half_its_speed_computes_for_twice_as_long():
-    profile = load_profile("cpu-zen4")
-    half = plan_error.profile_at_speed(profile, 0.5)
-    for way, rates in profile.compute.items():
-        assert half.compute[way].gemm_flop_per_s == rates.gemm_flop_per_s / 2
-        assert half.compute[way].layer == rates.layer.shared_by(2)
-    assert half.disk_bytes_per_s == profile.disk_bytes_per_s
