@@ -83,12 +83,12 @@ def run_peers_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict
     ours = {dtype: mean(seconds) for dtype, seconds in rounds.items()}
     for dtype, seconds in rounds.items():
         results |= {f"strata_{dtype}_s": ours[dtype], f"strata_{dtype}_rounds_s": seconds}
-    for peer, run in runs.items():
-        results |= compare_with(peer, run, ours)
+    for peer, done in runs.items():
+        results |= compare_with(peer, done, ours)
     print_table(
         [
             *({"who": f"strata {dtype}, streamed", "s a question": ours[dtype]} for dtype in DTYPES),
-            *({"who": peer, "s a question": run.median_s} for peer, run in runs.items()),
+            *({"who": peer, "s a question": done.median_s} for peer, done in runs.items()),
         ]
     )
     return results | {"peers_config": asdict(SIZE) | {"peer_questions": NUM_PEER_QUESTIONS}}
