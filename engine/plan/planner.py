@@ -66,7 +66,9 @@ def usual_micro_batch(machine: Machine) -> int:
     """Tokens of a micro-batch that suit a kind of device, before anything of its layers was measured."""
     if not machine.on_cpu:
         return DEFAULT_MICRO_BATCH_TOKENS["cuda"]
-    is_fast = machine.linear == "dense" and machine.rates.gemm_flop_per_s > FAST_CPU_FLOP_PER_S
+    # Rates are a worker's; several share the CPU, and its memory's rate.
+    flop_per_s = machine.rates.gemm_flop_per_s * len(machine.devices)
+    is_fast = machine.linear == "dense" and flop_per_s > FAST_CPU_FLOP_PER_S
     return FAST_CPU_TOKENS if is_fast else DEFAULT_MICRO_BATCH_TOKENS["cpu"]
 
 

@@ -164,7 +164,14 @@ def test_streamed_layers_are_priced_once_a_group_and_resident_ones_once(tiny_cos
 
 @pytest.mark.parametrize(
     ("devices", "flop_per_s", "tokens"),
-    [(("cpu",), 4.3e11, 512), (("cpu",), 7e11, 2048), (("cpu",), 2e12, 2048), (("cuda:0",), 2e12, 8192)],
+    [
+        (("cpu",), 4.3e11, 512),
+        (("cpu",), 7e11, 2048),
+        (("cpu",), 2e12, 2048),
+        (("cpu", "cpu"), 2e11, 512),
+        (("cpu", "cpu"), 3.5e11, 2048),
+        (("cuda:0",), 2e12, 8192),
+    ],
     ids=str,
 )
 def test_a_micro_batch_grows_with_the_rate_of_products(tiny_costs, devices, flop_per_s, tokens):
