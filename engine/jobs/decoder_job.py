@@ -130,7 +130,8 @@ class DecoderJob:
 
     def begin_probe(self) -> RooflineProbe:
         """What samples the GEMM rate of a sweep that begins now."""
-        return RooflineProbe.of(self.machine, self.opened.model.checkpoint.config.hidden_size)
+        width, devices = self.opened.model.checkpoint.config.hidden_size, self.sweep.plan.devices
+        return RooflineProbe.of(self.machine, width, devices)
 
     def take(self, group: SweptGroup) -> list[QuestionScores]:
         """Takes down a group, and scores the questions whose last readout it holds."""

@@ -94,7 +94,7 @@ def _sweep(cut: OpenModel, machine: Machine, token_ids: np.ndarray, folder: Path
     branch = Branch(option=0, order=(), label=None, token_ids=token_ids, text="", targets=targets)
     question = Question(id="probe", prompt="", options=("",))
     tree = build_scored_tree([Prompt(question=question, branches=(branch,))])
-    one_device = replace(machine, devices=machine.devices[:1])
+    one_device = replace(machine, devices=machine.devices[:1], most_lanes=1)
     request = PlanRequest(machine=one_device, overrides=PlanOverrides(), group_goal=GroupGoal())
     job = plan_sweep_job(cut, tree, request, lambda targets: 0)
     (group,) = run_sweep(job, folder, lambda tokens: None)

@@ -126,7 +126,7 @@ def _open_base(
     session.overrides.check_devices(machine.devices)
     if machine.linear == "int8" and profile is None:
         use_kept_products(machine.devices)
-    computing = Computing(devices=machine.devices, dtype=machine.dtype, int8=machine.linear == "int8")
+    computing = Computing(devices=machine.worker_devices, dtype=machine.dtype, int8=machine.linear == "int8")
     checksums = read_checksums(checkpoint.path) if settings.verify else None
     distinct = {adapter.path: adapter for of_group in adapters for adapter in of_group}
     model = open_model(

@@ -5,7 +5,7 @@ Of a model it takes three facts: the dtype its weights are stored in, its width,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from strata.engine.machine.profile import MachineProfile, load_profile, measure_
 from strata.engine.machine.rates import LinearKind, MachineRates
 from strata.engine.machine.settings import MachineSettings
 
+LEAST_GAIN = 0.95
+"""Of two lanes over one, as calibrated. A calibration is made on a quiet machine; on a busy one they gain."""
 PRODUCTS = "product_flop_per_s"
 """Under which a plan keeps what its dtype was decided by."""
 
@@ -41,6 +43,8 @@ class Machine:
     """What a plan is for: devices, what they compute in, how much they hold, how fast they are.
 
     Attributes:
+        most_lanes: lanes that a plan may split a CPU into, each with threads of its own; 1 where the user has
+            said how many, or one is no slower.
         products: what the dtype was decided by; None where nothing was measured for it.
         notice: what a user should know of that decision; empty where it is as asked.
     """
@@ -50,8 +54,19 @@ class Machine:
     linear: LinearKind
     budgets: Budgets
     rates: MachineRates
+    most_lanes: int = 1
     products: ProductRates | None = None
     notice: str = ""
+
+    @property
+    def worker_devices(self) -> tuple[str, ...]:
+        """A device for every worker that a plan may want."""
+        return self.devices * self.most_lanes
+
+    def split(self, num_lanes: int) -> Machine:
+        """The same with so many lanes a device."""
+        rates = self.rates.shared_by(num_lanes)
+        return replace(self, devices=self.devices * num_lanes, rates=rates, most_lanes=1)
 
     @property
     def on_cpu(self) -> bool:
@@ -107,6 +122,7 @@ def choose_machine(
     else:
         products = None
     dtype = resolve_dtype(settings.dtype, stored.dtype, devices, products)
+    rates = measure_rates(devices, dtype, stored.hidden_size, stored.file, linear)
     return Machine(
         devices=devices,
         dtype=dtype,
@@ -115,7 +131,8 @@ def choose_machine(
             device_bytes=device_budget_bytes(devices, settings.memory_gib),
             host_bytes=host_budget_bytes(settings.host_memory_gib),
         ),
-        rates=measure_rates(devices, dtype, stored.hidden_size, stored.file, linear),
+        rates=rates,
+        most_lanes=_most_lanes(settings, devices, rates),
         products=products,
         notice=notice,
     )
@@ -147,6 +164,7 @@ def profiled_machine(
     name = profile.int8_activations if linear == "int8" else profile.resolve_dtype(stored)
     if settings.dtype in DTYPES:
         name = settings.dtype
+    rates = profile.rates(name, linear).shared_by(devices.count("cpu") or 1)
     device_bytes = profile.device_memory_bytes * SHARE_OF_FREE_MEMORY
     host_bytes = profile.host_memory_bytes * SHARE_OF_FREE_MEMORY
     return Machine(
@@ -157,5 +175,12 @@ def profiled_machine(
             device_bytes=int(settings.memory_gib * GIB if settings.memory_gib else device_bytes),
             host_bytes=int(settings.host_memory_gib * GIB if settings.host_memory_gib else host_bytes),
         ),
-        rates=profile.rates(name, linear, devices.count("cpu") or 1),
+        rates=rates,
+        most_lanes=_most_lanes(settings, devices, rates),
     )
+
+
+def _most_lanes(settings: MachineSettings, devices: tuple[str, ...], rates: MachineRates) -> int:
+    """Two where the user leaves devices open, and two are known to be no slower than one."""
+    is_open = settings.devices == "auto" and devices == ("cpu",)
+    return 2 if is_open and (rates.two_lanes_gain or 0.0) >= LEAST_GAIN else 1

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import torch
 
-from strata.engine.machine.rates import NOMINAL_HOST_TO_DEVICE, LinearKind, MachineRates
+from strata.engine.machine.rates import (
+    NOMINAL_HOST_TO_DEVICE,
+    TWO_LANES_GAIN,
+    LinearKind,
+    MachineRates,
+)
 
 
 def measure_quickly(
@@ -20,10 +25,11 @@ def measure_quickly(
     kind = torch.int8 if linear == "int8" else dtype
     rate = measure_gemm_rate(torch.device(devices[0]), kind, max(width, SMALLEST_GEMM_WIDTH))
     return MachineRates(
-        gemm_flop_per_s=rate / (devices.count("cpu") or 1),
+        gemm_flop_per_s=rate,
         disk_bytes_per_s=measure_disk_rate(file),
         host_to_device_bytes_per_s=None if on_cpu else NOMINAL_HOST_TO_DEVICE,
-    )
+        two_lanes_gain=TWO_LANES_GAIN if on_cpu and torch.get_num_threads() == 2 else None,
+    ).shared_by(devices.count("cpu") or 1)
 
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.2) -> float:

@@ -26,6 +26,7 @@ from strata.engine.results.machine_facts import cpu_name, num_usable_cores
 from strata.engine.types import InputError
 
 DeviceKind = Literal["cpu", "cuda"]
+POSITIVE = ("_per_s", "_bytes", "devices", "_gain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class MachineProfile:
         device_memory_bytes: what weights and activations may take on one device.
         compute: by dtype ("float32", "bfloat16", "float16") and "int8" (8-bit linear layers, the rest in
             `int8_activations`).
+        two_lanes_gain: None where it was not measured.
         source: where figures come from, by field.
     """
 
@@ -75,18 +77,17 @@ class MachineProfile:
     host_to_device_bytes_per_s: float | None = None
     decode_weights_per_s: Mapping[str, float] = field(default_factory=dict)
     read_interference: float = 0.0
+    two_lanes_gain: float | None = None
     source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rates = [
-            rate for name, rate in asdict(self).items() if name.endswith(("_per_s", "_bytes", "devices"))
-        ]
-        numbers = [rate for rate in rates if rate is not None and not isinstance(rate, Mapping)]
+        rates = [rate for name, rate in asdict(self).items() if name.endswith(POSITIVE)]
+        numbers = [rate for rate in rates if isinstance(rate, int | float)]
         if not all(number > 0 for number in (*numbers, *self.decode_weights_per_s.values())):
-            raise ValueError("rates and sizes must be positive")
+            raise ValueError("rates, sizes and gains must be positive")
         if self.device_kind not in get_args(DeviceKind):
             raise ValueError(f"device_kind is {self.device_kind!r}; expected cpu or cuda")
-        if (self.device_kind == "cuda") != (self.host_to_device_bytes_per_s is not None):
+        if (self.device_kind == "cpu") != (self.host_to_device_bytes_per_s is None):
             raise ValueError("host_to_device_bytes_per_s belongs to device_kind cuda, and to it alone")
 
     @property
@@ -103,8 +104,8 @@ class MachineProfile:
         names = self.devices if setting == "auto" else tuple(name.strip() for name in setting.split(","))
         absent = [name for name in names if name not in self.devices]
         if absent:
-            known = ", ".join(self.devices)
-            raise InputError(f"--devices: {absent[0]!r} is not there; profile {self.name} has {known}")
+            expected = f"profile {self.name} has {', '.join(self.devices)}"
+            raise InputError(f"--devices: {absent[0]!r} is not there; {expected}")
         return names
 
     def resolve_dtype(self, stored: torch.dtype) -> str:
@@ -113,13 +114,12 @@ class MachineProfile:
         known = {way: rates for way, rates in self.compute.items() if way != "int8"}
         return name if name in known else max(known, key=lambda way: known[way].gemm_flop_per_s)
 
-    def rates(self, dtype: str, linear: LinearKind, num_workers: int = 1) -> MachineRates:
-        """What a plan is made with.
+    def rates(self, dtype: str, linear: LinearKind) -> MachineRates:
+        """What a plan is made with that has one lane a device.
 
         Args:
             dtype: of activations.
             linear: how linear layers are computed.
-            num_workers: workers that share one device: several on a CPU.
 
         Raises:
             InputError: the profile has no figures for this way of computing.
@@ -129,16 +129,17 @@ class MachineProfile:
             known = ", ".join(self.compute)
             raise InputError(f"profile {self.name}: no rates for {way}; expected one of {known}")
         return MachineRates(
-            gemm_flop_per_s=self.compute[way].gemm_flop_per_s / num_workers,
+            gemm_flop_per_s=self.compute[way].gemm_flop_per_s,
             disk_bytes_per_s=self.disk_bytes_per_s,
             host_to_device_bytes_per_s=self.host_to_device_bytes_per_s,
-            layer=self.compute[way].layer.shared_by(num_workers),
+            layer=self.compute[way].layer,
             cached_bytes_per_s=self.cached_bytes_per_s,
             cache_bytes=self.cache_bytes,
             store_bytes_per_s=self.store_bytes_per_s,
             host_bytes_per_s=self.host_bytes_per_s,
             decode_weights_per_s=self.decode_weights_per_s,
             read_interference=self.read_interference,
+            two_lanes_gain=self.two_lanes_gain,
             rates_from=f"profile {self.name}",
         )
 
@@ -183,6 +184,7 @@ class ProfileFile(Schema):
     host_to_device_bytes_per_s: float | None = None
     decode_weights_per_s: dict[str, float] = Field(default_factory=dict)
     read_interference: float = 0.0
+    two_lanes_gain: float | None = None
     source: dict[str, str] = Field(default_factory=dict)
 
 
@@ -221,7 +223,7 @@ def measure_rates(
         quick = measure_quickly(devices, dtype, width, file, linear)
         return replace(quick, rates_from=f"{MEASURED_QUICKLY}{note}")
     return replace(
-        profile.rates(name, linear, devices.count("cpu") or 1),
+        profile.rates(name, linear).shared_by(devices.count("cpu") or 1),
         disk_bytes_per_s=measure_disk_rate(file),
         cached_bytes_per_s=None,
         rates_from=f"calibrated {profile.date[:10]}",
@@ -286,8 +288,7 @@ def save_profile(profile: MachineProfile, path: Path) -> None:
     content = asdict(profile)
     for way in content["compute"].values():
         way["layer"] = {name: rate for name, rate in way["layer"].items() if rate != float("inf")}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_text_atomically(path, text)
+    write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _parse_profile(content: dict[str, Any]) -> MachineProfile:
@@ -295,6 +296,5 @@ def _parse_profile(content: dict[str, Any]) -> MachineProfile:
         way: ComputeRates(gemm_flop_per_s=rates["gemm_flop_per_s"], layer=LayerRates(**rates["layer"]))
         for way, rates in content["compute"].items()
     }
-    machine = content["machine"]
-    described = MachineDescription(**{**machine, "gpus": tuple(machine.get("gpus", ()))})
+    described = MachineDescription(**content["machine"] | {"gpus": tuple(content["machine"].get("gpus", ()))})
     return MachineProfile(**{**content, "compute": compute, "machine": described})

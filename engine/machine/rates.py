@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 NOMINAL_HOST_TO_DEVICE = 12e9
@@ -16,6 +16,9 @@ GEMM_EFFICIENCY = 0.95
 ATTENTION_EFFICIENCY = 0.4
 """Useful attention FLOP/s as a share of the GEMM rate."""
 MEASURED_QUICKLY = "measured quickly"
+TWO_LANES_GAIN = 1.1
+"""Speed of two lanes on a CPU of two threads over that of one, before it was measured there: 1.0 to 1.9 were
+seen, the most where others share the processor. Threads of one product wait for each other, lanes do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,8 @@ class LayerRates:
             if not (rate >= 0 if name in ("call_s", "masked_keys") else rate > 0):
                 raise ValueError(f"{name} is {rate}; expected a positive number")
 
-    def shared_by(self, num_workers: int) -> LayerRates:
-        """What each of several workers reaches that share the device."""
+    def shared_by(self, num_workers: float) -> LayerRates:
+        """What each of several workers reaches that share the device, where each has that part of it."""
         return LayerRates(
             linear_flop_per_s=self.linear_flop_per_s / num_workers,
             attention_flop_per_s=self.attention_flop_per_s / num_workers,
@@ -74,6 +77,8 @@ class MachineRates:
         decode_weights_per_s: weights a second by step, "nf4" and the like, "plain" (another dtype) and
             "quantize" (to 8 bits).
         read_interference: seconds of computing lost a byte read.
+        two_lanes_gain: speed of two lanes that share a CPU, together, over that of one; None: not known.
+        gain: of this worker, as one of several lanes: part of what a layer reaches.
         rates_from: where the figures come from.
     """
 
@@ -87,14 +92,28 @@ class MachineRates:
     host_bytes_per_s: float = NOMINAL_HOST_BYTES_PER_S
     decode_weights_per_s: Mapping[str, float] = field(default_factory=dict)
     read_interference: float = 0.0
+    two_lanes_gain: float | None = None
+    gain: float = 1.0
     rates_from: str = MEASURED_QUICKLY
 
     @property
     def layer_rates(self) -> LayerRates:
         """What a layer reaches: as calibrated, or the usual shares of the roofline."""
-        return self.layer or LayerRates(
+        alone = self.layer or LayerRates(
             linear_flop_per_s=GEMM_EFFICIENCY * self.gemm_flop_per_s,
             attention_flop_per_s=ATTENTION_EFFICIENCY * self.gemm_flop_per_s,
+        )
+        return alone.shared_by(1 / self.gain)
+
+    def shared_by(self, num_lanes: int) -> MachineRates:
+        """What each of several lanes on one CPU reaches, of which these are the rates."""
+        if num_lanes == 1:
+            return self
+        return replace(
+            self,
+            gemm_flop_per_s=self.gemm_flop_per_s / num_lanes,
+            layer=None if self.layer is None else self.layer.shared_by(num_lanes),
+            gain=self.two_lanes_gain or 1.0,
         )
 
     def decode_s(self, step: str, num_weights: int) -> float:

@@ -2,12 +2,15 @@
 
 A machine's speed changes with what else runs on it and how hot it is, so a share of what it reached at some
 other time says little. What counts is the mean over all samples: other programs take their share of these as
-they do of the sweep. Knows no sweep: it is told when it may sample.
+they do of the sweep. Lanes that share a CPU each sample their part of it, which add up.
+Knows no sweep: it is told when it may sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -29,7 +32,7 @@ WIDTHS = (512, 2048)
 
 @dataclass(frozen=True, kw_only=True)
 class SeenRoofline:
-    """What was sampled: FLOP/s of all devices together, how often, and the seconds that it took."""
+    """What was sampled: FLOP/s of all devices together, how often, and the seconds that the sweep lost."""
 
     flop_per_s: float
     num_samples: int
@@ -49,8 +52,11 @@ class RooflineProbe:
         device: where.
         dtype: int8 for int8 linears.
         width: of the model.
-        num_workers: that share the device; samples between micro-batches are taken with one alone.
+        num_workers: that share the device, a lane each.
         num_devices: that work at the same rate.
+        sampled_flops: of all samples, each by one worker.
+        sampled_s: in which they were computed.
+        between_s: that samples between micro-batches took, of one worker at a time.
     """
 
     device: torch.device
@@ -64,11 +70,18 @@ class RooflineProbe:
     between_s: float = 0.0
     _longest_s: float = SAMPLE_S
     _started: float = field(default_factory=perf_counter)
+    _is_sampling: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def of(cls, machine: Machine, width: int) -> RooflineProbe:
-        """For a job on a machine, whose sweep begins now."""
-        names = machine.devices
+    def of(cls, machine: Machine, width: int, devices: Sequence[str] | None = None) -> RooflineProbe:
+        """For a job on a machine, whose sweep begins now.
+
+        Args:
+            machine: tells in what it computes.
+            width: of the model.
+            devices: one a worker; the machine's by default.
+        """
+        names = machine.devices if devices is None else tuple(devices)
         return cls(
             device=torch.device(names[0]),
             dtype=torch.int8 if machine.linear == "int8" else machine.dtype,
@@ -78,8 +91,8 @@ class RooflineProbe:
         )
 
     def beside(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        """The function, which also samples now and then; for the thread that computes."""
-        if self.device.type != "cpu" or self.num_workers > 1:
+        """The function, which also samples now and then; for the threads that compute."""
+        if self.device.type != "cpu":
             return advance
 
         def sampling(count: int) -> None:
@@ -89,19 +102,25 @@ class RooflineProbe:
         return sampling
 
     def sample_between(self) -> None:
-        """Samples, if that stays a small share of the time since the start."""
-        started = perf_counter()
-        if self.between_s + self._longest_s > LARGEST_SHARE * (started - self._started):
+        """Samples, if that stays a small share of the time since the start, and no other lane does."""
+        if not self._is_sampling.acquire(blocking=False):
             return
-        self._sample(SAMPLE_S)
-        seconds = perf_counter() - started
-        self.between_s += seconds
-        self._longest_s = max(self._longest_s, seconds)
+        try:
+            started = perf_counter()
+            if self.between_s + self._longest_s > LARGEST_SHARE * (started - self._started):
+                return
+            self._sample(SAMPLE_S, 1)
+            seconds = perf_counter() - started
+            self.between_s += seconds
+            self._longest_s = max(self._longest_s, seconds)
+        finally:
+            self._is_sampling.release()
 
     def sample_after(self) -> None:
-        """Samples once more: every sweep has a roofline of its own."""
+        """Samples once more, as many products at a time as there were lanes: each sweep has its roofline."""
         least, most = FINAL_S
-        self._sample(min(max(least, LARGEST_SHARE * (perf_counter() - self._started)), most))
+        seconds = min(max(least, LARGEST_SHARE * (perf_counter() - self._started)), most)
+        self._sample(seconds, self.num_workers)
 
     @property
     def seen(self) -> SeenRoofline | None:
@@ -109,18 +128,25 @@ class RooflineProbe:
         if not self.num_samples:
             return None
         return SeenRoofline(
-            flop_per_s=self.sampled_flops / self.sampled_s * self.num_devices,
+            flop_per_s=self.sampled_flops / self.sampled_s * self.num_workers * self.num_devices,
             num_samples=self.num_samples,
-            between_s=self.between_s,
+            between_s=self.between_s / self.num_workers,
         )
 
-    def _sample(self, seconds: float) -> None:
+    def _sample(self, seconds: float, num_products: int) -> None:
+        """Times a product for some seconds, or several at a time."""
         # Made anew each time: a sweep near its budget has no memory to spare for long.
-        product = GemmProduct.of_width(self.device, self.dtype, self.width, self.width)
-        calls = product.call_seconds(seconds)
+        products = [
+            GemmProduct.of_width(self.device, self.dtype, self.width, self.width) for _ in range(num_products)
+        ]
+        if num_products == 1:
+            found = [products[0].call_seconds(seconds)]  # on the thread that asks, which has its own team
+        else:
+            with ThreadPoolExecutor(num_products, "roofline") as pool:
+                found = list(pool.map(lambda product: product.call_seconds(seconds), products))
         self.num_samples += 1
-        self.sampled_flops += len(calls) * product.flops
-        self.sampled_s += sum(calls)
+        self.sampled_flops += sum(map(len, found)) * products[0].flops
+        self.sampled_s += sum(map(sum, found))
 
 
 def join_seen(parts: list[tuple[float, SeenRoofline | None]]) -> SeenRoofline | None:

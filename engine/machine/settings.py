@@ -16,7 +16,8 @@ class MachineSettings:
 
     devices: str = "auto"
     """auto, cpu, or a list such as cuda:0,cuda:1; all share one read of each layer. With cpu,cpu two
-    micro-batches are computed at a time: more memory and, on some CPUs, up to a third less time."""
+    micro-batches are computed at a time, with more memory and often in less time; auto without a GPU does so
+    on two threads, or where `strata bench calibrate` found it no slower, and the questions can be halved."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     """Compute dtype; auto is the checkpoint's own where the device is fast in it; int8 takes weights (a
     scale a channel) and activations (a scale a token) of all linear layers to 8 bits, and measures what that

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from strata.engine.machine.machine import Machine
+from strata.engine.model.decoder import Decoder
 from strata.engine.model.embedding import embedding_bytes
 from strata.engine.model.open_model import OpenModel
 from strata.engine.plan.costs import ModelCosts, model_costs
+from strata.engine.plan.groups import Groups, count_lasting, largest_share, public_layer_bytes, settle_groups
 from strata.engine.plan.overrides import GroupGoal, PlanOverrides
 from strata.engine.plan.planner import layer_bytes, plan_sweep, predict_plan
 from strata.engine.plan.sweep_plan import SweepPlan
@@ -27,11 +30,16 @@ from strata.engine.plan.workload import (
     join_streams,
     measure_workload,
 )
-from strata.engine.tree.intervals import count
-from strata.engine.tree.lanes import EMPTY_LANE, Lane, split_lanes, token_ids_of
+from strata.engine.tree.lanes import token_ids_of
 from strata.engine.tree.prefix_tree import PrefixTree, count_visible
 from strata.engine.tree.targets import ScoredTree, TargetTable
 from strata.engine.types import InputError
+
+LEAST_LANE_TOKENS = 512
+"""On a CPU a job is split into lanes that have at least so many tokens each."""
+SLOWER_IN_LANES = 1.1
+"""Lanes may be predicted to take so many times as long: predictions know nothing of a busy machine, on which
+threads of one product wait for each other."""
 
 HeadBytes = Callable[[TargetTable], int]
 """Bytes that the head of all members reads of the checkpoint for some targets."""
@@ -51,7 +59,7 @@ class SweepJob:
     model: OpenModel
     scored_tree: ScoredTree
     plan: SweepPlan
-    groups: tuple[tuple[Lane, ...], ...]
+    groups: Groups
 
     @property
     def tree(self) -> PrefixTree:
@@ -62,6 +70,12 @@ class SweepJob:
     def members(self) -> tuple[str, ...]:
         """Names of what is swept side by side."""
         return tuple(member.name for member in self.model.members)
+
+    @property
+    def workers(self) -> tuple[tuple[Decoder, torch.device], ...]:
+        """A decoder and its device for each lane of a group; the model may have more."""
+        found = zip(self.model.decoders, self.model.devices, strict=True)
+        return tuple(found)[: len(self.plan.devices)]
 
     @property
     def num_micro_batches(self) -> int:
@@ -144,7 +158,28 @@ def _plan_warm(askings: Sequence[Asking], request: PlanRequest) -> tuple[SweepJo
 
 
 def _plan(askings: Sequence[Asking], request: PlanRequest, held: frozenset[int]) -> tuple[SweepJob, ...]:
-    """Plans a sweep that finds some layers in memory already."""
+    """Plans a sweep that finds some layers in memory already, in two lanes of a CPU where that is faster.
+
+    A prediction takes lanes to be of one size: a long prefix that all options share lies in one of them.
+    """
+    machine = request.machine
+    alone = _plan_lanes(askings, request, held)
+    num_tokens = sum(job.tree.num_tokens for job in alone)
+    if machine.most_lanes == 1 or num_tokens < machine.most_lanes * LEAST_LANE_TOKENS:
+        return alone
+    try:
+        split = _plan_lanes(askings, replace(request, machine=machine.split(machine.most_lanes)), held)
+    except InputError:
+        return alone  # only one micro-batch at a time fits
+    slowest = max(largest_share(job.groups) for job in split)
+    longest_s = SLOWER_IN_LANES * alone[0].plan.predicted_s
+    return split if split[0].plan.predicted_s * slowest <= longest_s else alone
+
+
+def _plan_lanes(
+    askings: Sequence[Asking], request: PlanRequest, held: frozenset[int]
+) -> tuple[SweepJob, ...]:
+    """Plans a sweep with a lane for each of the machine's devices."""
     request = _with_whole_trees(request, [asking.scored_tree.tree for asking in askings])
     costs = _costs_of(askings[0].model, held)
     work = _measure(askings, costs)
@@ -213,63 +248,6 @@ def _stream_of(scored_tree: ScoredTree) -> TokenStream:
         position_ids=tree.position_ids,
         scored=scored_tree.scored,
         visible=partial(count_visible, tree),
-    )
-
-
-def plan_lanes(scored_tree: ScoredTree, plan: SweepPlan) -> tuple[tuple[Lane, ...], ...]:
-    """The lanes of every group, one a device; a small job's last lanes may be empty."""
-    num_devices = len(plan.devices)
-    num_lanes = plan.num_groups * num_devices
-    lanes = split_lanes(scored_tree.tree, scored_tree.scored, num_lanes, plan.micro_batch_tokens)
-    missing = -len(lanes) % num_devices
-    lanes += (EMPTY_LANE,) * missing
-    return tuple(lanes[first : first + num_devices] for first in range(0, len(lanes), num_devices))
-
-
-Groups = tuple[tuple[Lane, ...], ...]
-"""The lanes of every group, one a device."""
-
-
-def settle_groups(
-    scored_trees: Sequence[ScoredTree], plan: SweepPlan
-) -> tuple[SweepPlan, tuple[Groups, ...]]:
-    """The plan with the number of groups that the lanes really make: small trees have few runs.
-
-    Returns:
-        The plan, and each tree's groups; a tree that has fewer than others has empty ones in the end.
-    """
-    groups = [plan_lanes(tree, plan) for tree in scored_trees]
-    while max(map(len, groups)) != plan.num_groups:
-        plan = replace(plan, num_groups=max(map(len, groups)))
-        groups = [plan_lanes(tree, plan) for tree in scored_trees]
-    nothing = (EMPTY_LANE,) * len(plan.devices)
-    return plan, tuple(lanes + (nothing,) * (plan.num_groups - len(lanes)) for lanes in groups)
-
-
-def public_layer_bytes(costs: ModelCosts, groups: Sequence[tuple[Lane, ...]]) -> int:
-    """Of one member's keys and values of public tokens, in one layer."""
-    num_public = sum(count(lane.public) for lanes in groups for lane in lanes if lane.publishes)
-    return num_public * costs.key_value_bytes_per_token
-
-
-def count_lasting(plan: SweepPlan, public: Sequence[int], adapter_bytes: int) -> SweepPlan:
-    """The plan with the memory of what stays for the whole run beside layers.
-
-    Args:
-        plan: without it.
-        public: bytes of public keys and values, of every member and layer; they wait on the host, and beside
-            GPUs in pinned memory, which torch rounds up to a power of two.
-        adapter_bytes: on every device.
-    """
-    if plan.on_cpu:
-        lasting = sum(public) + adapter_bytes
-        return replace(plan, memory_bytes=plan.memory_bytes + lasting, host_bytes=plan.host_bytes + lasting)
-    pinned = sum(1 << (size - 1).bit_length() for size in public if size)
-    # What is taken of a layer is uploaded whole and then put in the lane's order.
-    return replace(
-        plan,
-        memory_bytes=plan.memory_bytes + adapter_bytes + 2 * max(public, default=0),
-        host_bytes=plan.host_bytes + pinned,
     )
 
 

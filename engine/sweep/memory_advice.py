@@ -12,6 +12,7 @@ def explain_halvings(job: SweepJob, error: BaseException) -> str:
     plan = job.plan
     is_cut = job.tree.tree_starts is None
     settings = {
+        "devices": plan.on_cpu and len(plan.devices) > 1 and "cpu",
         "micro-batch-tokens": is_cut and plan.micro_batch_tokens > LEAST_TOKENS and LEAST_TOKENS,
         "resident-layers": bool(plan.resident_layers) and "0",
         "hidden-store": plan.hidden_store != "disk" and "disk",

@@ -119,7 +119,7 @@ def run_sweeps(
 def _sweep_groups(shared: SweepShared) -> Iterator[tuple[SweptGroup, ...]]:
     base, jobs = shared.base, [part.job for part in shared.parts]
     longest = max(int(job.tree.position_ids.max()) for job in jobs)
-    for device, decoder in zip(base.devices, base.decoders, strict=True):
+    for decoder, device in jobs[0].workers:
         decoder.prepare_rope(longest, device, base.dtype)
     # Or sums of a product that cuBLAS splits would be added up in float16, and scores depend on the split.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -74,6 +74,7 @@ def share_sweep(
     # A job that was planned before another one ran has no memory for what that one left.
     for layer in set(model.resident) - set(job.plan.resident_layers):
         del model.resident[layer]
+    devices = [device for _, device in job.workers]
     num_layers, num_groups = model.checkpoint.num_layers, len(job.groups)
     num_streamed = num_layers - len(job.plan.resident_layers)
     order = ReadingOrder(
@@ -89,7 +90,7 @@ def share_sweep(
             for one in jobs
         ],
         folder=folder,
-        stream=LayerStream(model.loader, order, model.devices, coordinator, model.resident, track),
+        stream=LayerStream(model.loader, order, devices, coordinator, model.resident, track),
         coordinator=coordinator,
         norm=_read_norm(model) if model.normalizes else None,
         advance=advance,
@@ -132,7 +133,7 @@ def fill_group(shared: SweepShared, part: int, group: int) -> list[LaneWorker]:
 
 def _make_workers(shared: SweepShared, part: SharedByLanes, group: int) -> list[LaneWorker]:
     job, model, workers = part.job, part.job.model, []
-    for decoder, device, lane in zip(model.decoders, model.devices, job.groups[group], strict=True):
+    for (decoder, device), lane in zip(job.workers, job.groups[group], strict=True):
         width = model.checkpoint.config.hidden_size
         shape = StoreShape(num_rows=lane.num_tokens, width=width, dtype=model.dtype, device=device)
         worker = LaneWorker(

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from strata.engine.model.open_model import BASE_MEMBER, Computing, open_model
 from strata.engine.model.vocabulary import TargetTokens, target_logits, vocabulary_projection
-from strata.engine.plan.sweep_job import SweepJob, plan_lanes
+from strata.engine.plan.groups import plan_lanes
+from strata.engine.plan.sweep_job import SweepJob
 from strata.engine.plan.sweep_plan import SweepPlan
 from strata.engine.sweep.sweep import run_sweep
 from strata.engine.tree.targets import build_scored_tree

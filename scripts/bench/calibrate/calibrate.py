@@ -7,10 +7,13 @@ of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import psutil
@@ -64,7 +67,8 @@ LINEAR_ROWS = {"cpu": 512, "cuda": 8192}
 ATTENTION_KEYS = {"cpu": 1024, "cuda": 4096}
 HEAD_DIMS = (64, 128)
 BUSY_PERCENT = 20.0
-OTHER_STEPS = ("disks", "copies", "decoding", "interference")
+LANE_ROUNDS = 7
+OTHER_STEPS = ("disks", "copies", "decoding", "interference", "lanes")
 """What is measured beside the ways of computing."""
 
 
@@ -140,6 +144,7 @@ def measure_machine(
         "copies": lambda: [measure_copies(torch.device("cpu")), measure_copies(device)],
         "decoding": lambda: measure_decode_rates(activations, device),
         "interference": lambda: 0.0 if on_cuda else measure_interference(folder, activations),
+        "lanes": lambda: None if on_cuda else measure_two_lanes_gain(activations),
     }
     found: dict[str, Any] = {name: steps.run(name, other[name]) for name in OTHER_STEPS}
     host_memory = psutil.virtual_memory().total
@@ -160,6 +165,7 @@ def measure_machine(
         host_to_device_bytes_per_s=found["copies"][1] if on_cuda else None,
         decode_weights_per_s=found["decoding"],
         read_interference=found["interference"],
+        two_lanes_gain=found["lanes"],
         source={"all": "measured by strata bench calibrate"},
     )
 
@@ -196,6 +202,32 @@ def measure_compute(dtype: torch.dtype, linear: LinearKind, device: torch.device
         best = measure_gemm_rate(device, kind, TINYLLAMA_1B.hidden_size, seconds=1.0)
     # A roofline measured in a busy moment is no roofline.
     return ComputeRates(gemm_flop_per_s=max(best, layer.linear_flop_per_s), layer=layer)
+
+
+def measure_two_lanes_gain(dtype: torch.dtype) -> float | None:
+    """Seconds of two lanes one after the other, each on all threads, over those of both at a time.
+
+    None on a single thread, which has nothing to share.
+    """
+    if torch.get_num_threads() == 1:
+        return None
+    device = torch.device("cpu")
+    layers = [TimedLayer(shape=TINYLLAMA_1B, dtype=dtype, linear="dense", device=device) for _ in range(2)]
+    lanes = [torch.inference_mode()(layer.lane(CASES["cpu"][0]).run) for layer in layers]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+
+        def seconds(num_together: int) -> float:
+            started = perf_counter()
+            for first in range(0, len(lanes), num_together):
+                begun = [pool.submit(run) for run in lanes[first : first + num_together]]
+                for lane in begun:
+                    lane.result()
+            return perf_counter() - started
+
+        seconds(2)  # does not count
+        gain = median(seconds(1) / seconds(2) for _ in range(LANE_ROUNDS))
+    print(f"two lanes are {gain:.2f} times as fast as one")
+    return gain
 
 
 def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> LayerRates:

@@ -83,13 +83,14 @@ def run_core_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> dict[
         "micro_batch_tokens": plan.micro_batch_tokens,
         "dtype": plan.dtype,
         "device": str(prober.device),
+        "num_lanes": prober.num_lanes,
     }
 
 
 def plan_runs(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) -> dict[str, SyntheticRun]:
     """The planned sweep of each kind of run of ours."""
     common: dict[str, Any] = {
-        "devices": bench_device(config),
+        "devices": bench_devices(config),
         "micro_batch_tokens": config.micro_batch_tokens,
     }
     resident = {"resident_layers": bench_shape(config).num_layers, "num_groups": RESIDENT_GROUPS}
@@ -115,7 +116,7 @@ def streamed_gib(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path) 
     if config.memory_gib:
         return config.memory_gib
     settings: dict[str, Any] = {
-        "devices": bench_device(config),
+        "devices": bench_devices(config),
         "micro_batch_tokens": config.micro_batch_tokens,
     }
     plan = plan_synthetic(job, checkpoint, config.folder, **settings, resident_layers=0, num_groups=1).plan
@@ -217,6 +218,11 @@ def bench_checkpoint(config: SweepBenchConfig) -> Path:
 def bench_device(config: SweepBenchConfig) -> str:
     """One device: what was asked for, or the first that `auto` finds."""
     return resolve_devices(config.device)[0]
+
+
+def bench_devices(config: SweepBenchConfig) -> str:
+    """What `--devices` is: of a CPU that was not asked for, the planner chooses the lanes."""
+    return "auto" if config.device == "auto" and bench_device(config) == "cpu" else bench_device(config)
 
 
 def rms(values: np.ndarray) -> float:

@@ -20,7 +20,7 @@ from strata.engine.plan.shapes import ModelShape
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
 from strata.scripts.bench.steps import BenchSteps
-from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, UNKEPT, bench_device, bench_shape
+from strata.scripts.bench.sweep.core import RESIDENT_GROUPS, UNKEPT, bench_device, bench_devices, bench_shape
 from strata.scripts.bench.sweep.probes import ProbedRun, make_prober
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import STORAGES
@@ -89,7 +89,7 @@ def measure_format(config: SweepBenchConfig, shape: ModelShape, checkpoint: Path
     device = bench_device(config)
     # All in one dtype, also what is stored in float32.
     dtype = resolve_dtype(config.format_dtype, torch.bfloat16, (device,))
-    common: dict[str, Any] = {"devices": device, "dtype": str(dtype).removeprefix("torch.")}
+    common: dict[str, Any] = {"devices": bench_devices(config), "dtype": str(dtype).removeprefix("torch.")}
     common |= {"micro_batch_tokens": config.micro_batch_tokens}
     resident = plan_synthetic(
         job, checkpoint, config.folder, **common, resident_layers=shape.num_layers, num_groups=RESIDENT_GROUPS

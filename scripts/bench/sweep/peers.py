@@ -23,7 +23,7 @@ from strata.scripts.bench.steps import BenchSteps
 from strata.scripts.bench.sweep.core import (
     UNKEPT,
     bench_checkpoint,
-    bench_device,
+    bench_devices,
     bench_shape,
     streamed_gib,
 )
@@ -111,7 +111,7 @@ def strata_s(config: SweepBenchConfig, job: SyntheticJob, checkpoint: Path, dtyp
         job,
         checkpoint,
         config.folder,
-        devices=bench_device(config),
+        devices=bench_devices(config),
         dtype="int8" if dtype == "int8" else "auto",
         memory_gib=streamed_gib(config, job, checkpoint),
         resident_layers=0,

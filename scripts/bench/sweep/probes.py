@@ -7,7 +7,9 @@ when its probes differ by more than a tenth. Ratios between runs are ratios of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -43,6 +45,7 @@ class Prober:
     Attributes:
         shape: the model.
         rows: tokens of a GEMM.
+        num_lanes: that share the device: so many GEMMs run at a time, and their rates add up.
         flops: useful FLOPs of one question.
     """
 
@@ -50,12 +53,16 @@ class Prober:
     rows: int
     dtype: torch.dtype
     device: torch.device
+    num_lanes: int
     flops: int
 
     def gemm_flop_per_s(self) -> float:
         """The GEMM roofline at this moment."""
         shapes = layer_gemm_shapes(self.shape, self.rows)
-        return measure_gemm_rate(self.dtype, self.device, shapes, seconds=PROBE_S).best_flop_per_s
+        measure = partial(measure_gemm_rate, self.dtype, self.device, shapes, seconds=PROBE_S)
+        with ThreadPoolExecutor(self.num_lanes) as pool:
+            lanes = [pool.submit(measure) for _ in range(self.num_lanes)]
+            return sum(lane.result().best_flop_per_s for lane in lanes)
 
     def probe(self, run: Callable[[], float]) -> ProbedRun:
         """Seconds a question of a run, between two GEMM probes that agree (or the last of a few tries)."""
@@ -80,5 +87,6 @@ def make_prober(shape: ModelShape, plan: SweepPlan, flops: int) -> Prober:
         rows=plan.micro_batch_tokens,
         dtype=plan.torch_dtype,
         device=torch.device(plan.devices[0]),
+        num_lanes=plan.devices.count("cpu") or 1,
         flops=flops,
     )

@@ -17,7 +17,7 @@ from strata.engine.weights.read_cache import CachedSource
 from strata.scripts.bench.configs import SweepBenchConfig
 from strata.scripts.bench.record import GIB, print_table
 from strata.scripts.bench.steps import BenchSteps
-from strata.scripts.bench.sweep.core import UNKEPT, bench_checkpoint, bench_device, bench_shape
+from strata.scripts.bench.sweep.core import UNKEPT, bench_checkpoint, bench_devices, bench_shape
 from strata.scripts.bench.sweep.probes import Prober, make_prober
 from strata.scripts.bench.workloads.synthetic_job import (
     SyntheticJob,
@@ -35,7 +35,7 @@ def run_throttle_part(config: SweepBenchConfig, steps: BenchSteps = UNKEPT) -> d
     shape, checkpoint = bench_shape(config), bench_checkpoint(config)
     job = make_job(shape, config.num_questions, config.question_size)
     common: dict[str, Any] = {
-        "devices": bench_device(config),
+        "devices": bench_devices(config),
         "micro_batch_tokens": config.micro_batch_tokens,
     }
     sweep = plan_synthetic(job, checkpoint, config.folder, **common, resident_layers=0, num_groups=1)

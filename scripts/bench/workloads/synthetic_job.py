@@ -91,7 +91,10 @@ def plan_synthetic(
         resident_layers=len(plan.resident_layers),
         hidden_store=plan.hidden_store,
     )
-    return SyntheticRun(job=job, config=replace(config, plan=kept), plan=plan, profile=profile)
+    machine = replace(config.machine, devices=",".join(plan.devices))
+    return SyntheticRun(
+        job=job, config=replace(config, plan=kept, machine=machine), plan=plan, profile=profile
+    )
 
 
 def run_synthetic(run: SyntheticRun, source: ByteSource | None = None, *, cold: bool = False) -> JobRun:

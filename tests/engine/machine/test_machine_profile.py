@@ -110,7 +110,8 @@ def test_two_t4_are_what_the_design_says():
 
 
 def test_workers_share_the_cores():
-    one, two = PROFILE.rates("bfloat16", "dense"), PROFILE.rates("bfloat16", "dense", 2)
+    one = PROFILE.rates("bfloat16", "dense")
+    two = one.shared_by(2)
     assert two.gemm_flop_per_s == one.gemm_flop_per_s / 2
     assert two.layer == LAYER.shared_by(2)
     assert two.layer.linear_flop_per_s == 2e11

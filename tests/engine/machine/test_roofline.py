@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
@@ -36,11 +37,11 @@ def probe_of(clock: Clock, rates: list[float], **changes) -> RooflineProbe:
     probe = RooflineProbe(**(asked | {"num_workers": 1, "num_devices": 1, "_started": clock.now} | changes))
     left = iter(rates)
 
-    def sample(seconds: float) -> None:
+    def sample(seconds: float, num_products: int) -> None:
         clock.now += seconds
         probe.num_samples += 1
-        probe.sampled_flops += next(left) * seconds
-        probe.sampled_s += seconds
+        probe.sampled_flops += next(left) * seconds * num_products
+        probe.sampled_s += seconds * num_products
 
     probe._sample = sample
     return probe
@@ -78,11 +79,51 @@ def test_the_mean_counts_and_devices_add_up(clock):
     assert probe.seen.flop_per_s == pytest.approx(6e9)
 
 
-@pytest.mark.parametrize("changes", [{"num_workers": 2}, {"device": torch.device("cuda:0")}])
-def test_only_a_lone_cpu_worker_is_interrupted(changes, clock):
+def test_a_gpu_is_not_interrupted(clock):
     def advance(count: int) -> None: ...
 
-    assert probe_of(clock, [], **changes).beside(advance) is advance
+    assert probe_of(clock, [], device=torch.device("cuda:0")).beside(advance) is advance
+
+
+def test_parts_of_lanes_that_share_a_cpu_add_up(clock):
+    """Each of two lanes reaches 2 GFLOP/s beside the other, and a sample costs the sweep half its time."""
+    probe = probe_of(clock, [2e9] * 100, num_workers=2)
+    advance = probe.beside(lambda count: None)
+    for _ in range(200):
+        clock.now += 0.05
+        advance(512)
+    assert probe.num_samples > 1
+    between_s = 0.03 * probe.num_samples
+    probe.sample_after()
+    assert probe.seen.flop_per_s == pytest.approx(4e9)
+    assert probe.seen.between_s == pytest.approx(between_s / 2)
+
+
+def test_lanes_sample_one_at_a_time(clock):
+    probe = probe_of(clock, [1e9] * 10, num_workers=2)
+    clock.now += 100.0
+    probe._is_sampling.acquire()
+    probe.sample_between()
+    assert probe.num_samples == 0
+    probe._is_sampling.release()
+    probe.sample_between()
+    assert probe.num_samples == 1
+
+
+def test_after_the_sweep_as_many_products_run_as_there_were_lanes(monkeypatch):
+    begun = threading.Barrier(2, timeout=10)
+
+    def call_seconds(product: GemmProduct, seconds: float) -> list[float]:
+        begun.wait()
+        return [0.5, 0.5]
+
+    monkeypatch.setattr(GemmProduct, "call_seconds", call_seconds)
+    probe = RooflineProbe(
+        device=torch.device("cpu"), dtype=torch.float32, width=64, num_workers=2, num_devices=1
+    )
+    probe.sample_after()
+    flops = 2 * 512 * 64 * 64
+    assert probe.seen.flop_per_s == pytest.approx(2 * flops / 0.5)
 
 
 def test_sweeps_one_after_the_other_have_a_roofline_together():

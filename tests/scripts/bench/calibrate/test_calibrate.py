@@ -243,6 +243,8 @@ def test_a_calibration_is_saved_where_plans_look_for_it(small_machine, tmp_path,
     assert set(profile.compute) == {"float32", "bfloat16", "int8"}
     assert profile.disk_bytes_per_s > 0
     assert profile.read_interference >= 0
+    assert profile.rates("float32", "dense").two_lanes_gain == profile.two_lanes_gain
+    assert torch.get_num_threads() == 1 or 0.01 < profile.two_lanes_gain < 100
     assert not list((tmp_path / "disk").iterdir())
     assert "whole layers fitted to" in capsys.readouterr().out
 
