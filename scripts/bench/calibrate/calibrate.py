@@ -43,7 +43,7 @@ from strata.scripts.bench.calibrate.layer_fit import (
     fit_layer,
     predict_seconds,
 )
-from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, least_in_turns, prefix_attention
+from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, median_in_turns, prefix_attention
 from strata.scripts.bench.calibrate.storage_runs import measure_copies, measure_disks, measure_interference
 from strata.scripts.bench.configs import CalibrateConfig
 from strata.scripts.bench.record import print_environment, print_table, run_identity
@@ -243,7 +243,7 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
     ]
     call = tiny.lane(LayerCase(micro_batch_tokens=32, prefix_tokens=40, num_questions=4))
     lanes = [layer.lane(case) for case in CASES[kind]]
-    matrices_s, short_s, long_s, call_s, *lanes_s = least_in_turns([matrices, *heads, call, *lanes], device)
+    matrices_s, short_s, long_s, call_s, *lanes_s = median_in_turns([matrices, *heads, call, *lanes], device)
     samples = [LayerSample(seconds=seconds, run=lane) for seconds, lane in zip(lanes_s, lanes, strict=True)]
     sizes = LayerSizes(
         width=shape.hidden_size + shape.intermediate_size,

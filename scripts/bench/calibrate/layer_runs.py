@@ -209,11 +209,12 @@ def prefix_attention(shape: ModelShape, keys: int, dtype: torch.dtype, device: t
     )
 
 
-def least_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: float = 10.0) -> list[float]:
-    """Least seconds of each run; all take turns, so that a busy moment of the machine costs none of them.
+def median_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: float = 10.0) -> list[float]:
+    """Median seconds of each run; all take turns, so that a busy moment of the machine meets all of them.
 
-    Other programs only ever add to a time. The first round does not count. GPUs slow down as they get hot, so
-    that of theirs the median of the second half counts.
+    Not the least: sweeps take minutes, at the speed that the machine usually has, and by the least of each
+    part they were predicted a tenth too fast. The first round does not count; GPUs slow down as they get hot,
+    so that of theirs the first half does not.
 
     Args:
         runs: what to time.
@@ -227,6 +228,4 @@ def least_in_turns(runs: Sequence[TimedRun], device: torch.device, at_least_s: f
                 with Stopwatch(device) as watch:
                     timed.run()
                 found.append(watch.seconds)
-    if device.type == "cuda":
-        return [median(found[len(found) // 2 :]) for found in seconds]
-    return [min(found[1:]) for found in seconds]
+    return [median(found[len(found) // 2 if device.type == "cuda" else 1 :]) for found in seconds]

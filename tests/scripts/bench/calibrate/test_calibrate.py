@@ -23,7 +23,7 @@ from strata.engine.plan.times import compute_seconds
 from strata.engine.plan.workload import Workload
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.formats.gguf import KINDS
-from strata.scripts.bench.calibrate import calibrate, decode_runs, storage_runs
+from strata.scripts.bench.calibrate import calibrate, decode_runs, layer_runs, storage_runs
 from strata.scripts.bench.calibrate.decode_runs import decode_steps
 from strata.scripts.bench.calibrate.layer_fit import (
     LayerSample,
@@ -38,7 +38,7 @@ from strata.scripts.bench.calibrate.layer_runs import (
     LayerCase,
     TimedLayer,
     TimedRun,
-    least_in_turns,
+    median_in_turns,
     prefix_attention,
 )
 from strata.scripts.bench.configs import CalibrateConfig
@@ -141,9 +141,27 @@ def test_attention_alone_counts_whole_tiles_on_cpu():
 def test_every_run_is_repeated_in_turns():
     order: list[int] = []
     runs = [TimedRun(run=lambda number=number: order.append(number)) for number in range(3)]
-    seconds = least_in_turns(runs, torch.device("cpu"), at_least_s=0.0)
+    seconds = median_in_turns(runs, torch.device("cpu"), at_least_s=0.0)
     assert order == [0, 1, 2] * 4
     assert all(0 <= one < 1 for one in seconds)
+
+
+def test_neither_a_busy_moment_nor_a_lucky_one_counts(monkeypatch):
+    """Of four rounds the first is left out, and of the others the middle one counts."""
+    told = iter([9.0, 2.0, 1.0, 7.0])
+
+    class Watch:
+        def __init__(self, device: torch.device) -> None:
+            self.seconds = next(told)
+
+        def __enter__(self) -> Watch:
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+    monkeypatch.setattr(layer_runs, "Stopwatch", Watch)
+    run = TimedRun(run=lambda: None)
+    assert median_in_turns([run], torch.device("cpu"), at_least_s=0.0) == [2.0]
 
 
 def test_the_planner_adds_a_layer_up_as_the_fit_does(tiny_layer, tiny_costs):
@@ -217,7 +235,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "TINYLLAMA_1B", TINY)
     cases = (LayerCase(micro_batch_tokens=32, prefix_tokens=50, num_questions=1),) * 2
     monkeypatch.setattr(calibrate, "CASES", {"cpu": cases})
-    monkeypatch.setattr(calibrate, "least_in_turns", partial(least_in_turns, at_least_s=0.0))
+    monkeypatch.setattr(calibrate, "median_in_turns", partial(median_in_turns, at_least_s=0.0))
     monkeypatch.setattr(calibrate, "ATTENTION_KEYS", {"cpu": 128})
     monkeypatch.setattr(calibrate, "LINEAR_ROWS", {"cpu": 32})
     monkeypatch.setattr(calibrate, "measure_gemm_rate", lambda *arguments, **settings: 1e11)
