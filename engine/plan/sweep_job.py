@@ -78,6 +78,15 @@ class SweepJob:
         return tuple(found)[: len(self.plan.devices)]
 
     @property
+    def worker_names(self) -> tuple[str, ...]:
+        """The devices of the workers, with numbers where lanes share one."""
+        devices = self.plan.devices
+        return tuple(
+            f"{name} lane {devices[: place + 1].count(name)}" if devices.count(name) > 1 else name
+            for place, name in enumerate(devices)
+        )
+
+    @property
     def num_micro_batches(self) -> int:
         """Of all lanes."""
         return sum(len(lane.micro_batches) for lanes in self.groups for lane in lanes)

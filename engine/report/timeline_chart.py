@@ -1,4 +1,4 @@
-"""The chart of a timeline: a row for each kind of work and device, a bar a layer."""
+"""The chart of a timeline: a row for each kind of work and device (or lane of it), a bar a layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def timeline_chart(timeline: Timeline) -> list[Chart]:
     first_s = spans[0].start_s
     works: tuple[Work, ...] = get_args(Work)
     kinds = [work for work in works if any(span.work == work for span in spans)]
-    rows = [row for work in kinds for row in dict.fromkeys(_row(span) for span in spans if span.work == work)]
+    rows = [row for work in kinds for row in sorted({_row(span) for span in spans if span.work == work})]
     data = [_trace(timeline, work, [span for span in spans if span.work == work], first_s) for work in kinds]
     layout = {
         "barmode": "overlay",

@@ -1,4 +1,4 @@
-"""Times one layer of one device's workers, and notes it on the sweep's track."""
+"""Times one layer of the workers of a thread, and notes it on the sweep's track."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ class LayerClock:
     """Starts when workers begin to wait for a layer's weights.
 
     Args:
-        workers: of one device, which take the layer one after the other.
+        workers: of one thread, which take the layer one after the other.
         track: where it is noted; None for nowhere.
+        place: what the thread's device, or its lane of it, is called there.
     """
 
-    def __init__(self, workers: Sequence[LaneWorker], track: Track | None) -> None:
-        self._workers, self._track = workers, track
+    def __init__(self, workers: Sequence[LaneWorker], track: Track | None, place: str) -> None:
+        self._workers, self._track, self._place = workers, track, place
         self._store_s = self._total_store_s()
         self._waits_since = self._computes_since = perf_counter()
 
@@ -31,7 +32,7 @@ class LayerClock:
         """Notes the wait, the computing and the store's part of it; the layer is done."""
         if self._track is None:
             return
-        note = partial(self._track.note, group=group, layer=layer, device=str(self._workers[0].device))
+        note = partial(self._track.note, group=group, layer=layer, device=self._place)
         waits_since, computes_since = self._waits_since, self._computes_since
         store_s = self._total_store_s() - self._store_s
         note("compute", started=computes_since)

@@ -171,9 +171,10 @@ def _sweep_group(shared: SweepShared, group: int) -> tuple[SweptGroup, ...]:
 def sweep_lanes(shared: SweepShared, group: int, lane: int, workers: Sequence[LaneWorker]) -> None:
     """One device's sweep: all layers over the lanes of all jobs, each layer taken and given back once."""
     device, public = workers[0].device, [part.public for part in shared.parts]
+    place = shared.parts[0].job.worker_names[lane]
     with torch.inference_mode():
         for layer in range(shared.first_layer(group), shared.base.checkpoint.num_layers):
-            clock = LayerClock(workers, shared.track)
+            clock = LayerClock(workers, shared.track, place)
             weights = shared.stream.take(group, layer, device)
             clock.has_weights()
             for part, worker in zip(shared.parts, workers, strict=True):

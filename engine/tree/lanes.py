@@ -167,10 +167,10 @@ def ranges_in_order(wanted: Intervals, key_space: Intervals) -> Intervals:
 
 
 def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
-    """Runs at which lanes begin: near equal shares of the tokens, at the shallowest run there.
+    """Runs at which lanes begin: near equal shares of the tokens, where little becomes public.
 
     A run that begins behind d others of its chain makes d tokens public, so a cut between questions is better
-    than one inside.
+    than one inside. A public token counts as much as one by which the lane misses its share.
     """
     share = tree.num_tokens / num_lanes
     starts = tree.run_starts[:-1]
@@ -181,7 +181,8 @@ def _run_bounds(tree: PrefixTree, num_lanes: int) -> list[int]:
         high = min(max(int(high), low + 1), tree.num_runs)
         if low < high:
             num_public = [count(_ancestors_before(tree, run, int(starts[run]))) for run in range(low, high)]
-            bounds.add(low + int(np.argmin(num_public)))
+            missed = np.abs(starts[low:high] - lane * share)
+            bounds.add(low + int(np.argmin(num_public + missed)))
     return sorted(bounds)
 
 

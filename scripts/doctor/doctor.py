@@ -143,8 +143,9 @@ def _describe_disk(disk: DiskFacts) -> str:
 def _advice_rows(advice: Advice) -> list[tuple[str, str]]:
     dtypes = ", ".join(f"{stored} checkpoints in {dtype}" for stored, dtype in advice.dtype.items())
     cache = "without one: of use before a slow mount" if advice.cache_dir is None else str(advice.cache_dir)
+    lanes = " (auto: in two lanes where they are no slower)" if advice.devices == ("cpu",) else ""
     return [
-        ("--devices", ",".join(advice.devices)),
+        ("--devices", ",".join(advice.devices) + lanes),
         ("--dtype", dtypes),
         ("--dtype int8", advice.int8),
         ("--memory-gib", f"{advice.device_budget_bytes / GIB:.1f} a device"),

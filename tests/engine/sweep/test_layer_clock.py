@@ -20,19 +20,23 @@ def spans_of(run):
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 def test_every_layer_of_every_group_is_noted_once_a_device(devices, checkpoint, score, tmp_path):
     run = score(model=checkpoint("llama-gqa"), devices=devices, out=tmp_path / "out", **STREAMED)
-    num_layers, num_devices = run.record["plan"]["num_layers"], devices.count("cpu")
+    num_layers = run.record["plan"]["num_layers"]
+    places = ["cpu"] if devices == "cpu" else ["cpu lane 1", "cpu lane 2"]
     num_groups = run.record["plan"]["num_groups"]
     spans = spans_of(run)
     once_a_layer = num_layers * num_groups
     assert Counter(row for row, _ in spans) == {
         "read disk": once_a_layer,
         "copy cpu": once_a_layer,
-        "wait cpu": once_a_layer * num_devices,
-        "compute cpu": once_a_layer * num_devices,
-        "store cpu": once_a_layer * num_devices,
+        **{f"{work} {place}": once_a_layer for work in ("wait", "compute", "store") for place in places},
     }
-    layers = {(event["args"]["group"], event["name"]) for row, event in spans if row == "compute cpu"}
-    assert layers == {(group, f"layer {layer}") for group in range(num_groups) for layer in range(num_layers)}
+    for place in places:
+        layers = {
+            (event["args"]["group"], event["name"]) for row, event in spans if row == f"compute {place}"
+        }
+        assert layers == {
+            (group, f"layer {layer}") for group in range(num_groups) for layer in range(num_layers)
+        }
 
 
 def test_a_layer_is_computed_after_it_was_read_and_stored_while_computed(checkpoint, score, tmp_path):
@@ -49,13 +53,12 @@ def test_a_layer_is_computed_after_it_was_read_and_stored_while_computed(checkpo
 
 
 class Worker:
-    device = "cpu"
     store_s = 1.0
 
 
 def test_the_store_counts_what_the_layer_added():
     worker, timeline = Worker(), Timeline()
-    clock = LayerClock([worker], timeline.begin("a"))
+    clock = LayerClock([worker], timeline.begin("a"), "cpu")
     clock.has_weights()
     worker.store_s = 1.25
     clock.note(0, 7)
@@ -65,6 +68,6 @@ def test_the_store_counts_what_the_layer_added():
 
 
 def test_without_a_track_nothing_is_noted():
-    clock = LayerClock([Worker()], None)
+    clock = LayerClock([Worker()], None, "cpu")
     clock.has_weights()
     clock.note(0, 0)

@@ -175,6 +175,21 @@ def test_lanes_begin_between_questions_where_they_can():
     assert [lane.num_tokens for lane in lanes] == [3 + 5 * 29, 5 * 29, 5 * 29, 5 * 29]
 
 
+def test_of_cuts_that_share_about_as_much_the_one_nearest_an_equal_share_is_taken():
+    """200 questions of 40 to 60 tokens, some with the same first word: lanes differ by a question."""
+    numbers = np.random.default_rng(0)
+    lengths = numbers.integers(40, 60, 200)
+    sequences = [
+        np.append(numbers.integers(0, 30, 2), numbers.integers(30, 999, length)) for length in lengths
+    ]
+    tree = build_prefix_tree([np.append(0, row).astype(np.int32) for row in sequences])
+    for num_lanes in (2, 4):
+        lanes = split_lanes(tree, np.arange(0), num_lanes, 512)
+        sizes = [lane.num_tokens for lane in lanes]
+        assert max(sizes) - min(sizes) <= 2 * 60
+        assert all(sum(end - start for start, end in lane.public) <= 3 * num_lanes for lane in lanes)
+
+
 def test_equal_branches_split_evenly():
     prefix = list(range(50))
     sequences = [np.array([*prefix, 100 + option, *range(9)]) for option in range(9)]
