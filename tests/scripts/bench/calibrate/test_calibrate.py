@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,16 +152,10 @@ def test_neither_a_busy_moment_nor_a_lucky_one_counts(monkeypatch):
     """Of four rounds the first is left out, and of the others the middle one counts."""
     told = iter([9.0, 2.0, 1.0, 7.0])
 
-    class Watch:
-        def __init__(self, device: torch.device) -> None:
-            self.seconds = next(told)
+    def watch(device: torch.device) -> AbstractContextManager[SimpleNamespace]:
+        return nullcontext(SimpleNamespace(seconds=next(told)))
 
-        def __enter__(self) -> Watch:
-            return self
-
-        def __exit__(self, *exception: object) -> None: ...
-
-    monkeypatch.setattr(layer_runs, "Stopwatch", Watch)
+    monkeypatch.setattr(layer_runs, "Stopwatch", watch)
     run = TimedRun(run=lambda: None)
     assert median_in_turns([run], torch.device("cpu"), at_least_s=0.0) == [2.0]
 
