@@ -28,8 +28,13 @@ def measure_quickly(
         gemm_flop_per_s=rate,
         disk_bytes_per_s=measure_disk_rate(file),
         host_to_device_bytes_per_s=None if on_cpu else NOMINAL_HOST_TO_DEVICE,
-        two_lanes_gain=TWO_LANES_GAIN if on_cpu and torch.get_num_threads() == 2 else None,
+        two_lanes_gain=usual_lanes_gain() if on_cpu else None,
     ).shared_by(devices.count("cpu") or 1)
+
+
+def usual_lanes_gain() -> float | None:
+    """What two lanes gain on this machine's CPU where nobody has measured it; None: not known."""
+    return TWO_LANES_GAIN if torch.get_num_threads() == 2 else None
 
 
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.2) -> float:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 
 from strata.engine.files import write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json_object
-from strata.engine.machine.measure import measure_disk_rate, measure_quickly
+from strata.engine.machine.measure import measure_disk_rate, measure_quickly, usual_lanes_gain
 from strata.engine.machine.rates import MEASURED_QUICKLY, LayerRates, LinearKind, MachineRates
 from strata.engine.machine.shipped import find_shipped, shipped_names
 from strata.engine.results.machine_facts import cpu_name, num_usable_cores
@@ -241,7 +241,7 @@ def find_calibration() -> tuple[MachineProfile | None, str]:
         return None, f" (the calibration is not used: {error})"
     if profile.machine != describe_machine():
         return None, " (the calibration is of another machine, or of another number of cores)"
-    return profile, ""
+    return replace(profile, two_lanes_gain=profile.two_lanes_gain or usual_lanes_gain()), ""
 
 
 def load_profile(name: str | None) -> MachineProfile:

@@ -201,6 +201,15 @@ def test_what_was_not_calibrated_is_measured_quickly(asked, tmp_path, quick):
     assert rates_for(tmp_path, **asked).rates_from == "measured quickly"
 
 
+@pytest.mark.parametrize(("measured", "gain"), [(None, 1.1), (1.4, 1.4)])
+def test_a_calibration_without_lanes_has_the_usual_gain(measured, gain, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    save_profile(replace(PROFILE, machine=describe_machine(), two_lanes_gain=measured), calibrated_path())
+    rates = rates_for(tmp_path)
+    assert (rates.two_lanes_gain, rates.gain) == (gain, 1.0)
+    assert rates_for(tmp_path, devices=("cpu", "cpu")).gain == gain
+
+
 def test_rates_must_be_positive():
     with pytest.raises(ValueError, match="elements_per_s is 0"):
         LayerRates(**(asdict(LAYER) | {"elements_per_s": 0.0}))
