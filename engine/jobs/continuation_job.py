@@ -6,6 +6,7 @@ Not a `Job`: it scores pairs, which are no questions. See `Scorer.plan_continuat
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
@@ -35,11 +36,12 @@ class ContinuationJob:
         """
         if self.job is None:
             return
-        for rows in self.job.groups(Deadline()):
-            yield {
-                int(row.question.id): (float(row.scores[0]), bool(row.member_scores[IS_GREEDY][0]))
-                for row in rows
-            }
+        with closing(self.job.groups(Deadline())) as groups:
+            for rows in groups:
+                yield {
+                    int(row.question.id): (float(row.scores[0]), bool(row.member_scores[IS_GREEDY][0]))
+                    for row in rows
+                }
 
     def in_order(self) -> list[LogLikelihood]:
         """All of them, in the order of the pairs; raises as `groups` does."""

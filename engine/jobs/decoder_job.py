@@ -5,7 +5,7 @@ Flow: prompts and their planned sweep -> readouts of a group -> scores of the qu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
@@ -106,7 +106,7 @@ class DecoderJob:
         prompting = {**describe_head(opened.head), "template": opened.prompting.template.name}
         return {**describe_sweep(self.sweep, self.machine), **prompting, **asdict(self.prefix_sharing)}
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """Sweeps group after group, and scores the questions that each completes; see `Job`."""
         session, reader = self.opened.session, self.opened.model.reader
         before = reader.num_bytes_read

@@ -8,7 +8,8 @@ The model is far smaller than the machine: it is loaded whole. Its rows share no
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
@@ -214,7 +215,7 @@ class EncoderJob:
             **self.machine.describe_products(),
         }
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """Scores batch after batch, and hands on what is known every few seconds; see `Job`."""
         session = self.opened.session
         batches = [[self.prompts[index] for index in batch] for batch in self.batches]
@@ -225,13 +226,14 @@ class EncoderJob:
         try:
             with progress_bar("encode", total, shown=session.shows_progress) as advance:
                 scored = score_batches(self.opened.lanes, batches, deadline)
-                for batch in session.timer.each("sweep", scored):
-                    self.done.append(batch)
-                    known += self._scores_of(batch)
-                    advance(batch.num_tokens)
-                    if perf_counter() - handed_on > YIELD_EVERY_S:
-                        yield known
-                        known, handed_on = [], perf_counter()
+                with closing(session.timer.each("sweep", scored)) as timed:
+                    for batch in timed:
+                        self.done.append(batch)
+                        known += self._scores_of(batch)
+                        advance(batch.num_tokens)
+                        if perf_counter() - handed_on > YIELD_EVERY_S:
+                            yield known
+                            known, handed_on = [], perf_counter()
         except (Exception, KeyboardInterrupt):
             if known:
                 yield known

@@ -7,7 +7,8 @@ with what the others said.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from strata.engine.deadline import Deadline
@@ -160,12 +161,13 @@ class EnsembleJob:
         """The plan of each model."""
         return {"members": list(self.opened.members), "parts": [job.describe() for job in self.jobs]}
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """The last model's groups, averaged with what the others said of the same questions."""
         *earlier, last = self.jobs
         known = [{row.question.id: row for rows in job.groups(deadline) for row in rows} for job in earlier]
-        for rows in last.groups(deadline):
-            yield [self._average(row, known) for row in rows]
+        with closing(last.groups(deadline)) as groups:
+            for rows in groups:
+                yield [self._average(row, known) for row in rows]
 
     def measure(self) -> Measured:
         """What all took together."""

@@ -6,7 +6,7 @@ of scores, as they end -> `measure`. Decoders and encoders implement the two pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -69,7 +69,7 @@ class Job(Protocol):
         """The plan as run.json keeps it."""
         ...
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """Computes, and yields the scores of questions as they are known; each question once.
 
         Nothing is begun that would not end before the deadline.

@@ -7,7 +7,7 @@ of a question is averaged. See `OpenMembers`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -81,7 +81,7 @@ class SharedSweepJob:
         }
         return plan | differing | {"members": list(self.opened.members), "shared_sweep": True}
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """Sweeps group after group; a question is handed on when all have scored it.
 
         After the last group those are handed on that only some have reached before the deadline.

@@ -9,7 +9,8 @@ the deadline is given up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -83,7 +84,7 @@ def score_in_chunks(
     pace: Pace,
     watch: Watch | None = None,
     pending: Pending | None = None,
-) -> Iterator[list[QuestionScores]]:
+) -> Generator[list[QuestionScores], None, None]:
     """Scores questions from the first on, until all are scored or no further one can be.
 
     Args:
@@ -113,9 +114,10 @@ def score_in_chunks(
         if num == len(left):
             watch.before_last()
         try:
-            for rows in job.groups(deadline):
-                num_scored += len(rows)
-                yield rows
+            with closing(job.groups(deadline)) as groups:
+                for rows in groups:
+                    num_scored += len(rows)
+                    yield rows
         except DeadlinePassedError:
             return
         if num_scored < num:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -126,10 +127,11 @@ def score_unit(
         states = session.states
         ids = [question.id for question in left]
         states.open(folder / "states", fingerprint, ids if asked.resumes else None, session.warnings.say)
-        for rows in score_in_chunks(scorer, left, deadline, pace, asked.watch, states.pending):
-            kept.add(rows)
-            known = known + rows
-            yield rows
+        with closing(score_in_chunks(scorer, left, deadline, pace, asked.watch, states.pending)) as scored:
+            for rows in scored:
+                kept.add(rows)
+                known = known + rows
+                yield rows
         if scorer.waits_for_all:
             yield scorer.finish(known)
 

@@ -11,7 +11,8 @@ Knows nothing of questions, prompts or heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -63,7 +64,7 @@ def run_sweep(
     tap: Tap | None = None,
     track: Track | None = None,
     keeper: Keeper | None = None,
-) -> Iterator[SweptGroup]:
+) -> Generator[SweptGroup, None, None]:
     """Computes the readouts of a job, a group of lanes after another; closing the iterator ends the sweep.
 
     Args:
@@ -82,8 +83,10 @@ def run_sweep(
         FloatingPointError: hidden states that are not finite even in float32.
         MemoryRanOutError: not even the smallest micro-batches fit, or something else does not.
     """
-    for (group,) in run_sweeps([job], folder, advance, tap, track, keeper):
-        yield group
+    # Closed by name: a Python that keeps the frame of a closed generator (3.12.3) would let its threads wait.
+    with closing(run_sweeps([job], folder, advance, tap, track, keeper)) as groups:
+        for (group,) in groups:
+            yield group
 
 
 def run_sweeps(
@@ -93,7 +96,7 @@ def run_sweeps(
     tap: Tap | None = None,
     track: Track | None = None,
     keeper: Keeper | None = None,
-) -> Iterator[tuple[SweptGroup, ...]]:
+) -> Generator[tuple[SweptGroup, ...], None, None]:
     """Computes the readouts of jobs that share a base and a plan; arguments and errors are `run_sweep`'s.
 
     Args:

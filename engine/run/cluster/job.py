@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -65,7 +65,7 @@ class ClusterJob:
         }
         return {**self.first.plan, "cluster": shared}
 
-    def groups(self, deadline: Deadline) -> Iterator[list[QuestionScores]]:
+    def groups(self, deadline: Deadline) -> Generator[list[QuestionScores], None, None]:
         """Scores of batches as they come, in any order; see `Job`.
 
         Raises:

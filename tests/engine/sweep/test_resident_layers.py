@@ -17,8 +17,9 @@ from strata.engine.machine.rates import MachineRates
 from strata.engine.model.open_model import BASE_MEMBER, Computing, OpenModel, open_model
 from strata.engine.plan.overrides import PlanOverrides
 from strata.engine.plan.sweep_job import PlanRequest, SweepJob, plan_sweep_job
+from strata.engine.sweep import sweep
 from strata.engine.sweep.coordinator import Coordinator
-from strata.engine.sweep.sweep import run_sweep
+from strata.engine.sweep.sweep import run_sweep, run_sweeps
 from strata.engine.tree.targets import ScoredTree, build_scored_tree
 from strata.engine.weights.checkpoint import open_checkpoint
 from strata.engine.weights.safetensors_file import StoredTensor
@@ -253,6 +254,17 @@ def test_a_sweep_that_failed_half_way_leaves_a_model_that_can_be_swept(open_swee
     assert swept.num_bytes == swept.plan_bytes
     assert torch.equal(swept.readouts, cold.readouts)
     assert set(sweeper.model.resident) == set(ALL_LAYERS)
+
+
+def test_a_sweep_that_is_left_ends_whoever_still_knows_of_it(open_sweeper, monkeypatch):
+    """As in a Python that keeps the frame of a generator that was closed (3.12.3)."""
+    known = []
+    monkeypatch.setattr(sweep, "run_sweeps", lambda *rest: known.append(run_sweeps(*rest)) or known[-1])
+    sweeper = open_sweeper(resident_layers=0, num_groups=3)
+    before, groups = set(threading.enumerate()), run_sweep(sweeper.plan(tree_of(8)), sweeper.folder)
+    assert next(groups).index == 0
+    groups.close()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("num_resident", [0, 1, LAYERS_PER_MODEL])
