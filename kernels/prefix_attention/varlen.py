@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from torch.nn.functional import pad
 
 from strata.kernels.prefix_attention.backend import (
     SEQUENCE_CUT,
@@ -32,6 +33,9 @@ from strata.kernels.prefix_attention.tile import Tile, TileCut
 
 CAUSAL_FROM_BOTTOM_RIGHT = 2
 """`custom_mask_type` of torch's memory-efficient kernel."""
+
+ALIGNED_ELEMENTS = 4
+"""Rows and heads begin at multiples of so many elements in that kernel (`check_supported`)."""
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SequenceCall, AttentionSettings], torch.Tensor]
 """(query [T, N, H], keys [K, J, H], values [K, J, H], call, settings) -> attended [T, N, H]."""
@@ -129,6 +133,8 @@ def attend_efficient(
     settings: AttentionSettings,
 ) -> torch.Tensor:
     """Through torch's memory-efficient kernel, a kv head at a time where several heads share one."""
+    true_head_dim = query.shape[2]
+    query, keys, values = map(_aligned, (query, keys, values))
     num_kv_heads, num_keys, head_dim = keys.shape
     groups = query.shape[1] // num_kv_heads
 
@@ -152,7 +158,7 @@ def attend_efficient(
             scale=settings.scaling,
             window_size=call.window,
         )[0][0]
-        return attended
+        return attended[..., :true_head_dim]
 
     if groups == 1:
         return attend(slice(0, num_kv_heads), slice(0, num_kv_heads))
@@ -161,6 +167,17 @@ def attend_efficient(
         for head in range(num_kv_heads)
     ]
     return heads[0] if num_kv_heads == 1 else torch.cat(heads, dim=1)
+
+
+def _aligned(states: torch.Tensor) -> torch.Tensor:
+    """The same, whose rows and heads begin where the memory-efficient kernel can load them from."""
+    if states.shape[2] % ALIGNED_ELEMENTS:
+        return pad(states, (0, -states.shape[2] % ALIGNED_ELEMENTS))
+    return (
+        states
+        if all(stride % ALIGNED_ELEMENTS == 0 for stride in states.stride()[:2])
+        else states.contiguous()
+    )
 
 
 def attend_flash(

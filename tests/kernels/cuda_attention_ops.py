@@ -69,6 +69,7 @@ def efficient_forward(
     assert key.shape == value.shape
     assert {query.dtype} == {key.dtype, value.dtype}
     assert query.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    assert are_aligned(query, key)
     _check(query[0], key[0], value[0], cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     ASKED.calls.append(("efficient", len(cu_seqlens_q) - 1, max_seqlen_q, max_seqlen_k, window_size))
     output, lse = _forward(
@@ -168,6 +169,16 @@ def flash_backward(
     """Gradients of query, key and value."""
     window = None if window_size_left is None or window_size_left < 0 else window_size_left + 1
     return _backward(grad_out, query, key, value, cum_seq_q, cum_seq_k, _scale(scale, query), window)
+
+
+def are_aligned(*states: torch.Tensor) -> bool:
+    """Rows and heads of [1, rows, heads, H] begin at multiples of four elements (kernel_forward.h)."""
+    return all(
+        one.stride(1) % 4 == 0
+        and (one.shape[2] == 1 or one.stride(2) % 4 == 0)
+        and one.storage_offset() % 4 == 0
+        for one in states
+    )
 
 
 def _scale(scale: float | None, query: torch.Tensor) -> float:

@@ -111,6 +111,9 @@ def _efficient(
 ) -> torch.Tensor:
     """[B, T, N, H]; sequences lie behind each other in a batch of one where there are `cu_seqlens`."""
     ACCOUNTS.count(ACCOUNTS.kernels, "attention (efficient)")
+    for states in (query, key):  # what kernel_forward.h wants of rows and heads
+        if states.stride(1) % 4 or (states.shape[2] > 1 and states.stride(2) % 4):
+            raise RuntimeError(f"not correctly aligned: {list(states.shape)} with strides {states.stride()}")
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for rows, keys in _segments(cu_seqlens_q, cu_seqlens_k, query.shape[1], key.shape[1]):
         visible = _visible(rows, keys, custom_mask_type, window_size)
