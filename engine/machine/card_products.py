@@ -20,8 +20,7 @@ from strata.engine.files import OutputError, write_text_atomically
 from strata.engine.json_files import Schema, check_schema, read_json_object
 from strata.engine.machine.profile import calibrated_path
 from strata.engine.types import InputError
-from strata.kernels.int8_linear.choice import CHOICE, BackendChoice, Rates
-from strata.kernels.int8_linear.floats import FloatBackend
+from strata.kernels.int8_linear.choice import CHOICE, BackendChoice, Rates, over_dense
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class MeasuredOnFile(Schema):
 
 
 class CardProductsFile(Schema):
-    """Operations a second by backend, of each product ("float16 28672x8192": dtype, outputs, inputs)."""
+    """Operations a second by backend, and "dense", by product ("float16 28672x8192": outputs, inputs)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,12 +85,10 @@ def use_kept_products(devices: Sequence[str], choice: BackendChoice = CHOICE) ->
 
 
 def int8_over_float(card: str) -> float | None:
-    """How much faster int8 products are than floats': the median of those measured; None where none was."""
-    ratios = []
-    for rates in read_card_products(card).values():
-        int8 = [rate for name, rate in rates.items() if name != FloatBackend.name]
-        if int8 and FloatBackend.name in rates:
-            ratios.append(max(int8) / rates[FloatBackend.name])
+    """How much faster int8 products are than dense ones: the median of those measured; None: none was."""
+    ratios = [
+        ratio for rates in read_card_products(card).values() if (ratio := over_dense(rates)) is not None
+    ]
     return median(ratios) if ratios else None
 
 

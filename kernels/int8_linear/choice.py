@@ -26,13 +26,15 @@ ENOUGH_S = 0.02
 MIN_ROUNDS = 3
 CHECKED_TOKENS = 33
 DISTINCT_ROWS = 61
+DENSE = "dense"
+"""Among rates: the product that int8 is there to spare, of two matrices in the dtype. It is no backend."""
 LARGEST_ERROR = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Norm of the difference from the definition over the result's: operands may be rounded to the dtype."""
 
 logger = logging.getLogger(__name__)
 
 Rates = Mapping[str, float]
-"""Products (two operations each, multiplied and added) a second, by backend."""
+"""Operations (multiplications and additions) a second, by backend and of `DENSE`."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,7 @@ class BackendChoice:
         takers = {backend.name: backend for backend in self.backends if backend.takes(request)}
         card = torch.cuda.get_device_name(request.device)
         rates = self.kept.get((card, request.shape_name), {})
-        if not rates or not rates.keys() <= takers.keys():
+        if DENSE not in rates or not rates.keys() - {DENSE} <= takers.keys():
             try:
                 rates = measure_backends(list(takers.values()), request)
             except torch.OutOfMemoryError:
@@ -73,7 +75,7 @@ class BackendChoice:
             self.kept[card, request.shape_name] = rates
             if self.on_measured is not None:
                 self.on_measured(card, request.shape_name, rates)
-        chosen = takers[max(rates, key=lambda name: rates[name])]
+        chosen = takers[max(rates.keys() - {DENSE}, key=lambda name: rates[name])]
         logger.info("int8 %s on %s: %s of %s", request.shape_name, card, chosen.name, describe_rates(rates))
         return chosen
 
@@ -84,7 +86,7 @@ def describe_rates(rates: Rates) -> str:
 
 
 def measure_backends(backends: Sequence[Int8Backend], request: ProductRequest) -> Rates:
-    """Rates of those that are right, each warmed up by its check.
+    """Rates of those that are right, each warmed up by its check, and of the dense product.
 
     Raises:
         RuntimeError: none is right.
@@ -98,7 +100,13 @@ def measure_backends(backends: Sequence[Int8Backend], request: ProductRequest) -
             rates[backend.name] = time_backend(backend, request)
     if not rates:
         raise RuntimeError(f"no int8 backend multiplies {request.shape_name} rightly on {request.device}")
-    return rates
+    return rates | {DENSE: time_dense(request)}
+
+
+def over_dense(rates: Rates) -> float | None:
+    """The fastest way to multiply codes over the dense product; None where either is not known."""
+    of_codes = [rate for name, rate in rates.items() if name != DENSE]
+    return max(of_codes) / rates[DENSE] if of_codes and DENSE in rates else None
 
 
 def mistake_of(backend: Int8Backend, request: ProductRequest) -> str:
@@ -118,12 +126,28 @@ def mistake_of(backend: Int8Backend, request: ProductRequest) -> str:
 
 def time_backend(backend: Int8Backend, request: ProductRequest) -> float:
     """Operations a second, of the fastest of some rounds."""
-    request = replace(request, num_outputs=min(request.num_outputs, TIMED_OUTPUTS))
+    request = _timed(request)
     x, codes_NK, scale_N = _operands(request, TIMED_TOKENS)
+    return _rate(request, lambda: backend.multiply(x, codes_NK, scale_N, None, request.dtype))
 
+
+def time_dense(request: ProductRequest) -> float:
+    """Operations a second of the same product in the request's dtype, which nobody has to decode."""
+    request = _timed(request)
+    x, codes_NK, scale_N = _operands(request, TIMED_TOKENS)
+    weight_NK = codes_NK.to(request.dtype).mul_(scale_N[:, None])
+    hidden_TK = x.codes_TK.to(request.dtype).mul_(x.scale_T[:, None])
+    return _rate(request, lambda: torch.nn.functional.linear(hidden_TK, weight_NK))
+
+
+def _timed(request: ProductRequest) -> ProductRequest:
+    return replace(request, num_outputs=min(request.num_outputs, TIMED_OUTPUTS))
+
+
+def _rate(request: ProductRequest, multiply: Callable[[], torch.Tensor]) -> float:
     def run() -> float:
         started = perf_counter()
-        backend.multiply(x, codes_NK, scale_N, None, request.dtype)
+        multiply()
         if request.device.type == "cuda":
             torch.cuda.synchronize(request.device)
         return perf_counter() - started

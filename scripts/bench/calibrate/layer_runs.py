@@ -17,15 +17,17 @@ from torch import nn
 
 from strata.engine.machine.rates import LinearKind
 from strata.engine.model.decoder import Decoder, build_decoder
+from strata.engine.model.rehearsal import rehearse_fused
 from strata.engine.plan.shapes import ModelShape, to_llama_config
 from strata.engine.sweep.hidden_store import MemoryStore, StoreShape, TimedStore
 from strata.engine.sweep.lane_worker import LaneWorker
 from strata.engine.sweep.readouts import Readouts
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
+from strata.kernels.elementwise.registry import choose_functions
 from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
 from strata.kernels.prefix_attention.registry import choose_backend
-from strata.kernels.prefix_attention.tile import Tile
+from strata.kernels.prefix_attention.tile import PlannedTiles, Tile
 from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
 from strata.scripts.bench.workloads.synthetic_questions import synthetic_questions, whole_rows
@@ -83,6 +85,9 @@ class TimedLayer:
     def __post_init__(self) -> None:
         self.shape = replace(self.shape, num_layers=1)
         self.decoder = build_decoder(to_llama_config(self.shape), self.dtype)
+        functions = choose_functions(self.device, self.dtype)
+        if functions is not None:
+            rehearse_fused(self.decoder, functions, self.device, self.dtype)
         if self.linear == "int8":
             self.decoder.quantize_linears()
         self.decoder.prepare_rope(self.shape.max_position, self.device, self.dtype)
@@ -187,7 +192,7 @@ def prefix_attention(shape: ModelShape, keys: int, dtype: torch.dtype, device: t
         AttentionRequest(device_type=device.type, dtype=dtype, head_dim=head_dim, capability=capability)
     )
     rows = backend.cut.max_rows or keys
-    tiles = [
+    tiles = PlannedTiles(
         Tile(
             rows=(start, min(start + rows, keys)),
             key_ranges=((0, min(start + rows, keys)),),
@@ -197,7 +202,7 @@ def prefix_attention(shape: ModelShape, keys: int, dtype: torch.dtype, device: t
             visible=None,
         )
         for start in range(0, keys, rows)
-    ]
+    )
     query = torch.randn(num_heads, keys, head_dim, device=device).to(dtype)
     key, value = torch.randn(2, shape.num_kv_heads, keys, head_dim, device=device).to(dtype)
     wanted = AttentionSettings(scaling=head_dim**-0.5)

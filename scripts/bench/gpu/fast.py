@@ -12,8 +12,9 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from strata.engine.machine.devices import resolve_dtype
@@ -21,30 +22,35 @@ from strata.engine.machine.profile import save_profile
 from strata.engine.machine.rates import LinearKind
 from strata.engine.machine.sustained import SUSTAINED_S, sustained_gemm_rate
 from strata.engine.plan.shapes import LLAMA2_70B, TINY, ModelShape
+from strata.engine.types import as_one_line
+from strata.kernels.int8_linear.choice import over_dense
 from strata.scripts.bench.calibrate.calibrate import measure_machine, ways_of_computing
 from strata.scripts.bench.calibrate.layer_runs import LayerCase, TimedLayer, prefix_attention
 from strata.scripts.bench.calibrate.storage_runs import measure_copies
-from strata.scripts.bench.configs import QuestionSize
 from strata.scripts.bench.gpu.config import GpuBenchConfig
-from strata.scripts.bench.gpu.int8_cases import int8_rates, over_float, share_of_peak
+from strata.scripts.bench.gpu.int8_cases import best_of_codes, int8_rates
+from strata.scripts.bench.gpu.peaks import share_of_peak
 from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
+from strata.scripts.bench.gpu.sweeps import (
+    NUM_LAYERS,
+    NUM_QUESTIONS,
+    QUESTION,
+    time_capped,
+    time_resident,
+    time_sweep,
+)
 from strata.scripts.bench.steps import BenchSteps
 from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
-from strata.scripts.bench.workloads.synthetic_job import (
-    SyntheticRun,
-    checkpoint_bytes,
-    make_job,
-    plan_synthetic,
-    run_synthetic,
-)
+from strata.scripts.bench.workloads.synthetic_job import make_job, plan_synthetic, run_synthetic
 
 CARD = torch.device("cuda:0")
-NUM_LAYERS = 4
-"""Of the checkpoint that is streamed: 6.8 GiB of a 70B's layers."""
-QUESTION = QuestionSize(prefix_tokens=1275, option_tokens=45, num_options=5)
-TINY_QUESTION = QuestionSize(prefix_tokens=40, option_tokens=6, num_options=2)
 NUM_KERNELS_TOLD = 12
+TORCHS_ATTENTION = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 def measure_ceilings(config: GpuBenchConfig) -> Figures:
@@ -65,14 +71,14 @@ def measure_ceilings(config: GpuBenchConfig) -> Figures:
 
 
 def measure_int8(config: GpuBenchConfig) -> Figures:
-    """A 70B's products in int8 by each kernel, over floats and of the card's peak; plans go by them then."""
+    """A 70B's products in int8 by each kernel, over dense ones and the card's peak; plans go by them then."""
     card = torch.cuda.get_device_name(CARD)
     found = int8_rates(_shape(config), _dtype(), CARD, keeps=not config.tiny)
     return {
         product: {
             "op_per_s": rates,
-            "int8_over_float": over_float(rates),
-            "share_of_peak": share_of_peak(rates, card),
+            "over_dense": over_dense(rates),
+            "share_of_peak": share_of_peak(best_of_codes(rates), card, torch.int8),
         }
         for product, rates in found.items()
     }
@@ -95,66 +101,44 @@ def _time_layer(config: GpuBenchConfig, linear: LinearKind, case: LayerCase) -> 
             lane.run()
         seconds = _median_seconds(lane.run, 0.0 if config.tiny else 10.0)
         kernels = {} if config.tiny else _kernels(lane.run)
+    rate = lane.gemm_flops / seconds
     return {
         "first_s": first.seconds,
         "seconds": seconds,
         "tokens": lane.tokens,
         "micro_batches": lane.calls,
-        "gemm_flop_per_s": lane.gemm_flops / seconds,
+        "gemm_flop_per_s": rate,
+        "mfu": share_of_peak(rate, torch.cuda.get_device_name(CARD), _dtype()),
+        "fused": sorted(layer.decoder.fused),
+        "why_not_fused": layer.decoder.unfused_because,
         **kernels,
     }
 
 
 def time_attention(config: GpuBenchConfig) -> Figures:
-    """Prefix attention beside torch's own kernel on the same causal square, which knows no prefixes."""
+    """Prefix attention beside torch's own kernels on the same causal square, which know no prefixes."""
     shape, dtype, keys = _shape(config), _dtype(), 64 if config.tiny else 4096
     ours = prefix_attention(shape, keys, dtype, CARD)
     size = (1, shape.num_heads, keys, shape.head_dim)
     query, key, value = (torch.randn(size, device=CARD).to(dtype) for _ in range(3))
-    seconds = 0.0 if config.tiny else 2.0
+    flops, seconds = 4 * shape.head_dim * ours.scores, 0.0 if config.tiny else 2.0
+    rates: dict[str, float | str] = {}
     with torch.inference_mode():
         ours_s = _median_seconds(ours.run, seconds)
-        theirs_s = _median_seconds(
-            lambda: scaled_dot_product_attention(query, key, value, is_causal=True), seconds
-        )
-    flop_per_s = 4 * shape.head_dim * ours.scores / ours_s
-    return {"flop_per_s": flop_per_s, "over_torch": theirs_s / ours_s, "keys": keys}
-
-
-def time_sweep(config: GpuBenchConfig) -> Figures:
-    """Some layers of a 70B from disk, streamed and resident: same bits, time, waits, memory by the plan."""
-    shape = _shape(config, 3 if config.tiny else NUM_LAYERS)
-    checkpoint = make_random_checkpoint(shape, config.folder / f"{shape.name}-{shape.num_layers}")
-    job = make_job(shape, 4 if config.tiny else 48, TINY_QUESTION if config.tiny else QUESTION)
-    common: dict[str, Any] = {"devices": "cuda:0", "num_groups": 1}
-    streamed = plan_synthetic(job, checkpoint, config.folder, resident_layers=0, **common)
-    resident = plan_synthetic(job, checkpoint, config.folder, resident_layers=shape.num_layers, **common)
-    found = {"streamed": _run_sweep(streamed), "resident": _run_sweep(resident)}
-    scores = [figures.pop("scores") for figures in found.values()]
-    is_same = bool(np.array_equal(*scores))
-    # The matrices of the roofline that is measured beside a sweep outweigh a tiny model.
-    is_as_planned = config.tiny or all(one["device_over_plan"] <= 1 for one in found.values())
+        for name, backend in TORCHS_ATTENTION.items():
+            try:
+                with sdpa_kernel(backend):
+                    theirs_s = _median_seconds(
+                        lambda: scaled_dot_product_attention(query, key, value, is_causal=True), seconds
+                    )
+                rates[name] = flops / theirs_s
+            except RuntimeError as error:  # this card or this build has it not
+                rates[name] = as_one_line(str(error))
     return {
-        "ok": is_same and is_as_planned,
-        "same_bits": is_same,
-        "checkpoint_bytes": checkpoint_bytes(checkpoint),
-        **found,
-    }
-
-
-def _run_sweep(run: SyntheticRun) -> Figures:
-    torch.cuda.reset_peak_memory_stats(CARD)
-    done = run_synthetic(run, cold=True)
-    peak = torch.cuda.max_memory_allocated(CARD)
-    return {
-        "seconds": done.seconds,
-        "sweep_s": done.sweep_s,
-        "weights_wait_s": done.weight_stream.weights_wait_s,
-        "flop_per_s": run.job.flops * len(run.job.questions) / done.sweep_s,
-        "peak_device_bytes": peak,
-        "device_over_plan": peak / run.plan.memory_bytes,
-        "predicted_s": run.plan.predicted_s,
-        "scores": done.scores,
+        "keys": keys,
+        "flop_per_s": flops / ours_s,
+        "torchs_flop_per_s": rates,
+        "over": {name: flops / ours_s / rate for name, rate in rates.items() if isinstance(rate, float)},
     }
 
 
@@ -167,7 +151,7 @@ def calibrate(config: GpuBenchConfig) -> Figures:
     save_profile(profile, path)
     shape = _shape(config, NUM_LAYERS)
     checkpoint = make_random_checkpoint(shape, config.folder / f"{shape.name}-{shape.num_layers}")
-    job = make_job(shape, 48, QUESTION)
+    job = make_job(shape, NUM_QUESTIONS, QUESTION)
     settings: dict[str, Any] = {"devices": "cuda:0", "num_groups": 1, "resident_layers": 0}
     run = plan_synthetic(job, checkpoint, config.folder, profile=str(path), **settings)
     measured_s = run_synthetic(run, cold=True).sweep_s
@@ -200,7 +184,7 @@ def _kernels(run: Callable[[], object]) -> Figures:
     with Stopwatch(CARD) as watch, profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         run()
         torch.cuda.synchronize(CARD)
-    rows = [one for one in seen.key_averages() if one.self_device_time_total]
+    rows = [one for one in seen.key_averages() if one.device_type == DeviceType.CUDA]
     rows.sort(key=lambda one: -one.self_device_time_total)
     busy_s = sum(one.self_device_time_total for one in rows) / 1e6
     return {
@@ -232,5 +216,7 @@ FAST = (
     AcceptanceStage(name="layer", run=time_layer, limit_s=90, ends_all=False),
     AcceptanceStage(name="attention", run=time_attention, limit_s=20, ends_all=False),
     AcceptanceStage(name="sweep", run=time_sweep, limit_s=180, ends_all=False),
+    AcceptanceStage(name="resident", run=time_resident, limit_s=40, ends_all=False),
+    AcceptanceStage(name="capped", run=time_capped, limit_s=60, ends_all=False),
     AcceptanceStage(name="calibration", run=calibrate, limit_s=150, ends_all=False),
 )

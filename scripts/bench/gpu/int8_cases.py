@@ -10,7 +10,7 @@ import torch
 from strata.engine.machine.card_products import keep_card_products
 from strata.engine.plan.shapes import ModelShape
 from strata.kernels.int8_linear.backend import ProductRequest
-from strata.kernels.int8_linear.choice import Rates, measure_backends
+from strata.kernels.int8_linear.choice import DENSE, Rates, measure_backends
 from strata.kernels.int8_linear.cuda.card_kernels import OLDEST_CAPABILITY, card_kernels
 from strata.kernels.int8_linear.floats import FloatBackend
 from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
@@ -21,8 +21,6 @@ SHAPES = ((1, 16, 16), (35, 48, 80), (129, 144, 208), (1000, 528, 4112))
 """T, N, K."""
 TINY_SHAPES = SHAPES[:3]
 SPREADS = {"outlier columns": 3.0, "none apart": float("inf")}
-INT8_PEAKS = {"T4": 130e12, "A100": 624e12, "L4": 242e12, "H100": 1979e12, "H200": 1979e12}
-"""Dense int8 operations a second, by a word of the card's name (NVIDIA's datasheets, of SXM modules)."""
 
 
 def int8_errors(dtype: torch.dtype, device: torch.device, *, tiny: bool) -> dict[str, float]:
@@ -91,14 +89,6 @@ def int8_rates(
     return found
 
 
-def over_float(rates: Rates) -> float | None:
-    """The fastest int8 way over floats; None where either is missing."""
-    int8 = [rate for name, rate in rates.items() if name != FloatBackend.name]
-    return max(int8) / rates[FloatBackend.name] if int8 and FloatBackend.name in rates else None
-
-
-def share_of_peak(rates: Rates, card: str) -> float | None:
-    """The fastest int8 way over the datasheet's rate; None for cards that are not listed."""
-    peak = next((peak for word, peak in INT8_PEAKS.items() if word in card.replace("-", " ").split()), None)
-    int8 = [rate for name, rate in rates.items() if name != FloatBackend.name]
-    return max(int8) / peak if peak and int8 else None
+def best_of_codes(rates: Rates) -> float:
+    """Of the ways that multiply codes as they are; 0 where there is none."""
+    return max((rate for name, rate in rates.items() if name not in (DENSE, FloatBackend.name)), default=0.0)

@@ -49,7 +49,8 @@ def test_a_wrong_backend_is_never_timed(
         choice_module, "time_backend", lambda backend, request: timed.append(backend.name) or 1.0
     )
     rates = measure_backends([OneOff(), Failing(name="failing"), IntMmBackend()], ON_CPU)
-    assert timed == ["int_mm"] == list(rates)
+    assert timed == ["int_mm"]
+    assert list(rates) == ["int_mm", "dense"]
     assert "one off is not used: its product is off by" in caplog.text
     assert "failing is not used: CUBLAS_STATUS_NOT_SUPPORTED" in caplog.text
     with pytest.raises(RuntimeError, match="no int8 backend multiplies float32 48x64 rightly"):
@@ -69,7 +70,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[ProductRequest]:
 
     def measure(backends: object, request: ProductRequest) -> Rates:
         measured.append(request)
-        return {"int_mm": 2e12, "float": 3e12}
+        return {"int_mm": 2e12, "float": 3e12, "dense": 4e12}
 
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
@@ -85,18 +86,21 @@ def test_the_fastest_is_measured_once_a_card(card: list[ProductRequest]) -> None
     for device in ("cuda:0", "cuda:0", "cuda:1"):
         assert choice.backend_for(replace(ON_CARD, device=torch.device(device))).name == "float"
     assert card == [ON_CARD]
-    assert told == [("a card", "float32 48x64", {"int_mm": 2e12, "float": 3e12})]
+    assert told == [("a card", "float32 48x64", {"int_mm": 2e12, "float": 3e12, "dense": 4e12})]
 
 
 def test_what_was_kept_is_not_measured_again(card: list[ProductRequest]) -> None:
-    kept: dict[tuple[str, str], Rates] = {("a card", "float32 48x64"): {"int_mm": 9e12, "float": 3e12}}
+    rates = {"int_mm": 9e12, "float": 3e12, "dense": 9e13}
+    kept: dict[tuple[str, str], Rates] = {("a card", "float32 48x64"): rates}
     choice = BackendChoice(backends=(IntMmBackend(), FloatBackend()), kept=kept)
     assert choice.backend_for(ON_CARD).name == "int_mm"
     assert card == []
     # A kernel that is no longer to be had: what was measured with it does not tell.
-    kept["a card", "float32 48x64"] = {"cuda": 9e13, "float": 3e12}
-    assert BackendChoice(backends=choice.backends, kept=kept).backend_for(ON_CARD).name == "float"
-    assert card == [ON_CARD]
+    # Nor does what was kept before dense products were measured.
+    for number, old in enumerate(({"cuda": 9e13, "dense": 3e12}, {"int_mm": 9e13, "float": 3e12})):
+        kept["a card", "float32 48x64"] = old
+        assert BackendChoice(backends=choice.backends, kept=kept).backend_for(ON_CARD).name == "float"
+        assert card == [ON_CARD] * (number + 1)
 
 
 def test_a_card_without_memory_left(card: list[ProductRequest], monkeypatch: pytest.MonkeyPatch) -> None:

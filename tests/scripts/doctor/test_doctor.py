@@ -95,8 +95,8 @@ def test_troubles():
 )
 def test_whether_int8_is_worth_a_try(cards, int8, begins, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    keep_card_products("fast card", "float16 8192x8192", {"cuda": 4e13, "float": 2e13})
-    keep_card_products("slow card", "float16 8192x8192", {"int_mm": 1.5e13, "float": 2e13})
+    keep_card_products("fast card", "float16 8192x8192", {"cuda": 4e13, "dense": 2e13})
+    keep_card_products("slow card", "float16 8192x8192", {"int_mm": 1.5e13, "dense": 2e13})
     products = ProductRates(flop_per_s={"float32": 1e11, "bfloat16": 2e11, "int8": int8})
     assert int8_advice(cards, products).startswith(begins)
 
