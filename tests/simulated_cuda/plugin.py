@@ -1,6 +1,6 @@
 """pytest -p simulated_cuda.plugin: tests run on a machine with two cards that are made of CPU tensors.
 
-A test in which there is a race fails. `--on-device cuda:0` sends tests that score on the CPU there.
+A test in which there is a race fails. `--on-device cuda:0` (on_device.py) sends them there.
 `--accounts FOLDER` leaves a JSON file a process, of what was counted in all.
 """
 
@@ -23,12 +23,12 @@ from .operations import OneDevice
 from .settings import SETTINGS, MachineSettings
 from .torch_cuda import can_be_installed, install
 
+pytest_plugins = ["simulated_cuda.on_device"]
 TOTALS: Counter[str] = Counter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("simulated CUDA")
-    group.addoption("--on-device", default="", help="where tests score that would on the CPU")
     group.addoption("--capability", default="7.5", help="compute capability of the cards")
     group.addoption("--asynchronous-uploads", action="store_true", help="uploads order nothing by waiting")
     group.addoption("--accounts", default="", help="folder for what was counted")
@@ -45,26 +45,6 @@ def pytest_configure(config: pytest.Config) -> None:
     from .engine_edges import follow_engine
 
     follow_engine()
-
-
-@pytest.fixture(autouse=True)
-def _on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that name CPU devices are given cards instead, as many."""
-    card = request.config.getoption("--on-device")
-    if not card:
-        return
-    from strata.engine.config import ScoreConfig
-
-    original = ScoreConfig.from_flags
-
-    def from_flags(**flags: object) -> ScoreConfig:
-        if flags.get("devices") == "cpu":
-            flags["devices"] = card
-        elif flags.get("devices") == "cpu,cpu":
-            flags["devices"] = "cuda:0,cuda:1"
-        return original(**flags)
-
-    monkeypatch.setattr(ScoreConfig, "from_flags", staticmethod(from_flags))
 
 
 @pytest.fixture

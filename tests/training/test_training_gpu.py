@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def test_gradients_equal_those_of_the_cpu(config, questions, monkeypatch):
     streamed.close()
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 def test_a_base_in_four_bits_learns(config, questions):
     reader = open_resident_reader(replace(config, base_storage="nf4", dtype="bfloat16"))
     linear = reader.trained.decoder.layers[0].self_attn.q_proj.base_layer

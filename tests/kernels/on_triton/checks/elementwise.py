@@ -1,9 +1,11 @@
-"""The fused functions in Triton's interpreter, against float64 and beside torch in the same dtype.
+"""The fused functions, interpreted or on a card, against float64 and beside torch in the same dtype.
 
 The interpreter cuts float32 off to bfloat16 where a card rounds, so bits are asked for in the other dtypes.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from strata.kernels.elementwise.functions import ACTIVATIONS, NormSettings
 from strata.kernels.elementwise.reference import reference_gated, reference_rms_norm, reference_rotate
 from strata.kernels.triton_support import probe
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LLAMA = NormSettings(eps=1e-5, offset=0.0, rounds_first=True)
 GEMMA = NormSettings(eps=1e-6, offset=1.0, rounds_first=False)
@@ -44,7 +47,7 @@ GATED = (
 
 
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +98,14 @@ def test_the_convention_matters() -> None:
     x, weight = draw(26, 48, dtype=torch.float16), draw(48, dtype=torch.float16, seed=1)
     llama, _ = triton_kernels.launch_rms_norm(x, None, weight, 1e-5, 0.0, True)
     olmo, _ = triton_kernels.launch_rms_norm(x, None, weight, 1e-5, 0.0, False)
-    assert not torch.equal(llama, olmo)
-    assert torch.equal(llama, plain.rms_norm(x, weight, 1e-5, 0.0, True))
-    assert torch.equal(olmo, plain.rms_norm(x, weight, 1e-5, 0.0, False))
+    for found, rounds_first in ((llama, True), (olmo, False)):
+        of_its_own, of_the_other = (
+            (found == plain.rms_norm(x, weight, 1e-5, 0.0, way)).double().mean()
+            for way in (rounds_first, not rounds_first)
+        )
+        # A card sums a row in another order, and a value beside a tie then rounds the other way.
+        assert of_its_own >= (1.0 if DEVICE == "cpu" else 0.99)
+        assert of_the_other < 0.9
 
 
 def test_rows_may_lie_apart_and_have_more_axes() -> None:
@@ -144,9 +152,10 @@ def test_gated(shape: tuple[int, ...], activation: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_extremes_neither_overflow_nor_become_nan(activation: str) -> None:
-    gate = torch.tensor([-6e4, -200.0, -20.0, 0.0, 20.0, 200.0, 6e4])
-    found = triton_kernels.launch_gated(gate, torch.ones(7), activation)
-    torch.testing.assert_close(found, plain.gated(gate, torch.ones(7), activation), rtol=1e-5, atol=1e-6)
+    gate = torch.tensor([-6e4, -200.0, -20.0, 0.0, 20.0, 200.0, 6e4], device=DEVICE)
+    up = torch.ones_like(gate)
+    found = triton_kernels.launch_gated(gate, up, activation)
+    torch.testing.assert_close(found, plain.gated(gate, up, activation), rtol=1e-5, atol=1e-6)
 
 
 def test_halves_of_a_joint_projection_are_read_where_they_lie() -> None:
@@ -155,10 +164,10 @@ def test_halves_of_a_joint_projection_are_read_where_they_lie() -> None:
 
 
 def test_no_rows_are_no_error() -> None:
-    x = torch.zeros(0, 8)
-    assert triton_kernels.launch_rms_norm(x, None, torch.ones(8), 1e-6, 0.0, True)[0].shape == (0, 8)
+    x, weight = torch.zeros(0, 8, device=DEVICE), torch.ones(8, device=DEVICE)
+    assert triton_kernels.launch_rms_norm(x, None, weight, 1e-6, 0.0, True)[0].shape == (0, 8)
     assert triton_kernels.launch_gated(x, x, "silu").shape == (0, 8)
 
 
 def test_the_probe() -> None:
-    assert probe.launch_add_one(torch.arange(3.0)).tolist() == [1, 2, 3]
+    assert probe.launch_add_one(torch.arange(3.0, device=DEVICE)).tolist() == [1, 2, 3]
