@@ -7,6 +7,7 @@ their rows only. Knows nothing of which weights these are.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from strata.engine.types import InputError
 from strata.engine.weights.formats.stored_weight import PlainWeight, StoredWeight
 from strata.engine.weights.safetensors_file import StoredTensor
 from strata.engine.weights.tensor_reader import TensorReader
+
+RANGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,14 +70,22 @@ class StoredRows:
         return self._values(reader.read_rows(self.tensor, first, last))
 
     def read_ranges(self, reader: TensorReader, ranges: Iterable[tuple[int, int]]) -> torch.Tensor:
-        """Rows of half-open ranges, one range after the other, in memory of their own."""
+        """Rows of half-open ranges, one range after the other, in memory of their own.
+
+        Several ranges are asked for at a time: a disk, and a mount even more, takes long to answer and can
+        look for many at once.
+        """
         ranges = list(ranges)
         num_rows = sum(last - first for first, last in ranges)
         raw, filled = torch.empty(num_rows * self.row_bytes, dtype=torch.uint8), 0
+        asked: list[tuple[torch.Tensor, int]] = []
         for first, last in ranges:
             size = (last - first) * self.row_bytes
-            reader.read_into(self.tensor, raw[filled : filled + size], first * self.row_bytes)
+            asked.append((raw[filled : filled + size], first * self.row_bytes))
             filled += size
+        with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
+            for _ in pool.map(lambda one: reader.read_into(self.tensor, *one), asked):
+                pass
         return self._values(raw.view(self.tensor.torch_dtype).view(num_rows, *self.tensor.shape[1:]))
 
     def _values(self, raw: torch.Tensor) -> torch.Tensor:
