@@ -28,15 +28,13 @@ from strata.kernels.prefix_attention.backend import (
     TileSize,
 )
 from strata.kernels.prefix_attention.padded import WASTE, PaddedTiles, attend_padded, pad_tiles
-from strata.kernels.prefix_attention.tile import Tile, TileCut, made_once
+from strata.kernels.prefix_attention.tile import Ranges, Tile, TileCut, made_once
 
 ADDED_ROWS = 64
 """Rows of zeros are added if that costs each row no more scores than this: what merging two parts costs."""
 
 JOINED_KEYS = 512
 """Short branches under more keys than this share what is before them instead of a mask."""
-
-Ranges = tuple[tuple[int, int], ...]
 
 
 class FlashOnCpu:
@@ -77,7 +75,7 @@ class FlashOnCpu:
             attend_padded(query, keys, values, padded, settings.scaling, out=output_TNH)
         for branches in plan.sequences:
             rows = slice(branches[0].rows[0], branches[-1].rows[1])
-            (first, *rest), num_before = branches, _num_before(branches[0])
+            (first, *rest), num_before = branches, branches[0].num_before
             if not rest and num_before**2 <= ADDED_ROWS * first.num_rows:
                 output_TNH[rows] = _attend_whole(query, keys, values, first, settings.scaling)
             else:
@@ -108,33 +106,13 @@ def _under_one_path(tiles: Sequence[Tile]) -> Iterator[list[Tile]]:
             longest = max(tile.num_rows, *(each.num_rows for each in group))
             num_rows = sum(each.num_rows for each in group) + tile.num_rows
             is_even = (len(group) + 1) * longest <= 2 * num_rows
-            follows = group[-1].rows[1] == tile.rows[0] and _before(group[0]) == _before(tile)
+            follows = group[-1].rows[1] == tile.rows[0] and group[0].ranges_before == tile.ranges_before
             if not (follows and is_even):
                 yield group
                 group = []
         group.append(tile)
     if group:
         yield group
-
-
-def _num_before(tile: Tile) -> int:
-    return tile.num_keys - tile.num_rows
-
-
-def _before(tile: Tile) -> Ranges:
-    """Ranges of all keys but the rows' own, which come last."""
-    return _slice_ranges(tile.key_ranges, 0, _num_before(tile))
-
-
-def _slice_ranges(ranges: Ranges, first: int, last: int) -> Ranges:
-    """The keys [first, last) of those that some ranges hold."""
-    found, passed = [], 0
-    for start, end in ranges:
-        low, high = max(first - passed, 0), min(last - passed, end - start)
-        if low < high:
-            found.append((start + low, start + high))
-        passed += end - start
-    return tuple(found)
 
 
 def _gather(states: torch.Tensor, ranges: Ranges) -> torch.Tensor:
@@ -146,7 +124,7 @@ def _attend_whole(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile: Tile, scaling: float
 ) -> torch.Tensor:
     """[R, N, H] of a tile, with a row of zeros for each key before its rows."""
-    num_before = _num_before(tile)
+    num_before = tile.num_before
     query_KGCH = query[:, slice(*tile.rows)].unflatten(0, (keys.shape[0], -1))
     if num_before:
         query_KGCH = torch.nn.functional.pad(query_KGCH, (0, 0, num_before, 0))
@@ -162,7 +140,7 @@ def _attend_parts(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tiles: Sequence[Tile], scaling: float
 ) -> torch.Tensor:
     """[S, N, H] of branches under one path: what they share, and then each branch's own rows."""
-    before = _before(tiles[0])
+    before = tiles[0].ranges_before
     own_SNH, own_lse_SN = _attend_own(query, keys, values, tiles, scaling)
     if not before:
         return own_SNH
@@ -185,7 +163,7 @@ def _attend_own(
     Shorter branches are padded behind their last row, which no row before sees.
     """
     num_kv_heads = keys.shape[0]
-    own = [_slice_ranges(tile.key_ranges, _num_before(tile), tile.num_keys) for tile in tiles]
+    own = [tile.own_ranges for tile in tiles]
     query_BRNH = pad_sequence(
         [query[:, slice(*tile.rows)].transpose(0, 1) for tile in tiles], batch_first=True
     )

@@ -16,6 +16,9 @@ import torch
 
 Made = TypeVar("Made")
 
+Ranges = tuple[tuple[int, int], ...]
+"""(start, end) ranges of the key space."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TileCut:
@@ -56,7 +59,7 @@ class Tile:
     """
 
     rows: tuple[int, int]
-    key_ranges: tuple[tuple[int, int], ...]
+    key_ranges: Ranges
     num_keys: int
     num_unmasked: int
     causal: bool
@@ -79,6 +82,21 @@ class Tile:
         """Whether no mask is stored for it: each row sees the keys before its own, and its own."""
         return self.causal or (self.num_rows == 1 and self.num_masked == 0)
 
+    @property
+    def num_before(self) -> int:
+        """Of a sequence: keys before the rows' own, which every row sees."""
+        return self.num_keys - self.num_rows
+
+    @property
+    def ranges_before(self) -> Ranges:
+        """Of a sequence: where these are."""
+        return _slice_ranges(self.key_ranges, 0, self.num_before)
+
+    @property
+    def own_ranges(self) -> Ranges:
+        """Of a sequence: where the rows' own keys are."""
+        return _slice_ranges(self.key_ranges, self.num_before, self.num_keys)
+
     def visible_mask(self, device: torch.device) -> torch.Tensor:
         """Bool tensor [rows, masked keys], True where the row sees the key; made on the device."""
         if self.causal:
@@ -94,6 +112,17 @@ class Tile:
         shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
         unpacked = self._bits[device][..., None].bitwise_right_shift(shifts).bitwise_and(1)
         return unpacked.flatten(1)[:, : self.num_masked].to(torch.bool)
+
+
+def _slice_ranges(ranges: Ranges, first: int, last: int) -> Ranges:
+    """The keys [first, last) of those that some ranges hold."""
+    found, passed = [], 0
+    for start, end in ranges:
+        low, high = max(first - passed, 0), min(last - passed, end - start)
+        if low < high:
+            found.append((start + low, start + high))
+        passed += end - start
+    return tuple(found)
 
 
 class PlannedTiles(tuple[Tile, ...]):

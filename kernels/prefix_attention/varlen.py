@@ -5,15 +5,15 @@ FlashAttention-2 inside torch from compute capability 8.0 on, and torch's memory
 else, T4 and float32 included. Never cuDNN's, which makes a plan for every new pair of lengths.
 The query heads that share a kv head share its keys: flash knows such groups, and the memory-efficient kernel
 is called a kv head at a time with the group as a head axis of stride 0, so that no key is repeated.
+The FlashAttention-2 inside torch also tells log-sum-exps, so that siblings share what is above them: their
+rows over these keys, gathered once, are one call, their own keys another, and the two are merged.
 Tiles with masks, which a plan holds only where siblings are above a window, go through SDPA.
 Legend: T query rows, N query heads, K kv heads, G = N / K, C key space, J gathered keys, H head dim.
-Sources: ATen/native/transformers/cuda/mem_eff_attention/kernel_forward.h (custom_mask_type 2, windows);
-Dao 2023, FlashAttention-2 (causal from the bottom right since its release 2.1).
+Source: ATen/native/transformers/cuda/mem_eff_attention/kernel_forward.h (custom_mask_type 2, windows).
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +27,8 @@ from strata.kernels.prefix_attention.backend import (
     AttentionSettings,
     TileSize,
 )
+from strata.kernels.prefix_attention.flash import attend_flash, attend_flash_attn, attend_flash_part
+from strata.kernels.prefix_attention.parts import merge_attention
 from strata.kernels.prefix_attention.sdpa import attend_tile
 from strata.kernels.prefix_attention.sequences import GATHERED_KEYS, SequenceCall, plan_sequences
 from strata.kernels.prefix_attention.tile import Tile, TileCut
@@ -37,8 +39,17 @@ CAUSAL_FROM_BOTTOM_RIGHT = 2
 ALIGNED_ELEMENTS = 4
 """Rows and heads begin at multiples of so many elements in that kernel (`check_supported`)."""
 
+LEAST_TORCH = (2, 11)
+"""From this version on torch's flash kernel was seen to give log-sum-exps as [N, T] for such calls."""
+
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SequenceCall, AttentionSettings], torch.Tensor]
 """(query [T, N, H], keys [K, J, H], values [K, J, H], call, settings) -> attended [T, N, H]."""
+
+Part = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, SequenceCall, AttentionSettings, bool],
+    tuple[torch.Tensor, torch.Tensor],
+]
+"""The same, and whether it is causal -> attended [T, N, H] and log-sum-exps [N, T] float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,7 @@ class VarlenBackend:
         has_softcap: whether the kernel caps scores.
         window_gradients: whether its backward pass knows windows.
         is_installed: whether this build of torch, or the environment, has it.
+        part: computes a call, causal or without a mask, and tells log-sum-exps; None where it cannot.
     """
 
     name: str
@@ -60,6 +72,7 @@ class VarlenBackend:
     has_softcap: bool
     window_gradients: bool
     is_installed: Callable[[], bool]
+    part: Part | None = None
 
     @property
     def cut(self) -> TileCut:
@@ -86,11 +99,12 @@ class VarlenBackend:
     def scratch_bytes(self, size: TileSize, request: AttentionRequest) -> int:
         """Gathered keys and values, and a result in float32, which wide heads are summed in.
 
+        Or the rows that share what is above them, their second part and its log-sum-exps, which is no more.
         With gradients, autograd keeps the gathered keys of every call until the backward pass.
         """
         gathered = min(size.rows * size.keys, max(GATHERED_KEYS, size.keys))
         keys = 2 * size.num_kv_heads * gathered * size.head_dim * size.itemsize
-        return keys + size.rows * size.num_heads * size.head_dim * 4
+        return keys + size.rows * size.num_heads * (size.head_dim * 4 + (8 if self.part is not None else 0))
 
     def attend(
         self,
@@ -101,15 +115,19 @@ class VarlenBackend:
         settings: AttentionSettings,
     ) -> torch.Tensor:
         """Attention [T, N, H] of query [N, T, H] over the key space [K, C, H]; see `Backend.attend`."""
-        takes_windows = self.window_gradients or not needs_gradients(query, keys, values)
-        plan = plan_sequences(tiles, query.device, windows=takes_windows)
+        is_trained = needs_gradients(query, keys, values)
+        plan = plan_sequences(
+            tiles,
+            query.device,
+            windows=self.window_gradients or not is_trained,
+            shares=self.part is not None and not is_trained,
+        )
         num_heads, num_rows, head_dim = query.shape
         query_TNH = query.transpose(0, 1)
         output = None
         for call in plan.calls:
             rows = slice(*call.rows)
-            parts = call.gathered(keys), call.gathered(values)
-            attended = self.kernel(query_TNH[rows], *parts, call, settings)
+            attended = self._attend_call(query_TNH[rows], keys, values, call, settings)
             if call.rows == (0, num_rows):
                 return attended
             output = query.new_empty(num_rows, num_heads, head_dim) if output is None else output
@@ -118,6 +136,26 @@ class VarlenBackend:
         for tile in plan.others:
             output[slice(*tile.rows)] = attend_tile(query, keys, values, tile, settings)
         return output
+
+    def _attend_call(
+        self,
+        query_TNH: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        call: SequenceCall,
+        settings: AttentionSettings,
+    ) -> torch.Tensor:
+        shared = call.shared
+        if shared is None or self.part is None:
+            return self.kernel(query_TNH, call.gathered(keys), call.gathered(values), call, settings)
+        own = call.gathered(keys), call.gathered(values)
+        attended, lse = self.part(query_TNH, *own, call, settings, True)
+        del own
+        above = shared.call.gathered(keys), shared.call.gathered(values)
+        query_RNH = query_TNH.index_select(0, shared.query_rows)
+        other, other_lse = self.part(query_RNH, *above, shared.call, settings, False)
+        merge_attention(attended, lse, other, other_lse, shared.query_rows)
+        return attended
 
 
 def needs_gradients(*tensors: torch.Tensor) -> bool:
@@ -180,62 +218,6 @@ def _aligned(states: torch.Tensor) -> torch.Tensor:
     )
 
 
-def attend_flash(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    call: SequenceCall,
-    settings: AttentionSettings,
-) -> torch.Tensor:
-    """Through the FlashAttention-2 inside torch."""
-    left, right = _flash_window(call.window)
-    attended: torch.Tensor = torch.ops.aten._flash_attention_forward(
-        query,
-        keys.transpose(0, 1),
-        values.transpose(0, 1),
-        call.cu_seqlens_q,
-        call.cu_seqlens_k,
-        call.max_seqlen_q,
-        call.max_seqlen_k,
-        0.0,
-        True,
-        False,
-        scale=settings.scaling,
-        window_size_left=left,
-        window_size_right=right,
-    )[0]
-    return attended
-
-
-def attend_flash_attn(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    call: SequenceCall,
-    settings: AttentionSettings,
-) -> torch.Tensor:
-    """Through the package flash-attn."""
-    attended: torch.Tensor = importlib.import_module("flash_attn").flash_attn_varlen_func(
-        query,
-        keys.transpose(0, 1),
-        values.transpose(0, 1),
-        call.cu_seqlens_q,
-        call.cu_seqlens_k,
-        call.max_seqlen_q,
-        call.max_seqlen_k,
-        softmax_scale=settings.scaling,
-        causal=True,
-        window_size=_flash_window(call.window),
-        softcap=settings.softcap or 0.0,
-    )
-    return attended
-
-
-def _flash_window(window: int | None) -> tuple[int, int]:
-    """(keys to the left of a row's own, to its right), -1 for any number."""
-    return (-1 if window is None else window - 1, 0)
-
-
 FLASH_ATTN = VarlenBackend(
     name="flash-attn",
     kernel=attend_flash_attn,
@@ -251,6 +233,7 @@ FLASH = VarlenBackend(
     has_softcap=False,
     window_gradients=True,
     is_installed=lambda: torch.backends.cuda.is_flash_attention_available(),
+    part=attend_flash_part if torch.torch_version.TorchVersion(torch.__version__) >= LEAST_TORCH else None,
 )
 # Its backward pass counts a window from the top left (kernel_backward.h), which is another one.
 EFFICIENT = VarlenBackend(

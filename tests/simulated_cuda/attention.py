@@ -34,17 +34,19 @@ def attend(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     for tensor in tensors:
         tensor.access(stream, is_write=False)
     given = values_of(tuple(args)), values_of(kwargs)
+    lse = torch.empty(0)
     if name == SDPA:
         output = _sdpa(*given[0], **given[1])
     elif name == EFFICIENT:
         output = _efficient(*given[0], **given[1])
     else:
-        output = _flash(*given[0], **given[1])
-    made = on_device(output, device, stream)
-    made.access(stream, is_write=True)
-    # The fused kernels also return their log-sum-exp and random state, which inference does not use.
-    unused = [on_device(torch.empty(0), device, stream) for _ in range(4)]
-    return {SDPA: made, EFFICIENT: (made, *unused[:3], 0, 0), FLASH: (made, *unused)}[name]
+        output, lse = _flash(*given[0], **given[1])
+    made, made_lse = on_device(output, device, stream), on_device(lse, device, stream)
+    for one in (made, made_lse):
+        one.access(stream, is_write=True)
+    # What inference does not use: the random state, and the memory-efficient kernel's log-sum-exp.
+    unused = [on_device(torch.empty(0), device, stream) for _ in range(3)]
+    return {SDPA: made, EFFICIENT: (made, *unused, 0, 0), FLASH: (made, made_lse, *unused)}[name]
 
 
 def _sdpa(
@@ -137,17 +139,20 @@ def _flash(
     window_size_left: int | None = None,
     window_size_right: int | None = None,
     **settings: Any,
-) -> torch.Tensor:
-    """[T, N, H] of sequences behind each other, or [B, T, N, H]; causal from the bottom right."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[T, N, H] of sequences behind each other, or [B, T, N, H]; causal from the bottom right. And [N, T]."""
     ACCOUNTS.count(ACCOUNTS.kernels, "attention (flash)")
     packed = query.dim() == 3
     query, key, value = (one[None] if packed else one for one in (query, key, value))
     window = None if window_size_left in (None, -1) else window_size_left + 1
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    lse = torch.empty(query.shape[2], query.shape[1])
     for rows, keys in _segments(cum_seq_q, cum_seq_k, query.shape[1], key.shape[1]):
         visible = _visible(rows, keys, CAUSAL_FROM_BOTTOM_RIGHT if is_causal else 0, window)
-        output[:, rows] = _segment(query[:, rows], key[:, keys], value[:, keys], visible, scale)
-    return output[0] if packed else output
+        given = query[:, rows], key[:, keys], value[:, keys]
+        output[:, rows] = _segment(*given, visible, scale)
+        lse[:, rows] = _scores(*given[:2], visible, scale).logsumexp(-1)[0]
+    return (output[0] if packed else output), lse
 
 
 def _segments(
@@ -172,9 +177,16 @@ def _segment(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
     """[B, T, N, H] of one sequence; heads of keys are shared by groups of query heads."""
-    groups = query.shape[2] // key.shape[2]
-    query, key, value = (one.float().transpose(1, 2) for one in (query, key, value))
-    key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    wide = value.float().transpose(1, 2).repeat_interleave(query.shape[2] // value.shape[2], dim=1)
+    weights = _scores(query, key, visible, scale).softmax(-1).nan_to_num(0.0)
+    return (weights @ wide).transpose(1, 2).to(query.dtype)
+
+
+def _scores(
+    query: torch.Tensor, key: torch.Tensor, visible: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """[B, N, T, C] in float32, -inf where a row does not see a key."""
+    query, key = (one.float().transpose(1, 2) for one in (query, key))
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1).nan_to_num(0.0)
-    return (weights @ value).transpose(1, 2).to(query.dtype)
+    return scores.masked_fill(~visible, float("-inf"))

@@ -14,6 +14,7 @@ from strata.kernels.dequant.gguf import triton_kernels as gguf
 from strata.kernels.dequant.gguf.dequantize import BLOCK_TYPES, ONE_LAUNCH
 from strata.kernels.dequant.parts import FourBitParts
 from strata.kernels.elementwise import triton_kernels as elementwise
+from strata.kernels.prefix_attention import triton_kernels as attention_parts
 from strata.kernels.triton_support import probe
 
 from .compiling import CAPABILITIES, Compiled, compile_launch
@@ -82,6 +83,43 @@ def test_elementwise_kernels_do_not_spill(
 ) -> None:
     compiled = compile_launch(lambda: ELEMENTWISE[name](dtype), elementwise, capability, monkeypatch)
     record_property("registers", compiled.registers)
+    assert compiled.stack_bytes == 0
+    assert compiled.registers <= MOST_REGISTERS
+
+
+def gather(kv_heads: int, head_dim: int) -> Callable[[torch.dtype], object]:
+    def launch(dtype: torch.dtype) -> object:
+        index = meta(16_384, dtype=torch.int64)
+        return attention_parts.launch_gather_keys(meta(kv_heads, 9000, head_dim, dtype=dtype), index)
+
+    return launch
+
+
+def merge(num_heads: int, head_dim: int) -> Callable[[torch.dtype], object]:
+    def launch(dtype: torch.dtype) -> object:
+        sizes = ((8192, num_heads, head_dim), (1350, num_heads, head_dim))
+        own, other = (meta(*size, dtype=dtype) for size in sizes)
+        lse, other_lse = (meta(num_heads, size[0], dtype=torch.float32) for size in sizes)
+        rows = meta(1350, dtype=torch.int64)
+        return attention_parts.launch_merge_attention(own, lse, other, other_lse, rows)
+
+    return launch
+
+
+ATTENTION_PARTS = {
+    "gather-8-heads-128": gather(8, 128),
+    "gather-32-heads-80": gather(32, 80),
+    "merge-64-heads-128": merge(64, 128),
+    "merge-32-heads-80": merge(32, 80),
+}
+
+
+@pytest.mark.parametrize(("capability", "dtype"), CARDS, ids=str)
+@pytest.mark.parametrize("name", ATTENTION_PARTS)
+def test_kernels_around_attention_do_not_spill(
+    name: str, capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = compile_launch(lambda: ATTENTION_PARTS[name](dtype), attention_parts, capability, monkeypatch)
     assert compiled.stack_bytes == 0
     assert compiled.registers <= MOST_REGISTERS
 

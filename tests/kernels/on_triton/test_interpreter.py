@@ -33,11 +33,11 @@ def run_checks(*names: str, **variables: str) -> None:
 
 
 def test_in_the_interpreter() -> None:
-    run_checks("elementwise", "dequant", TRITON_INTERPRET="1")
+    run_checks("elementwise", "dequant", "attention_parts", TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_card() -> None:
-    run_checks("elementwise", TRITON_INTERPRET="0")
+    run_checks("elementwise", "attention_parts", TRITON_INTERPRET="0")
