@@ -20,7 +20,7 @@ from strata.engine.machine.rates import (
 def measure_quickly(
     devices: tuple[str, ...], dtype: torch.dtype, width: int, file: Path, linear: LinearKind
 ) -> MachineRates:
-    """Measures the GEMM rate (a fifth of a second) and the disk rate (up to 64 MiB, cache dropped)."""
+    """Measures the GEMM rate (a fifth of a second), a card's memory, the disk (up to 64 MiB, uncached)."""
     on_cpu = devices[0] == "cpu"
     kind = torch.int8 if linear == "int8" else dtype
     rate = measure_gemm_rate(torch.device(devices[0]), kind, max(width, SMALLEST_GEMM_WIDTH))
@@ -28,6 +28,7 @@ def measure_quickly(
         gemm_flop_per_s=rate,
         disk_bytes_per_s=measure_disk_rate(file),
         host_to_device_bytes_per_s=None if on_cpu else NOMINAL_HOST_TO_DEVICE,
+        memory_bytes_per_s=None if on_cpu else measure_memory_rate(torch.device(devices[0])),
         two_lanes_gain=usual_lanes_gain() if on_cpu else None,
     ).shared_by(devices.count("cpu") or 1)
 
@@ -40,6 +41,19 @@ def usual_lanes_gain() -> float | None:
 def measure_gemm_rate(device: torch.device, dtype: torch.dtype, width: int, seconds: float = 0.2) -> float:
     """Best FLOP/s of [rows, width] times [2 width, width] transposed; int8 sums in int32."""
     return GemmProduct.of_width(device, dtype, width, 2 * width).best_flop_per_s(seconds)
+
+
+def measure_memory_rate(device: torch.device) -> float:
+    """Bytes a second, read and written, of the fastest of some copies of 256 MiB within a card's memory."""
+    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
+    target, seconds = torch.empty_like(source), list[float]()
+    for _ in range(COPIES):
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * COPIED_BYTES / min(seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,5 +128,6 @@ def _multiply_int8(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(hidden, weight.t())
 
 
+COPIED_BYTES, COPIES = 256 << 20, 5
 SMALLEST_GEMM_WIDTH = 1024
 """Narrower GEMMs would measure the cost of a call, not the machine."""

@@ -15,6 +15,9 @@ GEMM_EFFICIENCY = 0.95
 """Share of the measured GEMM rate that a layer's GEMMs reach between the other operations."""
 ATTENTION_EFFICIENCY = 0.4
 """Useful attention FLOP/s as a share of the GEMM rate."""
+BYTES_PER_ELEMENT = 19.0
+"""Of a card's memory, moved by norms, rotary embedding, gates, residuals and keys for each of the (D + F)
+elements of a token: 0.50 ms for 7,450 tokens of Llama 2 7B on an H200 that copies 4.3 TB/s."""
 MEASURED_QUICKLY = "measured quickly"
 TWO_LANES_GAIN = 1.1
 """Speed of two lanes on a CPU of two threads over that of one, before it was measured there: 1.0 to 1.9 were
@@ -31,7 +34,7 @@ class LayerRates:
         softmax_scores_per_s: scores (query head, row, key) a second, for all that is not those products.
         elements_per_s: norms, rotary embedding, activation function: (D + F) elements a token.
         weights_bytes_per_s: how fast a micro-batch passes over the layer's weights, beside computing.
-        call_s: of a micro-batch, whatever its size.
+        call_s: of a micro-batch, whatever its size: added to the rest on a CPU; the host's, beside a card's.
         masked_keys: keys a row that its tile computes and masks.
     """
 
@@ -69,13 +72,14 @@ class MachineRates:
         gemm_flop_per_s: GEMM roofline of one worker's device.
         disk_bytes_per_s: reading the checkpoint.
         host_to_device_bytes_per_s: a link from RAM to a device; None on CPU.
-        layer: what a decoder layer reaches; None: shares of the roofline that are usual on CPU.
+        layer: what a decoder layer reaches; None: usual shares of the roofline, and of a card's memory.
         cached_bytes_per_s: reading from the second sweep on what a read-through cache keeps.
         cache_bytes: what that cache holds, the first layers first; None for everything.
         store_bytes_per_s: hidden states on disk, written or read; None: as the disk.
         host_bytes_per_s: copying in RAM.
         decode_weights_per_s: weights a second by step, "nf4" and the like, "plain" (another dtype) and
             "quantize" (to 8 bits).
+        memory_bytes_per_s: a card's own memory, read and written; None on CPU or where nobody measured it.
         read_interference: seconds of computing lost a byte read.
         two_lanes_gain: speed of two lanes that share a CPU, together, over that of one; None: not known.
         gain: of this worker, as one of several lanes: part of what a layer reaches.
@@ -91,6 +95,7 @@ class MachineRates:
     store_bytes_per_s: float | None = None
     host_bytes_per_s: float = NOMINAL_HOST_BYTES_PER_S
     decode_weights_per_s: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes_per_s: float | None = None
     read_interference: float = 0.0
     two_lanes_gain: float | None = None
     gain: float = 1.0
@@ -102,6 +107,7 @@ class MachineRates:
         alone = self.layer or LayerRates(
             linear_flop_per_s=GEMM_EFFICIENCY * self.gemm_flop_per_s,
             attention_flop_per_s=ATTENTION_EFFICIENCY * self.gemm_flop_per_s,
+            elements_per_s=(self.memory_bytes_per_s or math.inf) / BYTES_PER_ELEMENT,
         )
         return alone.shared_by(1 / self.gain)
 

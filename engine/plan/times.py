@@ -65,7 +65,10 @@ def reading_again_seconds(costs: ModelCosts, rates: MachineRates) -> tuple[float
 def compute_seconds(
     plan: SweepChoice, costs: ModelCosts, work: Workload, rates: MachineRates
 ) -> tuple[float, ...]:
-    """Seconds of each layer over all micro-batches of one worker in one group."""
+    """Seconds of each layer over all micro-batches of one worker in one group.
+
+    A card computes while the host launches what comes next: only the longer of both counts.
+    """
     layer_rates, share = rates.layer_rates, 1 / (plan.num_groups * len(plan.devices))
     tokens = share * work.num_tokens * work.num_members
     scored = share * work.num_scored * work.num_members
@@ -78,14 +81,16 @@ def compute_seconds(
     for layer in range(costs.num_layers):
         rows = tokens if layer < costs.num_layers - 1 else scored
         scores = attention[layer] / flops_per_score + rows * masked
-        pass_s = costs.weight_bytes[layer] / layer_rates.weights_bytes_per_s + layer_rates.call_s
-        seconds.append(
+        computing_s = (
             gemm[layer] / layer_rates.linear_flop_per_s
             + scores * flops_per_score / layer_rates.attention_flop_per_s
             + scores / layer_rates.softmax_scores_per_s
             + rows * (costs.hidden_size + costs.intermediate_size) / layer_rates.elements_per_s
-            + calls * pass_s
+            + calls * costs.weight_bytes[layer] / layer_rates.weights_bytes_per_s
         )
+        calls_s = calls * layer_rates.call_s
+        on_cpu = plan.devices[0] == "cpu"
+        seconds.append(computing_s + calls_s if on_cpu else max(computing_s, calls_s))
     return tuple(seconds)
 
 

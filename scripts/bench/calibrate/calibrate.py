@@ -1,7 +1,8 @@
 """`strata bench calibrate`: measures this machine and leaves a profile that `strata plan` and `score` use.
 
-Compute is timed on whole decoder layers of TinyLlama's shape, through the engine's worker, at two sizes
-of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain reads and copies.
+Compute is timed on whole decoder layers of TinyLlama's shape, of Llama 2 7B's on a card, through the
+engine's worker, at two sizes of micro-batch and two lengths of prefix a dtype; disk, RAM and links with plain
+reads and copies.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from strata.engine.machine.profile import (
 )
 from strata.engine.machine.rates import LayerRates, LinearKind
 from strata.engine.machine.sustained import sustained_gemm_rate
-from strata.engine.plan.shapes import LLAMA2_70B, TINY, TINYLLAMA_1B
+from strata.engine.plan.shapes import LLAMA2_7B, LLAMA2_70B, TINY, TINYLLAMA_1B
 from strata.kernels.prefix_attention.backend import AttentionRequest
 from strata.kernels.prefix_attention.registry import choose_backend
 from strata.scripts.bench.calibrate.decode_runs import measure_decode_rates
@@ -59,10 +60,12 @@ CASES = {
     "cuda": (
         LayerCase(micro_batch_tokens=8192, prefix_tokens=1200, num_questions=24),
         LayerCase(micro_batch_tokens=8192, prefix_tokens=100, num_questions=80),
-        LayerCase(micro_batch_tokens=2048, prefix_tokens=1200, num_questions=6),
-        LayerCase(micro_batch_tokens=2048, prefix_tokens=100, num_questions=20),
+        LayerCase(micro_batch_tokens=4096, prefix_tokens=1200, num_questions=12),
+        LayerCase(micro_batch_tokens=4096, prefix_tokens=100, num_questions=40),
     ),
 }
+SHAPES = {"cpu": TINYLLAMA_1B, "cuda": LLAMA2_7B}
+"""What is timed: for a card so large that it computes for longer than the host launches."""
 LINEAR_ROWS = {"cpu": 512, "cuda": 8192}
 ATTENTION_KEYS = {"cpu": 1024, "cuda": 4096}
 HEAD_DIMS = (64, 128)
@@ -232,7 +235,8 @@ def measure_two_lanes_gain(dtype: torch.dtype) -> float | None:
 
 def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) -> LayerRates:
     """Rates fitted to whole layers; prints how well they fit."""
-    layer = TimedLayer(shape=TINYLLAMA_1B, dtype=dtype, linear=linear, device=device)
+    on_card = device.type == "cuda"
+    layer = TimedLayer(shape=SHAPES[device.type], dtype=dtype, linear=linear, device=device)
     tiny = TimedLayer(shape=TINY, dtype=dtype, linear=linear, device=device)
     shape, kind = layer.shape, device.type
     backend = choose_backend(AttentionRequest(device_type=kind))
@@ -258,8 +262,12 @@ def measure_layer(dtype: torch.dtype, linear: LinearKind, device: torch.device) 
         softmax_scores_per_s=attention[1],
         masked_keys=(backend.cut.max_rows or 0) / 2 if kind == "cpu" else 0.0,
         call_s=call_s / call.calls,
+        launches_ahead=on_card,
     )
     rates = fit_layer(samples, sizes, alone)
-    errors = [predict_seconds(sample.run, rates, sizes) / sample.seconds - 1 for sample in samples]
+    errors = [
+        predict_seconds(sample.run, rates, sizes, launches_ahead=on_card) / sample.seconds - 1
+        for sample in samples
+    ]
     print(f"{dtype}, {linear}: whole layers fitted to {', '.join(f'{error:+.1%}' for error in errors)}")
     return rates

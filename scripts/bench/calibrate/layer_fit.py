@@ -45,6 +45,7 @@ class PartRates:
         softmax_scores_per_s: of the rest of attention.
         masked_keys: keys a row that its tile computes and masks.
         call_s: of a layer too small to compute anything.
+        launches_ahead: of a card, that computes while the host launches what comes next.
     """
 
     linear_flop_per_s: float
@@ -52,6 +53,7 @@ class PartRates:
     softmax_scores_per_s: float
     masked_keys: float
     call_s: float
+    launches_ahead: bool = False
 
 
 def fit_attention(
@@ -85,7 +87,9 @@ def fit_layer(samples: Sequence[LayerSample], sizes: LayerSizes, alone: PartRate
     for sample in samples:
         run = sample.run
         scores = run.scores + run.tokens * alone.masked_keys * sizes.num_heads
-        known_s = run.gemm_flops / alone.linear_flop_per_s + scores * score_s + run.calls * alone.call_s
+        known_s = run.gemm_flops / alone.linear_flop_per_s + scores * score_s
+        if not alone.launches_ahead:
+            known_s += run.calls * alone.call_s
         features = (run.tokens * sizes.width, run.calls * sizes.weight_bytes, scores)
         rows.append([feature / sample.seconds for feature in features])
         left.append((sample.seconds - known_s) / sample.seconds)
@@ -101,16 +105,20 @@ def fit_layer(samples: Sequence[LayerSample], sizes: LayerSizes, alone: PartRate
     )
 
 
-def predict_seconds(run: TimedRun, rates: LayerRates, sizes: LayerSizes) -> float:
+def predict_seconds(
+    run: TimedRun, rates: LayerRates, sizes: LayerSizes, *, launches_ahead: bool = False
+) -> float:
     """What the rates say of a lane; the sum that `engine.plan.times` makes of a layer."""
     scores = run.scores + run.tokens * rates.masked_keys * sizes.num_heads
-    return (
+    computing_s = (
         run.gemm_flops / rates.linear_flop_per_s
         + scores * 4 * sizes.head_dim / rates.attention_flop_per_s
         + scores / rates.softmax_scores_per_s
         + run.tokens * sizes.width / rates.elements_per_s
-        + run.calls * (sizes.weight_bytes / rates.weights_bytes_per_s + rates.call_s)
+        + run.calls * sizes.weight_bytes / rates.weights_bytes_per_s
     )
+    calls_s = run.calls * rates.call_s
+    return max(computing_s, calls_s) if launches_ahead else computing_s + calls_s
 
 
 def solve_nonnegative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
