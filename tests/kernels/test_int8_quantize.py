@@ -11,7 +11,7 @@ from strata.kernels.int8_linear import quantize
 from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
 from strata.kernels.int8_linear.reference import reference_outlier_columns
 
-from .int8_work import DTYPES, FLOAT32_EPS, poisoned_memory, random_operands
+from .int8_work import DTYPES, FLOAT32_EPS, INFINITY, poisoned_memory, random_operands
 
 __all__ = ["poisoned_memory"]
 
@@ -54,6 +54,31 @@ def test_of_many_outlier_columns_the_largest_are_kept() -> None:
     x = torch.cat([torch.ones(40), 10.0 + torch.arange(24.0)]).expand(2, 64)
     assert quantize_activations(x).outlier_columns.tolist() == [60, 61, 62, 63]
     assert quantize_activations(-x[:, -15:]).outlier_columns.tolist() == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_outliers", [0, 1, 3, 64])
+def test_as_many_columns_as_told_are_kept_the_largest(num_outliers: int, dtype: torch.dtype) -> None:
+    x = torch.randn(33, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[4, 9], x[30, 50] = 80.0, -90.0
+    activations = quantize_activations(x, num_outliers=num_outliers)
+    expected = reference_outlier_columns(x, 3.0, num_outliers)
+    assert expected.sum() == num_outliers
+    assert expected[[9, 50]].sum() == min(num_outliers, 2)
+    assert activations.outlier_columns.tolist() == expected.nonzero().flatten().tolist()
+    rest = quantize_activations(x.masked_fill(expected, 0.0), INFINITY)
+    assert torch.equal(activations.codes_TK, rest.codes_TK)
+    assert torch.equal(activations.scale_T, rest.scale_T)
+    if num_outliers:
+        assert activations.outliers_TU is not None
+        assert torch.equal(activations.outliers_TU, x[:, expected])
+
+
+def test_no_tokens_have_no_outliers() -> None:
+    for num_outliers in (None, 0, 2):
+        activations = quantize_activations(torch.zeros(0, 64), num_outliers=num_outliers)
+        assert activations.outlier_columns.tolist() == []
+        assert activations.outliers_TU is None
 
 
 matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
@@ -114,3 +139,6 @@ def test_bad_operands_are_named() -> None:
         quantize_weight(codes)
     with pytest.raises(ValueError, match="outlier_spread must be positive"):
         quantize_activations(x, 0.0)
+    for num_outliers in (-1, 34):
+        with pytest.raises(ValueError, match=rf"num_outliers must be within 0..33, not {num_outliers}"):
+            quantize_activations(x, num_outliers=num_outliers)
