@@ -81,6 +81,28 @@ def test_no_tokens_have_no_outliers() -> None:
         assert activations.outliers_TU is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not hasattr(torch._C, "_cuda_set_sync_debug_mode"),
+    reason="needs a CUDA device; of simulated ones, simulated_cuda/checks/budgets.py counts the waits",
+)
+def test_a_known_number_of_outliers_is_not_waited_for() -> None:
+    x = random_operands((1000, 512, 1), torch.float16)[0].cuda()
+    expected = quantize_activations(x)
+    num_outliers = len(expected.outlier_columns)
+    assert num_outliers > 0
+    quantize_activations(x, num_outliers=num_outliers)  # kernels are loaded once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = quantize_activations(x, num_outliers=num_outliers)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            quantize_activations(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.outlier_columns.tolist() == expected.outlier_columns.tolist()
+    assert torch.equal(found.codes_TK, expected.codes_TK)
+
+
 matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
 
 
