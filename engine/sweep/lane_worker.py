@@ -114,7 +114,7 @@ class LaneWorker:
         is_whole = self.tree.tree_starts is not None
         if not is_out_of_memory(error) or batch.num_rows < 2 * LEAST_TOKENS or is_whole:
             raise error
-        self.decoder.activations.forget()
+        self.decoder.activations.undo()
         following = self.tiled[index + 1].batch.carried if index + 1 < len(self.tiled) else ()
         parts = cut_micro_batch(self.tree, batch, (batch.num_rows + 1) // 2, following)
         self.tiled[index : index + 1] = [TiledBatch(self.tree, part, self.device) for part in parts]
@@ -156,6 +156,9 @@ class LaneWorker:
         Returns:
             The micro-batch's key space [2, K, C, H], and what of it the next one carries, None for nothing.
         """
+        # A tree of a forest is computed as if there were no other: nothing is known from those before it.
+        if self.tree.tree_starts is None:
+            self.decoder.activations.begin(is_first=index == 0)
         is_last = self._layer == len(self.decoder.layers) - 1
         return (self.run_last_layer if is_last else self.run_layer)(index, member, carried)
 
@@ -260,6 +263,7 @@ class LaneWorker:
             if self.dtype != torch.float16 or is_all_finite(found):
                 return found
             del found  # its memory is wanted
+            self.decoder.activations.undo()
             if all(first_row != batch.first_row for _, first_row in self.overflows):
                 self.overflows.append((layer, batch.first_row))
         with in_float32(self.decoder, layer, self._weights):

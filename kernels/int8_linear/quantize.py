@@ -71,21 +71,25 @@ def quantize_weight(
     return codes_NK, scale_N
 
 
-def quantize_activations(x_TK: torch.Tensor, outlier_spread: float = OUTLIER_SPREAD) -> Int8Activations:
+def quantize_activations(
+    x_TK: torch.Tensor, outlier_spread: float = OUTLIER_SPREAD, num_outliers: int | None = None
+) -> Int8Activations:
     """Rounds each token to codes -127..127, keeping columns of large values apart.
 
     A column whose largest |x| is more than `outlier_spread` times the median column's is kept in x's dtype
     and does not widen the tokens' scales; of more than K // 16 such columns, the K // 16 with the largest |x|
-    are kept. Which columns these are depends on all T tokens; with an infinite spread every token is rounded
-    by itself, and CUDA is not waited for. A token with a NaN or an infinity gets a scale that is not finite,
-    or has it among its outliers.
+    are kept. Where their number is known, the columns with the largest |x| are kept, and CUDA is not waited
+    for. Which columns these are depends on all T tokens; with an infinite spread, or none of them, every
+    token is rounded by itself. A token with a NaN or an infinity gets a scale that is not finite, or has it
+    among its outliers.
 
     Args:
         x_TK: [T, K] of any float dtype; not changed.
         outlier_spread: positive; infinity for no outlier columns.
+        num_outliers: how many columns to keep, at most K; None for those beyond the spread.
 
     Raises:
-        ValueError: x is no float matrix, or the spread is not positive.
+        ValueError: x is no float matrix, the spread is not positive, or there are not that many columns.
 
     Source: Dettmers et al. 2022, LLM.int8(), arXiv 2208.07339, section 3. The cap on columns is ours, and so
     is what is large: compared with the other columns, not with 6, since how large values are at all differs
@@ -94,7 +98,12 @@ def quantize_activations(x_TK: torch.Tensor, outlier_spread: float = OUTLIER_SPR
     _check_matrix("x_TK", x_TK)
     if not outlier_spread > 0:
         raise ValueError(f"outlier_spread must be positive, not {outlier_spread}")
-    columns = _find_outlier_columns(x_TK, outlier_spread)
+    if num_outliers is None:
+        columns = _find_outlier_columns(x_TK, outlier_spread)
+    elif 0 <= num_outliers <= x_TK.shape[1]:
+        columns = _largest_columns(x_TK, num_outliers)
+    else:
+        raise ValueError(f"num_outliers must be within 0..{x_TK.shape[1]}, not {num_outliers}")
     has_outliers = len(columns) > 0
     codes_TK, scale_T = _allocate_codes(x_TK)
     _round_rows(x_TK, codes_TK, scale_T, columns if has_outliers else None)
@@ -107,15 +116,22 @@ def quantize_activations(x_TK: torch.Tensor, outlier_spread: float = OUTLIER_SPR
 
 
 def _find_outlier_columns(x_TK: torch.Tensor, spread: float) -> torch.Tensor:
-    """Ascending int64 indexes of the columns to keep apart."""
+    """Ascending int64 indexes of the columns to keep apart; their number is waited for."""
     if spread == float("inf") or not len(x_TK):
-        return torch.empty(0, dtype=torch.int64, device=x_TK.device)
+        return _largest_columns(x_TK, 0)
     absmax_K = _column_absmax(x_TK).float()
     columns = (absmax_K > spread * absmax_K.median()).nonzero().flatten()
     limit = x_TK.shape[1] // MAX_OUTLIER_SHARE
     if len(columns) > limit:
         columns = columns[absmax_K[columns].topk(limit).indices].sort().values
     return columns
+
+
+def _largest_columns(x_TK: torch.Tensor, num: int) -> torch.Tensor:
+    """Ascending int64 indexes of so many columns with the largest |x|; none where there are no tokens."""
+    if not num or not len(x_TK):
+        return torch.empty(0, dtype=torch.int64, device=x_TK.device)
+    return _column_absmax(x_TK).float().topk(num).indices.sort().values
 
 
 def _column_absmax(x_TK: torch.Tensor) -> torch.Tensor:
@@ -142,7 +158,8 @@ def _round_rows(
         is_skipped = None
         if skipped_columns is not None:
             is_skipped = torch.zeros(num_columns, dtype=torch.uint8, device=source_RK.device)
-            is_skipped[skipped_columns] = 1
+            # Not by indexing: the 1 would come from the host, which CUDA waits for.
+            is_skipped.index_fill_(0, skipped_columns, 1)
         kernels.quantize_rows(source_RK.contiguous(), codes_RK, scale_R, is_skipped)
         return
     block_rows = max(1, BLOCK_ELEMENTS // num_columns)

@@ -30,14 +30,15 @@ def assert_matches_reference(
     bias: torch.Tensor | None,
     dtype: torch.dtype,
     threshold: float = 6.0,
+    num_outliers: int | None = None,
 ) -> None:
     codes, scale = quantize_weight(weight)
-    found = int8_linear(quantize_activations(x, threshold), codes, scale, bias, dtype=dtype)
-    expected = int8_linear_reference(x, codes, scale, bias, threshold)
+    found = int8_linear(quantize_activations(x, threshold, num_outliers), codes, scale, bias, dtype=dtype)
+    expected = int8_linear_reference(x, codes, scale, bias, threshold, num_outliers)
     no_bias = None if bias is None else bias.abs()
-    magnitude = int8_linear_reference(x.abs(), codes.abs(), scale, no_bias, threshold)
+    magnitude = int8_linear_reference(x.abs(), codes.abs(), scale, no_bias, threshold, num_outliers)
     # Three scalings and two additions, and U + 1 roundings at most in the outlier product.
-    num_roundings = 6 + x.shape[1] // quantize.MAX_OUTLIER_SHARE
+    num_roundings = 6 + max(x.shape[1] // quantize.MAX_OUTLIER_SHARE, num_outliers or 0)
     tolerance = num_roundings * FLOAT32_EPS * magnitude + 0.5 * torch.finfo(dtype).eps * expected.abs()
     tolerance += torch.finfo(dtype).smallest_normal
     assert found.dtype == dtype
@@ -51,6 +52,7 @@ def test_matches_the_definition(shape: tuple[int, int, int], dtype: torch.dtype)
     x, weight, bias = random_operands(shape, dtype)
     assert_matches_reference(x, weight, bias, dtype)
     assert_matches_reference(x, weight, None, torch.float32, threshold=INFINITY)
+    assert_matches_reference(x, weight, bias, dtype, num_outliers=min(5, shape[1]))
 
 
 @pytest.mark.parametrize(("block_tokens", "block_elements"), [(1024, 1 << 21), (50, 50 * 16), (7, 7 * 24)])
@@ -136,14 +138,16 @@ def test_an_outlier_column_costs_no_precision() -> None:
 
 
 @pytest.mark.parametrize("poison", [INFINITY, -INFINITY, float("nan")])
-@pytest.mark.parametrize("threshold", [6.0, INFINITY])
+@pytest.mark.parametrize(("threshold", "num_outliers"), [(6.0, None), (INFINITY, None), (6.0, 1)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_non_finite_tokens_stay_non_finite(poison: float, threshold: float, dtype: torch.dtype) -> None:
+def test_non_finite_tokens_stay_non_finite(
+    poison: float, threshold: float, num_outliers: int | None, dtype: torch.dtype
+) -> None:
     x, weight, bias = random_operands((17, 40, 24), dtype)
     weight[0] = 0
     x[4, 7] = poison
     codes, scale = quantize_weight(weight)
-    found = int8_linear(quantize_activations(x, threshold), codes, scale, bias, dtype=dtype)
+    found = int8_linear(quantize_activations(x, threshold, num_outliers), codes, scale, bias, dtype=dtype)
     assert not found[4].isfinite().any()
     others = [token for token in range(17) if token != 4]
     assert found[others].isfinite().all()

@@ -11,7 +11,7 @@ from strata.kernels.int8_linear import quantize
 from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
 from strata.kernels.int8_linear.reference import reference_outlier_columns
 
-from .int8_work import DTYPES, FLOAT32_EPS, poisoned_memory, random_operands
+from .int8_work import DTYPES, FLOAT32_EPS, INFINITY, poisoned_memory, random_operands
 
 __all__ = ["poisoned_memory"]
 
@@ -54,6 +54,53 @@ def test_of_many_outlier_columns_the_largest_are_kept() -> None:
     x = torch.cat([torch.ones(40), 10.0 + torch.arange(24.0)]).expand(2, 64)
     assert quantize_activations(x).outlier_columns.tolist() == [60, 61, 62, 63]
     assert quantize_activations(-x[:, -15:]).outlier_columns.tolist() == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_outliers", [0, 1, 3, 64])
+def test_as_many_columns_as_told_are_kept_the_largest(num_outliers: int, dtype: torch.dtype) -> None:
+    x = torch.randn(33, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x[4, 9], x[30, 50] = 80.0, -90.0
+    activations = quantize_activations(x, num_outliers=num_outliers)
+    expected = reference_outlier_columns(x, 3.0, num_outliers)
+    assert expected.sum() == num_outliers
+    assert expected[[9, 50]].sum() == min(num_outliers, 2)
+    assert activations.outlier_columns.tolist() == expected.nonzero().flatten().tolist()
+    rest = quantize_activations(x.masked_fill(expected, 0.0), INFINITY)
+    assert torch.equal(activations.codes_TK, rest.codes_TK)
+    assert torch.equal(activations.scale_T, rest.scale_T)
+    if num_outliers:
+        assert activations.outliers_TU is not None
+        assert torch.equal(activations.outliers_TU, x[:, expected])
+
+
+def test_no_tokens_have_no_outliers() -> None:
+    for num_outliers in (None, 0, 2):
+        activations = quantize_activations(torch.zeros(0, 64), num_outliers=num_outliers)
+        assert activations.outlier_columns.tolist() == []
+        assert activations.outliers_TU is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not hasattr(torch._C, "_cuda_set_sync_debug_mode"),
+    reason="needs a CUDA device; of simulated ones, simulated_cuda/checks/budgets.py counts the waits",
+)
+def test_a_known_number_of_outliers_is_not_waited_for() -> None:
+    x = random_operands((1000, 512, 1), torch.float16)[0].cuda()
+    expected = quantize_activations(x)
+    num_outliers = len(expected.outlier_columns)
+    assert num_outliers > 0
+    quantize_activations(x, num_outliers=num_outliers)  # kernels are loaded once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = quantize_activations(x, num_outliers=num_outliers)
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            quantize_activations(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert found.outlier_columns.tolist() == expected.outlier_columns.tolist()
+    assert torch.equal(found.codes_TK, expected.codes_TK)
 
 
 matrices = st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31), st.integers(-140, 120))
@@ -114,3 +161,6 @@ def test_bad_operands_are_named() -> None:
         quantize_weight(codes)
     with pytest.raises(ValueError, match="outlier_spread must be positive"):
         quantize_activations(x, 0.0)
+    for num_outliers in (-1, 34):
+        with pytest.raises(ValueError, match=rf"num_outliers must be within 0..33, not {num_outliers}"):
+            quantize_activations(x, num_outliers=num_outliers)

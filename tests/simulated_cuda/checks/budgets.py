@@ -16,8 +16,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from strata.engine.machine import roofline
+from strata.kernels.int8_linear.quantize import quantize_activations
 
 from ...families import LAYERS_PER_MODEL, SHAPE, randomize_weights, save_with_tokenizer
+from ...sample_questions import QUESTIONS, write_jsonl
 
 REAL_WIDTHS = (512, 2048)
 WIDE = {**SHAPE, "hidden_size": 256, "intermediate_size": 704}
@@ -61,18 +63,62 @@ def in_sweep(counter: Counter) -> int:
     return sum(count for one, count in counter.items() if one.thread.startswith("sweep-"))
 
 
+@pytest.fixture
+def cost_of_a_layer(build_wide, score, accounts):
+    """`cost_of_a_layer(**settings)` -> waits and kernels a micro-batch and layer, and the last run.
+
+    What is done once a group, and in the last layer, is in both runs that are compared.
+    """
+
+    def measure(**settings):
+        waits, kernels = [], []
+        for num_layers in (2, 4):
+            accounts.reset()
+            run = score(model=build_wide(num_layers), resident_layers=1, **settings)
+            waits.append(in_sweep(accounts.waits))
+            kernels.append(in_sweep(accounts.kernels))
+        visits = 2 * run.record["plan"]["num_micro_batches"]
+        return (waits[1] - waits[0]) / visits, (kernels[1] - kernels[0]) / visits, run
+
+    return measure
+
+
 @pytest.mark.parametrize("devices", ["cuda:0", "cuda:0,cuda:1"])
-def test_what_a_layer_more_costs(devices, build_wide, score, accounts):
-    """What is done once a group, and in the last layer, is in both runs."""
-    waits, kernels = [], []
-    for num_layers in (2, 4):
-        accounts.reset()
-        run = score(model=build_wide(num_layers), devices=devices, resident_layers=1, **SWEEP)
-        waits.append(in_sweep(accounts.waits))
-        kernels.append(in_sweep(accounts.kernels))
-    visits = 2 * run.record["plan"]["num_micro_batches"]
-    assert (waits[1] - waits[0]) / visits <= WAITS, accounts.summary()
-    assert (kernels[1] - kernels[0]) / visits <= KERNELS, accounts.summary()
+def test_what_a_layer_more_costs(devices, cost_of_a_layer, accounts):
+    waits, kernels, _ = cost_of_a_layer(devices=devices, **SWEEP)
+    assert waits <= WAITS, accounts.summary()
+    assert kernels <= KERNELS, accounts.summary()
+
+
+@pytest.fixture
+def many_questions(tmp_path):
+    """Enough for a lane to go on for long when the number of outlier columns is known."""
+    rows = [
+        row | {"id": f"{row['id']}-{copy}", "question": f"{copy}. {row['question']}"}
+        for copy in range(8)
+        for row in QUESTIONS
+    ]
+    return write_jsonl(tmp_path / "many.jsonl", rows)
+
+
+@pytest.mark.parametrize("devices", ["cuda:0", "cuda:0,cuda:1"])
+def test_what_int8_waits_for(devices, many_questions, build_wide, cost_of_a_layer, score, accounts):
+    """No int8 check, whose sweeps would count twice; products are measured in a run before."""
+    settings = SWEEP | {"dtype": "int8", "int8_check_questions": 0, "micro_batch_tokens": 256}
+    score(model=build_wide(2), devices=devices, **settings)
+    waits, _, run = cost_of_a_layer(questions=many_questions, devices=devices, **settings)
+    assert run.record["plan"]["linear"] == "int8"
+    assert waits <= WAITS, accounts.summary()
+
+
+def test_columns_of_a_known_number_are_not_waited_for(accounts):
+    x = torch.randn(64, 128, device="cuda:0")
+    accounts.reset()
+    rounded = quantize_activations(x, num_outliers=5)
+    assert not accounts.waits, accounts.summary()
+    assert len(rounded.outlier_columns) == 5
+    quantize_activations(x)
+    assert accounts.waits
 
 
 def assert_memory_as_planned(run, accounts) -> None:
