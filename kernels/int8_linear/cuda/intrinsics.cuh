@@ -3,6 +3,11 @@
 // NVRTC: nothing is included. Source of the layouts: PTX ISA 8.7, sections "Matrix Fragments for mma.m8n8k16",
 // "Matrix Fragments for mma.m16n8k32", "ldmatrix", "cp.async".
 
+// Every card can do what older ones do: a newer one shows whether the code for sm75 is right.
+#ifndef COMPUTES_AS
+#define COMPUTES_AS __CUDA_ARCH__
+#endif
+
 __device__ inline unsigned shared_address(const void* shared) {
     return static_cast<unsigned>(__cvta_generic_to_shared(shared));
 }
@@ -16,7 +21,7 @@ __device__ inline void load_matrices(unsigned (&loaded)[4], const void* row) {
                  : "memory");
 }
 
-#if __CUDA_ARCH__ >= 800
+#if COMPUTES_AS >= 800
 // Begins a copy of 16 bytes to shared memory, of which the first num_bytes are read and the others are zero.
 __device__ inline void copy_async(void* shared, const void* global, int num_bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),

@@ -29,7 +29,7 @@ constexpr int WARP_SIZE = 32;
 // both operands' rows. While a step is multiplied, the next ones are copied into the other stages. sm75 has neither
 // cp.async nor the larger MMA: copies pass through registers, and four MMAs do the work of one.
 
-#define HAS_ASYNC_COPIES (__CUDA_ARCH__ >= 800)
+#define HAS_ASYNC_COPIES (COMPUTES_AS >= 800)
 constexpr int NUM_STAGES = HAS_ASYNC_COPIES ? 3 : 2;
 
 constexpr int TILE_T = 128, TILE_N = 128, TILE_K = 64;

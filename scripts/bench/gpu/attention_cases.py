@@ -5,7 +5,7 @@ Shape suffixes: T tokens of a tree, N query heads, K kv heads, H head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,16 +14,36 @@ from strata.engine.tree.intervals import indexes
 from strata.engine.tree.lanes import split_lanes
 from strata.engine.tree.prefix_tree import PrefixTree, build_prefix_tree
 from strata.engine.tree.tiles import tile_finder
-from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings
+from strata.kernels.prefix_attention.backend import AttentionRequest, AttentionSettings, Backend
 from strata.kernels.prefix_attention.reference import reference_attention
 from strata.kernels.prefix_attention.registry import choose_backend
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 8, 2, 64
 
 
+T4 = (7, 5)
+
+
 def attention_errors(dtype: torch.dtype, device: torch.device, *, tiny: bool) -> dict[str, float]:
-    """Norm of the difference from float64 over that of the result, by case."""
-    return {name: _error(tree, dtype, device) for name, tree in _trees(tiny=tiny).items()}
+    """Norm of the difference from float64 over that of the result, by backend and case.
+
+    With what this card runs and with what a T4 would: cards to come can be tried by those at hand.
+    """
+    capabilities = [torch.cuda.get_device_capability(device)]
+    if dtype != torch.bfloat16:
+        capabilities.append(T4)
+    backends = {}
+    for capability in capabilities:
+        request = AttentionRequest(
+            device_type=device.type, dtype=dtype, head_dim=HEAD_DIM, capability=capability
+        )
+        backend = choose_backend(request)
+        backends[backend.name] = backend
+    errors = {}
+    for name, tree in _trees(tiny=tiny).items():
+        for backend, error in _errors(tree, dtype, device, backends.values()).items():
+            errors[f"{backend}, {name}"] = error
+    return errors
 
 
 def _trees(*, tiny: bool) -> dict[str, PrefixTree]:
@@ -48,28 +68,27 @@ def _tree(num_shared: int, branches: Sequence[int], num_questions: int = 1) -> P
     return build_prefix_tree([np.asarray(path, np.int32) for path in paths])
 
 
-def _error(tree: PrefixTree, dtype: torch.dtype, device: torch.device) -> float:
+def _errors(
+    tree: PrefixTree, dtype: torch.dtype, device: torch.device, backends: Iterable[Backend]
+) -> dict[str, float]:
     num_tokens = tree.num_tokens
     (lane,) = split_lanes(tree, np.arange(num_tokens), 1, num_tokens)
     (batch,) = lane.micro_batches
     generator = torch.Generator().manual_seed(num_tokens)
     query_NTH = torch.randn(NUM_HEADS, num_tokens, HEAD_DIM, generator=generator).to(dtype)
     keys_KTH, values_KTH = torch.randn(2, NUM_KV_HEADS, num_tokens, HEAD_DIM, generator=generator).to(dtype)
-    backend = choose_backend(
-        AttentionRequest(
-            device_type=device.type,
-            dtype=dtype,
-            head_dim=HEAD_DIM,
-            capability=torch.cuda.get_device_capability(device),
-        )
-    )
     settings = AttentionSettings(scaling=HEAD_DIM**-0.5)
-    tiles = tile_finder(tree, batch, scored=False)(backend.cut, None)
-    found_TNH = backend.attend(
-        query_NTH.to(device), keys_KTH.to(device), values_KTH.to(device), tiles, settings
-    )
     expected_TNH = _expected(tree, query_NTH, keys_KTH, values_KTH, settings)
-    return float((found_TNH.cpu().double() - expected_TNH).norm() / expected_TNH.norm())
+    on_device = [states.to(device) for states in (query_NTH, keys_KTH, values_KTH)]
+    errors = {}
+    for backend in backends:
+        tiles = tile_finder(tree, batch, scored=False)(backend.cut, None)
+        # As transformers' layers leave queries, and as the fused rotation does.
+        for query in (on_device[0], on_device[0].transpose(0, 1).contiguous().transpose(0, 1)):
+            found_TNH = backend.attend(query, *on_device[1:], tiles, settings)
+            error = float((found_TNH.cpu().double() - expected_TNH).norm() / expected_TNH.norm())
+            errors[backend.name] = max(error, errors.get(backend.name, 0.0))
+    return errors
 
 
 def _expected(

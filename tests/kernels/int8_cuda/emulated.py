@@ -41,7 +41,7 @@ class EmulatedKernels:
         file = folder / "emulated.cpp"
         file.write_text("\n".join(parts), encoding="ascii")
         flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fno-strict-aliasing", "-w"]
-        defines = [f"-D__CUDA_ARCH__={capability}0", f"-DELEMENT_{ELEMENTS[dtype]}"]
+        defines = [f"-DCOMPUTES_AS={capability}0", f"-DELEMENT_{ELEMENTS[dtype]}"]
         library = folder / "emulated.so"
         subprocess.run([COMPILER, *flags, *defines, str(file), "-o", str(library)], check=True)
         self._library = ctypes.CDLL(str(library))

@@ -170,7 +170,7 @@ static void load_matrices(unsigned (&loaded)[4], const void* row) {
     }
 }
 
-#if __CUDA_ARCH__ >= 800
+#if COMPUTES_AS >= 800
 static void copy_async(void* shared, const void* global, int num_bytes) {
     if (reinterpret_cast<size_t>(shared) % 16 || reinterpret_cast<size_t>(global) % 16) std::abort();
     this_fiber().begun.push_back({static_cast<char*>(shared), static_cast<const char*>(global), num_bytes});

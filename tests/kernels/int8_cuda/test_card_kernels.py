@@ -9,7 +9,9 @@ from strata.kernels.int8_linear import quantize
 from strata.kernels.int8_linear.cuda import backend as cuda_backend
 from strata.kernels.int8_linear.cuda import card_kernels as card_module
 from strata.kernels.int8_linear.cuda.backend import CudaBackend
-from strata.kernels.int8_linear.cuda.card_kernels import CardKernels, card_kernels, mistake_of
+from strata.kernels.int8_linear.cuda.card_kernels import NAMES, CardKernels, card_kernels, mistake_of
+from strata.kernels.int8_linear.cuda.driver import LoadedKernels
+from strata.kernels.int8_linear.cuda.nvrtc import compile_kernels
 from strata.kernels.int8_linear.quantize import quantize_activations, quantize_weight
 from strata.kernels.int8_linear.reference import int8_linear_reference
 
@@ -54,6 +56,17 @@ def test_rows_are_rounded_by_the_kernel(
     assert torch.equal(found.scale_T, expected.scale_T)
     assert torch.equal(quantize_weight(weight)[0], expected_weight[0])
     assert len(calls) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_a_t4_runs_is_right_on_any_card(dtype: torch.dtype) -> None:
+    device = torch.device("cuda:0")
+    compiled = compile_kernels(torch.cuda.get_device_capability(device), dtype, "-DCOMPUTES_AS=750")
+    kernels = CardKernels(LoadedKernels(compiled.cubin, device, NAMES), dtype)
+    assert mistake_of(kernels, device, dtype) == ""
 
 
 def test_norm_and_residual(emulate: Emulate) -> None:
