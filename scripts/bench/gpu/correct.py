@@ -151,8 +151,10 @@ def run_gpu_tests(config: GpuBenchConfig) -> Figures:
     if config.tiny or not (TESTS / "engine" / "test_gpu.py").is_file() or find_spec("pytest") is None:
         return {"why": "no checkout with tests, no pytest, or a dry run"}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    if find_spec("xdist") is not None:
+        command += ["-n", "4"]
     done = subprocess.run(
-        [*command, str(TESTS / "engine" / "test_gpu.py"), str(TESTS / "kernels")],
+        [*command, *(str(TESTS / part) for part in ("engine/test_gpu.py", "kernels", "training"))],
         cwd=TESTS.parent,
         capture_output=True,
         text=True,

@@ -2,11 +2,12 @@
 
 Needs neither network nor checkout: the bundled model and random weights are scored. Each part ends within
 nine minutes, and correct.json or fast.json is whole after every stage, so that a session that is cut short
-still tells what it found.
+still tells what it found. Parts that end are records of gpu.jsonl beside them.
 """
 
 from __future__ import annotations
 
+import json
 import time
 
 import torch
@@ -16,7 +17,7 @@ from strata.scripts.bench.gpu.config import GpuBenchConfig, GpuPart
 from strata.scripts.bench.gpu.correct import CORRECT
 from strata.scripts.bench.gpu.fast import FAST
 from strata.scripts.bench.gpu.stages import AcceptanceStage, run_stages
-from strata.scripts.bench.record import print_environment, run_identity
+from strata.scripts.bench.record import append_result, asked_settings, print_environment, run_identity
 
 BUDGET_S = 520.0
 STAGES: dict[GpuPart, tuple[AcceptanceStage, ...]] = {"correct": CORRECT, "fast": FAST}
@@ -39,4 +40,9 @@ def run_gpu_bench(config: GpuBenchConfig) -> int:
         path = config.folder / f"{part}.json"
         print(f"-- {part}: {path}", flush=True)
         is_right &= run_stages(STAGES[part], config, path, about, BUDGET_S)
+        if not config.tiny:
+            stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+            append_result(
+                "gpu", {"config": asked_settings(config), "part": part, "stages": stages}, config.folder
+            )
     return int(not is_right)
