@@ -20,7 +20,7 @@ from strata.scripts.bench.gpu.config import GpuBenchConfig
 from strata.scripts.bench.gpu.peaks import share_of_peak
 from strata.scripts.bench.gpu.stages import Figures
 from strata.scripts.bench.workloads.baselines import hf_dynamic_cache, hf_naive, load_hf_model
-from strata.scripts.bench.workloads.flops import useful_flops
+from strata.scripts.bench.workloads.flops import num_parameters, useful_flops
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.random_storage import Storage
 from strata.scripts.bench.workloads.synthetic_job import (
@@ -34,7 +34,9 @@ from strata.scripts.bench.workloads.synthetic_job import (
 CARD = torch.device("cuda:0")
 NUM_LAYERS = 4
 """Of the checkpoint that is streamed: 6.8 GiB of a 70B's layers."""
-NUM_RESIDENT_LAYERS = NUM_CAPPED_LAYERS = 8
+NUM_CAPPED_LAYERS = 8
+RESIDENT_SHARE = 0.4
+"""Of the card's memory, for layers of a 7B that stay there: all of them from 40 GB on."""
 NUM_QUESTIONS, FEWEST_QUESTIONS = 48, 12
 GROUP_S = 4.0
 """Seconds of a group at the rate of a product alone."""
@@ -70,7 +72,9 @@ def time_resident(config: GpuBenchConfig) -> Figures:
 
     Beside transformers on the same card and questions: an option at a time, and a cache a question.
     """
-    num_layers = _num_layers(config, NUM_RESIDENT_LAYERS)
+    memory = torch.cuda.get_device_properties(CARD).total_memory
+    layer_bytes = _dtype().itemsize * num_parameters(replace(LLAMA2_7B, num_layers=1, vocab_size=0))
+    num_layers = _num_layers(config, min(LLAMA2_7B.num_layers, int(RESIDENT_SHARE * memory / layer_bytes)))
     plan = _runner(config, LLAMA2_7B, num_layers)
     num_questions = 2 * _questions_of_a_group(config, LLAMA2_7B, num_layers)
     run = plan(num_questions, num_groups=2, resident_layers=num_layers)
