@@ -216,8 +216,8 @@ class PlanConfig(ScoreConfig):
     out: Path = Path("runs/plan")
     """Not used: a plan leaves nothing."""
     profile: str | None = None
-    """Plan for another machine: kaggle-2xt4, card-24gb, h100, cpu-zen4, cpu-avx2, or a file of `strata bench
-    calibrate --out FILE`."""
+    """Plan for another machine: kaggle-2xt4, card-24gb, h100, h200, cpu-zen4, cpu-avx2, or a file of
+    `strata bench calibrate --out FILE`."""
     shape: str | None = None
     """A model that is not there: tinyllama-1.1b, llama2-7b, llama2-13b, llama2-70b, or a config.json."""
     tokens: int = 1500

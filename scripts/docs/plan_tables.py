@@ -1,4 +1,4 @@
-"""docs/plans.md: what `strata plan --shape` says of well-known sizes on three machines."""
+"""docs/plans.md: what `strata plan --shape` says of well-known sizes on four machines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ SHAPES = {"7B": "llama2-7b", "13B": "llama2-13b", "32B": "qwen3-32b", "70B": "ll
 MACHINES = {
     "kaggle-2xt4": "Two T4 of 15 GiB, 29 GiB of RAM (Kaggle)",
     "card-24gb": "One card of 24 GB, 64 GB of RAM (an RTX 3090)",
+    "h200": "One H200 of 141 GB, 126 GiB of RAM",
     "cpu-zen4": "Two cores of a Zen 4 server, 24 GB of RAM",
 }
 COLUMNS = (
@@ -26,9 +27,10 @@ HEAD = f"""# Memory and time
 
 Made by `make docs-pages` from `strata plan`'s own code: what the planner expects of {NUM_QUESTIONS:,}
 questions of five options of 40 tokens. A plan takes as much of a machine's memory as makes it faster;
-`--memory-gib` and `--host-memory-gib` bound it. Nothing here is measured: rates come from profiles in
-`engine/machine/profiles`, which say where each is from (those of both cards are reported by others or
-assumed; strata has no int8 kernel that a T4 has run). The same for another job:
+`--memory-gib` and `--host-memory-gib` bound it. The times are predictions by the rates of profiles in
+`engine/machine/profiles`, which say where each is from (the H200's are measured, where a 70B and a 7B took
+5 and 17% longer than predicted; those of the other cards are reported by others or assumed, and no T4 has
+run strata's int8 kernel). The same for another job:
 
     strata plan --profile kaggle-2xt4 --shape llama2-70b --questions 4000 --tokens 1500
 

@@ -170,7 +170,7 @@ def test_a_row_that_does_not_fit_says_so_and_the_others_stand(capsys):
         (["--shape", "llama9"], "--shape: 'llama9' is unknown; expected one of tiny, tinyllama-1.1b"),
         (
             ["--profile", "c64"],
-            "--profile: 'c64' is unknown; expected one of card-24gb, cpu-avx2, cpu-zen4, h100",
+            "--profile: 'c64' is unknown; expected one of card-24gb, cpu-avx2, cpu-zen4, h100, h200",
         ),
         (
             ["--dtype", "bfloat16"],

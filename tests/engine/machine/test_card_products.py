@@ -84,12 +84,21 @@ def test_half_of_a_comparison_is_none(rates):
 
 @pytest.mark.parametrize("name", ["kaggle-2xt4", "h100", "card-24gb"])
 def test_shipped_cards(name):
-    """No card has run int8: no profile says that it was measured, and auto never takes it."""
+    """None of these has run int8: no profile says that it was measured, and auto never takes it."""
     profile = load_profile(name)
     assert all(provenance_of(profile, way) in ("assumed", "reported") for way in profile.compute)
     assert provenance_of(profile, "int8") == "assumed"
     for stored in (torch.float16, torch.bfloat16):
         assert profile.resolve_dtype(stored) != "int8"
+
+
+def test_a_card_that_was_measured():
+    """int8 is no faster than bfloat16 on it, and was measured to be so."""
+    profile = load_profile("h200")
+    ways = {way: provenance_of(profile, way) for way in profile.compute}
+    assert ways == {"float32": "measured", "bfloat16": "measured", "float16": "assumed", "int8": "measured"}
+    rates = {way: profile.compute[way].layer.linear_flop_per_s for way in ("bfloat16", "int8")}
+    assert rates["int8"] < rates["bfloat16"]
 
 
 def test_a_path_that_cannot_be_written_is_told(monkeypatch, tmp_path, caplog):

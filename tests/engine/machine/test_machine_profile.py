@@ -72,7 +72,7 @@ def test_a_profile_comes_back_as_it_was_saved(tmp_path):
     assert "Infinity" not in (tmp_path / "deep" / "machine.json").read_text()
 
 
-SHIPPED_NAMES = ["kaggle-2xt4", "card-24gb", "h100", "cpu-zen4", "cpu-avx2"]
+SHIPPED_NAMES = ["kaggle-2xt4", "card-24gb", "h100", "h200", "cpu-zen4", "cpu-avx2"]
 
 
 @pytest.mark.parametrize("name", SHIPPED_NAMES)
@@ -153,7 +153,7 @@ def test_text_that_is_no_json_is_named(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    known = "card-24gb, cpu-avx2, cpu-zen4, h100, kaggle-2xt4"
+    known = "card-24gb, cpu-avx2, cpu-zen4, h100, h200, kaggle-2xt4"
     with pytest.raises(InputError, match=rf"--profile: 'kagle' is unknown; expected one of {known}"):
         load_profile("kagle")
 
