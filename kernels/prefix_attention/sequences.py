@@ -53,6 +53,14 @@ class SequenceCall:
     window: int | None = None
     shared: SharedKeys | None = None
 
+    @property
+    def num_keys(self) -> int:
+        """J."""
+        if self.key_range is not None:
+            return self.key_range[1] - self.key_range[0]
+        assert self.gather is not None
+        return len(self.gather)
+
     def gathered(self, states: torch.Tensor) -> torch.Tensor:
         """The call's part [K, J, H] of keys or values [K, C, H]."""
         if self.key_range is not None:

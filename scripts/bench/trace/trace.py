@@ -48,7 +48,7 @@ BACKENDS: dict[str, Backend] = {"efficient": EFFICIENT, "flash": FLASH, "sdpa": 
 WITHOUT_KERNEL = {"empty", "empty_strided", "new_empty", "empty_like", "detach", "alias", "_unsafe_view"}
 """Operators that launch nothing, beside views."""
 PRODUCTS = {"linear", "mm", "addmm", "bmm", "baddbmm"}
-GATHERS = {"index", "index_select", "embedding", "gather"}
+GATHERS = {"index", "index_select", "embedding", "gather", "strata::gather_keys"}
 WRITES = {"copy_", "fill_", "zero_"}
 """Operators that move other bytes than those of all that they are given and give."""
 ROUNDING_BYTES = 2 + 3
@@ -142,13 +142,15 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
     counter = KernelCounter()
     with torch.inference_mode():
         tiles = tiles_of(backend.cut, None)
-        plan = plan_sequences(tiles, META)
+        plan = plan_sequences(tiles, META, shares=getattr(backend, "part", None) is not None)
         with counter:
             call = AttentionCall(
                 tiles_of=tiles_of, carried=carried if batch.num_carried else None, backend=backend
             )
             decoder.run_layer(0, hidden_TD, position_ids, call)
-    gathered = sum(tile.num_keys for tile in tiles)
+    shared = [call.shared.call for call in plan.calls if call.shared is not None]
+    calls = [*plan.calls, *shared]
+    gathered = sum(call.num_keys for call in calls)
     needed = int(count_visible(tree)[indexes(batch.rows)].sum())
     width, heads = shape.hidden_size, shape.num_heads * shape.head_dim
     elements = width + shape.intermediate_size
@@ -159,7 +161,7 @@ def trace_layer(config: TraceBenchConfig, backend: Backend) -> dict[str, float]:
     return {
         "kernels_per_layer": counter.kernels.total(),
         "mask_bytes_per_layer": counter.mask_bytes,
-        "attention_calls": len(plan.calls),
+        "attention_calls": len(calls),
         "sequences": len(tiles),
         "gathered_over_keys": gathered / (batch.num_carried + batch.num_rows),
         "scores_over_needed": _scores(tiles) / needed,

@@ -14,7 +14,9 @@ from strata.kernels.prefix_attention.sdpa import SdpaBackend
 from strata.scripts.bench.trace import trace
 from strata.scripts.bench.trace.config import TraceBenchConfig
 
-KERNELS_PER_LAYER = {"efficient": 30, "flash": 22}
+KERNELS_PER_LAYER = {"efficient": 30, "flash": 24}
+ATTENTION_CALLS = {"efficient": 1, "flash": 2}
+"""The second is of siblings, over what is above them."""
 SMALL = TraceBenchConfig(shape="tiny", micro_batch_tokens=64, prefix_tokens=30, option_tokens=4)
 
 
@@ -24,7 +26,7 @@ def test_a_70b_layer_has_no_masks_and_few_kernels(name):
     assert found["mask_bytes_per_layer"] == 0
     assert found["kernels_per_layer"] <= KERNELS_PER_LAYER[name]
     assert found["scores_over_needed"] == 1.0
-    assert found["attention_calls"] == 1
+    assert found["attention_calls"] == ATTENTION_CALLS[name]
 
 
 def test_masks_of_joined_tiles_are_counted(monkeypatch):
