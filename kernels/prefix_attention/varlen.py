@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
+from packaging.version import Version
 from torch.nn.functional import pad
 
 from strata.kernels.prefix_attention.backend import (
@@ -39,7 +40,7 @@ CAUSAL_FROM_BOTTOM_RIGHT = 2
 ALIGNED_ELEMENTS = 4
 """Rows and heads begin at multiples of so many elements in that kernel (`check_supported`)."""
 
-LEAST_TORCH = (2, 11)
+LEAST_TORCH = Version("2.11")
 """From this version on torch's flash kernel was seen to give log-sum-exps as [N, T] for such calls."""
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, SequenceCall, AttentionSettings], torch.Tensor]
@@ -233,7 +234,7 @@ FLASH = VarlenBackend(
     has_softcap=False,
     window_gradients=True,
     is_installed=lambda: torch.backends.cuda.is_flash_attention_available(),
-    part=attend_flash_part if torch.torch_version.TorchVersion(torch.__version__) >= LEAST_TORCH else None,
+    part=attend_flash_part if Version(torch.__version__) >= LEAST_TORCH else None,
 )
 # Its backward pass counts a window from the top left (kernel_backward.h), which is another one.
 EFFICIENT = VarlenBackend(

@@ -41,8 +41,8 @@ def attention_errors(dtype: torch.dtype, device: torch.device, *, tiny: bool) ->
         backends[backend.name] = backend
     errors = {}
     for name, tree in _trees(tiny=tiny).items():
-        for backend, error in _errors(tree, dtype, device, backends.values()).items():
-            errors[f"{backend}, {name}"] = error
+        for way, error in _errors(tree, dtype, device, backends.values()).items():
+            errors[f"{way}, {name}"] = error
     return errors
 
 
@@ -79,13 +79,13 @@ def _errors(
     keys_KTH, values_KTH = torch.randn(2, NUM_KV_HEADS, num_tokens, HEAD_DIM, generator=generator).to(dtype)
     settings = AttentionSettings(scaling=HEAD_DIM**-0.5)
     expected_TNH = _expected(tree, query_NTH, keys_KTH, values_KTH, settings)
-    on_device = [states.to(device) for states in (query_NTH, keys_KTH, values_KTH)]
-    errors = {}
+    query, keys, values = (states.to(device) for states in (query_NTH, keys_KTH, values_KTH))
+    errors: dict[str, float] = {}
     for backend in backends:
         tiles = tile_finder(tree, batch, scored=False)(backend.cut, None)
         # As transformers' layers leave queries, and as the fused rotation does.
-        for query in (on_device[0], on_device[0].transpose(0, 1).contiguous().transpose(0, 1)):
-            found_TNH = backend.attend(query, *on_device[1:], tiles, settings)
+        for given in (query, query.transpose(0, 1).contiguous().transpose(0, 1)):
+            found_TNH = backend.attend(given, keys, values, tiles, settings)
             error = float((found_TNH.cpu().double() - expected_TNH).norm() / expected_TNH.norm())
             errors[backend.name] = max(error, errors.get(backend.name, 0.0))
     return errors
