@@ -41,6 +41,7 @@ RUNS = {
 }
 SLOW_RUNS = {
     "a dry run of the acceptance": [f"{CHECKS}/acceptance.py"],
+    "the same on a card where siblings share": ["--capability=9.0", f"{CHECKS}/acceptance.py"],
     "more tests for CPUs, on a card": [
         "--on-device=cuda:0",
         *(f"{FORMATS}[{layout}]" for layout in ("bitsandbytes-fp4-nested", "gptq-act-order")),
