@@ -17,7 +17,6 @@ from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from strata.engine.machine.devices import resolve_dtype
 from strata.engine.machine.profile import save_profile
 from strata.engine.machine.rates import LinearKind
 from strata.engine.machine.sustained import SUSTAINED_S, sustained_gemm_rate
@@ -32,9 +31,11 @@ from strata.scripts.bench.gpu.int8_cases import best_of_codes, int8_rates
 from strata.scripts.bench.gpu.peaks import share_of_peak
 from strata.scripts.bench.gpu.stages import AcceptanceStage, Figures
 from strata.scripts.bench.gpu.sweeps import (
+    CARD,
     NUM_LAYERS,
     NUM_QUESTIONS,
     QUESTION,
+    card_dtype,
     time_capped,
     time_resident,
     time_sweep,
@@ -44,7 +45,6 @@ from strata.scripts.bench.timing import MIN_REPEATS, Stopwatch
 from strata.scripts.bench.workloads.random_checkpoint import make_random_checkpoint
 from strata.scripts.bench.workloads.synthetic_job import make_job, plan_synthetic, run_synthetic
 
-CARD = torch.device("cuda:0")
 NUM_KERNELS_TOLD = 12
 TORCHS_ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -55,7 +55,7 @@ TORCHS_ATTENTION = {
 
 def measure_ceilings(config: GpuBenchConfig) -> Figures:
     """What the cards keep up, all at once, and the links to them."""
-    dtype, shape = _dtype(), _shape(config)
+    dtype, shape = card_dtype(), _shape(config)
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     seconds = 0.1 if config.tiny else SUSTAINED_S
     found: Figures = {
@@ -73,7 +73,7 @@ def measure_ceilings(config: GpuBenchConfig) -> Figures:
 def measure_int8(config: GpuBenchConfig) -> Figures:
     """A 70B's products in int8 by each kernel, over dense ones and the card's peak; plans go by them then."""
     card = torch.cuda.get_device_name(CARD)
-    found = int8_rates(_shape(config), _dtype(), CARD, keeps=not config.tiny)
+    found = int8_rates(_shape(config), card_dtype(), CARD, keeps=not config.tiny)
     return {
         product: {
             "op_per_s": rates,
@@ -94,7 +94,7 @@ def time_layer(config: GpuBenchConfig) -> Figures:
 
 
 def _time_layer(config: GpuBenchConfig, linear: LinearKind, case: LayerCase) -> Figures:
-    layer = TimedLayer(shape=_shape(config), dtype=_dtype(), linear=linear, device=CARD)
+    layer = TimedLayer(shape=_shape(config), dtype=card_dtype(), linear=linear, device=CARD)
     lane = layer.lane(case)
     with torch.inference_mode():
         with Stopwatch(CARD) as first:
@@ -108,7 +108,7 @@ def _time_layer(config: GpuBenchConfig, linear: LinearKind, case: LayerCase) -> 
         "tokens": lane.tokens,
         "micro_batches": lane.calls,
         "gemm_flop_per_s": rate,
-        "mfu": share_of_peak(rate, torch.cuda.get_device_name(CARD), _dtype()),
+        "mfu": share_of_peak(rate, torch.cuda.get_device_name(CARD), card_dtype()),
         "fused": sorted(layer.decoder.fused),
         "why_not_fused": layer.decoder.unfused_because,
         **kernels,
@@ -117,7 +117,7 @@ def _time_layer(config: GpuBenchConfig, linear: LinearKind, case: LayerCase) -> 
 
 def time_attention(config: GpuBenchConfig) -> Figures:
     """Prefix attention beside torch's own kernels on the same causal square, which know no prefixes."""
-    shape, dtype, keys = _shape(config), _dtype(), 64 if config.tiny else 4096
+    shape, dtype, keys = _shape(config), card_dtype(), 64 if config.tiny else 4096
     ours = prefix_attention(shape, keys, dtype, CARD)
     size = (1, shape.num_heads, keys, shape.head_dim)
     query, key, value = (torch.randn(size, device=CARD).to(dtype) for _ in range(3))
@@ -156,10 +156,6 @@ def calibrate(config: GpuBenchConfig) -> Figures:
     run = plan_synthetic(job, checkpoint, config.folder, profile=str(path), **settings)
     measured_s = run_synthetic(run, cold=True).sweep_s
     return {"predicted_s": run.plan.predicted_s, "measured_s": measured_s, "profile": path.name}
-
-
-def _dtype() -> torch.dtype:
-    return resolve_dtype("auto", torch.bfloat16, (str(CARD),))
 
 
 def _shape(config: GpuBenchConfig, num_layers: int = 1) -> ModelShape:

@@ -73,7 +73,7 @@ def time_resident(config: GpuBenchConfig) -> Figures:
     Beside transformers on the same card and questions: an option at a time, and a cache a question.
     """
     memory = torch.cuda.get_device_properties(CARD).total_memory
-    layer_bytes = _dtype().itemsize * num_parameters(replace(LLAMA2_7B, num_layers=1, vocab_size=0))
+    layer_bytes = card_dtype().itemsize * num_parameters(replace(LLAMA2_7B, num_layers=1, vocab_size=0))
     num_layers = _num_layers(config, min(LLAMA2_7B.num_layers, int(RESIDENT_SHARE * memory / layer_bytes)))
     plan = _runner(config, LLAMA2_7B, num_layers)
     num_questions = 2 * _questions_of_a_group(config, LLAMA2_7B, num_layers)
@@ -115,7 +115,7 @@ def _questions_of_a_group(config: GpuBenchConfig, shape: ModelShape, num_layers:
     """As many as the card's products alone take `GROUP_S` for."""
     if config.tiny:
         return 4
-    rate = measure_gemm_rate(CARD, _dtype(), shape.hidden_size)
+    rate = measure_gemm_rate(CARD, card_dtype(), shape.hidden_size)
     flops = useful_flops(replace(shape, num_layers=num_layers), QUESTION, scored_tokens=QUESTION.num_options)
     return max(FEWEST_QUESTIONS, round(GROUP_S * rate / flops))
 
@@ -134,7 +134,7 @@ def _run_groups(run: SyntheticRun) -> Figures:
         "weights_wait_s": done.weight_stream.weights_wait_s,
         "questions_per_s": questions_per_s,
         "flop_per_s": rate,
-        "mfu": share_of_peak(rate, torch.cuda.get_device_name(CARD), _dtype()),
+        "mfu": share_of_peak(rate, torch.cuda.get_device_name(CARD), card_dtype()),
         "micro_batch_tokens": run.plan.micro_batch_tokens,
         "hidden_store": run.plan.hidden_store,
         "peak_device_bytes": torch.cuda.max_memory_allocated(CARD),
@@ -146,7 +146,7 @@ def _run_groups(run: SyntheticRun) -> Figures:
 
 def _time_transformers(run: SyntheticRun, scores: np.ndarray, questions_per_s: float) -> Figures:
     """Questions a second of the two ways to beat, strata's over theirs, and by how much scores differ."""
-    model = load_hf_model(run.config.model, dtype=_dtype(), device=CARD)
+    model = load_hf_model(run.config.model, dtype=card_dtype(), device=CARD)
     found: Figures = {}
     for name, baseline in (("naive", hf_naive), ("dynamic_cache", hf_dynamic_cache)):
         theirs = baseline(model, run.job.questions[:NUM_COMPARED])
@@ -176,5 +176,6 @@ def _run_sweep(run: SyntheticRun) -> Figures:
     }
 
 
-def _dtype() -> torch.dtype:
+def card_dtype() -> torch.dtype:
+    """What the card computes a bfloat16 checkpoint in by its own choice."""
     return resolve_dtype("auto", torch.bfloat16, (str(CARD),))
