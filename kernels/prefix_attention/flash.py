@@ -36,8 +36,8 @@ def attend_flash_part(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, with log-sum-exps.
 
-    The longest sequence is given as two rows at least: for single ones, whose query heads share keys, the
-    kernel swaps rows and heads, and leaves its log-sum-exps in another order.
+    The longest sequence is given as two rows at least: of single ones, whose query heads share keys, the
+    kernel swaps rows and heads (flash_api.cpp, `seqlenq_ngroups_swapped`), its log-sum-exps with them.
     """
     left, right = _flash_window(call.window) if is_causal else (-1, -1)
     attended, lse, *_ = torch.ops.aten._flash_attention_forward(
