@@ -122,15 +122,17 @@ def choose_machine(
     else:
         products = None
     dtype = resolve_dtype(settings.dtype, stored.dtype, devices, products)
+    # Before anything is measured: torch keeps what that takes for the run, and the driver calls it taken.
+    budgets = Budgets(
+        device_bytes=device_budget_bytes(devices, settings.memory_gib),
+        host_bytes=host_budget_bytes(settings.host_memory_gib),
+    )
     rates = measure_rates(devices, dtype, stored.hidden_size, stored.file, linear)
     return Machine(
         devices=devices,
         dtype=dtype,
         linear=linear,
-        budgets=Budgets(
-            device_bytes=device_budget_bytes(devices, settings.memory_gib),
-            host_bytes=host_budget_bytes(settings.host_memory_gib),
-        ),
+        budgets=budgets,
         rates=rates,
         most_lanes=_most_lanes(settings, devices, rates),
         products=products,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from strata.engine.machine import machine as machine_module
 from strata.engine.machine import product_rates as rates_module
 from strata.engine.machine.devices import resolve_dtype
 from strata.engine.machine.machine import StoredModel, choose_machine
@@ -104,6 +105,19 @@ def test_a_broken_record_is_one_line(stored, score, tmp_path):
     with pytest.raises(InputError, match=r"run.json: plan.*int8") as caught:
         score(model=stored, dtype="auto", out=out, resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_what_measuring_takes_is_no_less_memory_for_the_run(stored, monkeypatch, fixed_rates):
+    """torch keeps a card's memory that was used once, and the driver does not call it free."""
+    order = []
+    for name in ("device_budget_bytes", "measure_rates"):
+        real = getattr(machine_module, name)
+        monkeypatch.setattr(
+            machine_module, name, lambda *asked, name=name, real=real: order.append(name) or real(*asked)
+        )
+    facts = StoredModel(dtype=torch.float32, hidden_size=32, file=stored / "model.safetensors")
+    choose_machine(MachineSettings(devices="cpu"), facts)
+    assert order == ["device_budget_bytes", "measure_rates"]
 
 
 def test_nothing_is_measured_where_a_dtype_is_given(stored, set_machine, fixed_rates):
